@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Closing a connection so that what was sent arrives.
+ *
+ * close(2) over unread input makes the kernel send RST, and that can destroy
+ * data which the peer has not read yet. So a close request
+ *
+ *   - cancels the receives and polls on its fd,
+ *   - reads and throws away what comes, from the start (a peer that is itself
+ *     blocked in a send would else never read our last bytes),
+ *   - and closes the fd when three things are true: the caller has released
+ *     it (its FIN or reset is out), the input has ended, and no other request
+ *     on the fd is in flight.
+ *
+ * The input has ended at EOF, at an error, at the deadline, or when after the
+ * release `limit` bytes have come and the peer's TCP has acknowledged all we
+ * sent: from then on an RST can't hurt what is ours.
+ */
+#include <errno.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static bool is_read(const struct rtl_request *q)
+{
+	return q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
+	       q->opcode == RTL_POLL || q->opcode == RTL_ACCEPT;
+}
+
+static bool others(const struct rtl_ring *r, const struct rtl_request *q,
+		   bool reads_only)
+{
+	const struct rtl_request *o;
+
+	for (o = r->by_fd[q->fd]; o; o = o->fd_next)
+		if (o != q && o->state != RTL_ENDED &&
+		    (!reads_only || is_read(o)))
+			return true;
+	return false;
+}
+
+static bool all_acknowledged(int fd)
+{
+	int unacknowledged = 0;
+
+	return ioctl(fd, SIOCOUTQ, &unacknowledged) || !unacknowledged;
+}
+
+void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
+{
+	if (q->state != RTL_HELD)
+		return;
+	if (!q->u.close.at_end) {
+		if (!others(r, q, true))
+			rtl_queue(r, q);
+		return;
+	}
+	if (!q->u.close.released || others(r, q, false))
+		return;
+	rtl_end(r, q, close(q->fd) ? -errno : 0);
+}
+
+/* A receive of this close request has ended. */
+void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result)
+{
+	q->state = RTL_HELD;
+	if (result > 0)
+		q->u.close.seen += (uint64_t)result;
+	if (result <= 0 && result != -EINTR && result != -EAGAIN)
+		q->u.close.at_end = true;
+	if (q->u.close.released && q->u.close.seen >= q->u.close.limit &&
+	    all_acknowledged(q->fd))
+		q->u.close.at_end = true;
+	rtl_close_step(r, q);
+}
+
+/* Some request on the fd has ended: a close may have waited for it. */
+void rtl_close_fd_event(struct rtl_ring *r, int fd)
+{
+	struct rtl_request *q, *next;
+
+	for (q = r->by_fd[fd]; q; q = next) {
+		next = q->fd_next;
+		if (q->opcode == RTL_CLOSE)
+			rtl_close_step(r, q);
+	}
+}
+
+int64_t rtl_close(struct rtl_ring *r, int fd, uint64_t discard_limit,
+		  int64_t deadline_ns)
+{
+	struct rtl_request *q, *o, *next;
+	int error;
+
+	q = rtl_table_add(r, RTL_CLOSE, fd, &error);
+	if (!q)
+		return error;
+	q->state = RTL_HELD;
+	q->u.close.limit = discard_limit;
+	rtl_set_deadline(q, deadline_ns);
+	for (o = r->by_fd[fd]; o; o = next) {
+		next = o->fd_next;
+		if (is_read(o))
+			rtl_cancel(r, o->id);
+	}
+	rtl_close_step(r, q);
+	return (int64_t)q->id;
+}
+
+int rtl_release(struct rtl_ring *r, uint64_t close_id)
+{
+	struct rtl_request *q = rtl_table_find(r, close_id);
+
+	if (!q || q->opcode != RTL_CLOSE)
+		return -ENOENT;
+	q->u.close.released = true;
+	q->u.close.seen = 0;
+	rtl_close_step(r, q);
+	return 0;
+}
+
+/*
+ * End a connection so that the peer can't mistake it for an orderly end: RST,
+ * now, even while requests hold the socket (connect(2), AF_UNSPEC).
+ */
+int rtl_reset(int fd)
+{
+	struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+	struct linger hard = { .l_onoff = 1, .l_linger = 0 };
+
+	if (!connect(fd, &nowhere, sizeof(nowhere)))
+		return 0;
+	/* Not TCP, or a state that can't be dissolved: the close will do it. */
+	if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard)))
+		return -errno;
+	return shutdown(fd, SHUT_RDWR) && errno != ENOTCONN ? -errno : 0;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+/* What the modules of the engine share and nobody else sees. */
+#ifndef RTL_INTERNAL_H
+#define RTL_INTERNAL_H
+
+#include <liburing.h>
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "engine.h"
+
+/* Older headers lack it; the kernel floor (6.1) has it. */
+#ifndef IORING_SETUP_SUBMIT_ALL
+#define IORING_SETUP_SUBMIT_ALL (1U << 7)
+#endif
+
+enum rtl_state {
+	RTL_QUEUED,	/* in the FIFO, the kernel has not seen it */
+	RTL_FLYING,	/* an SQE is published, its CQE is to come */
+	RTL_HELD,	/* a close that waits for others: no SQE out */
+	RTL_ENDED,	/* among the local completions, to be reported */
+};
+
+struct rtl_request {
+	uint64_t id;
+	struct rtl_request *next;	/* in the FIFO or local completions */
+	struct rtl_request *fd_next;	/* other requests on the same fd */
+	struct rtl_request **fd_link;
+	struct rtl_request *cancel_next; /* others to be cancelled */
+	struct rtl_request **cancel_link; /* NULL: not among them */
+	enum rtl_opcode opcode;
+	enum rtl_state state;
+	int fd;
+	int result;
+	unsigned int tries;
+	bool cancelling;
+	bool timed;			/* deadline holds a time */
+	struct __kernel_timespec deadline;
+	union {
+		struct {
+			void *base;
+			unsigned int len;
+		} buf;
+		struct sockaddr_in6 addr;	/* large enough for IPv4 */
+		unsigned int mask;
+		struct {
+			uint64_t limit;
+			uint64_t seen;
+			bool released;	/* FIN or reset sent: may close */
+			bool at_end;	/* nothing more will be discarded */
+		} close;
+	} u;
+};
+
+struct rtl_fifo {
+	struct rtl_request *head;
+	struct rtl_request **tail;
+};
+
+struct rtl_ring {
+	struct io_uring uring;
+	int eventfd;
+	uint64_t last_id;
+	struct rtl_counters n;
+
+	/* table.c: open addressing by id, and the requests of each fd */
+	struct rtl_request **table;
+	size_t table_size;		/* a power of two */
+	struct rtl_request **by_fd;
+	size_t by_fd_size;
+
+	/* submit.c */
+	struct rtl_fifo queued;
+	struct rtl_fifo ended;
+	struct rtl_request *cancels;
+
+	/* pool.c */
+	struct io_uring_buf_ring *buf_ring;
+	unsigned char *pool;
+	unsigned char *trash;		/* where discarded input goes */
+	uint16_t *lent;
+	unsigned int lent_len;
+};
+
+/* table.c */
+int rtl_table_init(struct rtl_ring *r);
+void rtl_table_exit(struct rtl_ring *r);
+struct rtl_request *rtl_table_add(struct rtl_ring *r, enum rtl_opcode opcode,
+				  int fd, int *error);
+struct rtl_request *rtl_table_find(const struct rtl_ring *r, uint64_t id);
+void rtl_table_remove(struct rtl_ring *r, struct rtl_request *q);
+
+/* submit.c */
+void rtl_fifo_init(struct rtl_fifo *f);
+void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *q);
+struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f);
+void rtl_queue(struct rtl_ring *r, struct rtl_request *q);
+void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result);
+void rtl_uncancel(struct rtl_request *q);
+void rtl_set_deadline(struct rtl_request *q, int64_t deadline_ns);
+
+/* pool.c */
+int rtl_pool_init(struct rtl_ring *r, unsigned int buffers,
+		  unsigned int buffer_size);
+void rtl_pool_exit(struct rtl_ring *r);
+void rtl_pool_lend(struct rtl_ring *r, uint16_t bid);
+void rtl_pool_take_back(struct rtl_ring *r);
+
+/* close.c */
+#define RTL_TRASH_SIZE 65536u
+void rtl_close_step(struct rtl_ring *r, struct rtl_request *q);
+void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result);
+void rtl_close_fd_event(struct rtl_ring *r, int fd);
+
+#endif

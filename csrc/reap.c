@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * From CQE to completion.
+ *
+ * With DEFER_TASKRUN the kernel finishes requests only when their thread asks
+ * for it, about twenty at a time: rtl_reap() asks until nothing is left.
+ */
+#include <errno.h>
+
+#include "internal.h"
+
+/* A request that meets a passing shortage is issued again this many times. */
+#define MAX_TRIES 64u
+
+static unsigned int sq_flags(const struct rtl_ring *r)
+{
+	return IO_URING_READ_ONCE(*r->uring.sq.kflags);
+}
+
+static bool work_waits(const struct rtl_ring *r)
+{
+	return sq_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
+{
+	bool dry = q->opcode == RTL_RECV && result == -ENOBUFS;
+	bool passing = result == -EAGAIN || result == -EINTR ||
+		       result == -ENOMEM || result == -ENOBUFS;
+
+	if (q->cancelling || !passing || (!dry && ++q->tries > MAX_TRIES))
+		return false;
+	r->n.retries++;
+	rtl_queue(r, q);
+	return true;
+}
+
+/* Returns the number of rows written: 0 or 1. */
+static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
+			     int64_t *row)
+{
+	struct rtl_request *q;
+	int result = cqe->res;
+	int fd;
+
+	r->n.completed++;
+	if (!cqe->user_data) {
+		r->n.silent--;
+		return 0;
+	}
+	q = rtl_table_find(r, cqe->user_data);
+	if (!q)
+		return 0;
+	if (q->opcode == RTL_CLOSE) {
+		rtl_close_discarded(r, q, result);
+		return 0;
+	}
+	if (try_again(r, q, result))
+		return 0;
+	if (q->cancelling && result == -ENOBUFS)
+		result = -ECANCELED;
+	row[RTL_ID] = (int64_t)q->id;
+	row[RTL_RESULT] = result;
+	row[RTL_BUFFER] = -1;
+	if (cqe->flags & IORING_CQE_F_BUFFER) {
+		uint16_t bid = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+
+		row[RTL_BUFFER] = bid;
+		rtl_pool_lend(r, bid);
+	}
+	fd = q->fd;
+	rtl_table_remove(r, q);
+	rtl_close_fd_event(r, fd);
+	return 1;
+}
+
+static unsigned int report_ended(struct rtl_ring *r, int64_t *rows,
+				 unsigned int max_rows)
+{
+	unsigned int n = 0;
+
+	while (n < max_rows && r->ended.head) {
+		struct rtl_request *q = rtl_fifo_pop(&r->ended);
+		int64_t *row = rows + (size_t)n++ * RTL_ROW;
+
+		row[RTL_ID] = (int64_t)q->id;
+		row[RTL_RESULT] = q->result;
+		row[RTL_BUFFER] = -1;
+		rtl_table_remove(r, q);
+	}
+	return n;
+}
+
+static unsigned int report_completed(struct rtl_ring *r, int64_t *rows,
+				     unsigned int max_rows)
+{
+	struct io_uring_cqe *cqe;
+	unsigned int head, seen = 0, n = 0;
+
+	io_uring_for_each_cqe(&r->uring, head, cqe) {
+		if (n == max_rows)
+			break;
+		n += complete(r, cqe, rows + (size_t)n * RTL_ROW);
+		seen++;
+	}
+	io_uring_cq_advance(&r->uring, seen);
+	return n;
+}
+
+/* True when rtl_reap() would find something, without asking the kernel. */
+int rtl_ready(const struct rtl_ring *r)
+{
+	return r->ended.head || io_uring_cq_ready(&r->uring) || work_waits(r);
+}
+
+/*
+ * Write up to max_rows completions; fewer than that means none are left.
+ * The buffers they name are the caller's until the next call.
+ */
+int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
+{
+	unsigned int n = 0;
+
+	rtl_pool_take_back(r);
+	while (n < max_rows && rtl_ready(r)) {
+		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
+			r->n.cq_overflows++;
+		if (work_waits(r)) {
+			int ret = io_uring_get_events(&r->uring);
+
+			if (ret < 0 && ret != -EINTR && ret != -EBUSY)
+				return n ? (int)n : ret;
+		}
+		n += report_completed(r, rows + (size_t)n * RTL_ROW,
+				      max_rows - n);
+		n += report_ended(r, rows + (size_t)n * RTL_ROW, max_rows - n);
+	}
+	return (int)n;
+}
+
+/* Submit, then sleep until there is a completion: 0, -ETIME or -EINTR. */
+int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
+{
+	struct __kernel_timespec ts = {
+		.tv_sec = timeout_ns / 1000000000,
+		.tv_nsec = timeout_ns % 1000000000,
+	};
+	struct io_uring_cqe *cqe;
+	int ret;
+
+	ret = rtl_submit(r);
+	if (ret && ret != -EAGAIN && ret != -EBUSY && ret != -ENOMEM)
+		return ret;
+	if (rtl_ready(r))
+		return 0;
+	return io_uring_wait_cqes(&r->uring, &cqe, 1, &ts, NULL);
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT */
+/* A ring's birth and death. */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+/*
+ * One thread submits (SINGLE_ISSUER) and runs its own completions when it
+ * asks for them (DEFER_TASKRUN, which TASKRUN_FLAG makes visible); one bad
+ * SQE must not hold up the rest of its batch (SUBMIT_ALL).
+ */
+#define SETUP_FLAGS (IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | \
+		     IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL | \
+		     IORING_SETUP_CQSIZE)
+
+static const uint8_t kernel_opcode[] = {
+	[RTL_RECV] = IORING_OP_RECV,
+	[RTL_RECV_INTO] = IORING_OP_RECV,
+	[RTL_SEND] = IORING_OP_SEND,
+	[RTL_ACCEPT] = IORING_OP_ACCEPT,
+	[RTL_CONNECT] = IORING_OP_CONNECT,
+	[RTL_POLL] = IORING_OP_POLL_ADD,
+	[RTL_CLOSE] = IORING_OP_LINK_TIMEOUT,
+};
+
+static int open_uring(struct rtl_ring *r, unsigned int sq_entries,
+		      unsigned int cq_entries)
+{
+	struct io_uring_params params = {
+		.flags = SETUP_FLAGS,
+		.cq_entries = cq_entries,
+	};
+	int ret;
+
+	ret = io_uring_queue_init_params(sq_entries, &r->uring, &params);
+	if (ret)
+		return ret;
+	r->n.sq_entries = params.sq_entries;
+	r->n.cq_entries = params.cq_entries;
+	r->n.features = params.features;
+	return 0;
+}
+
+static int open_eventfd(struct rtl_ring *r)
+{
+	r->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (r->eventfd < 0)
+		return -errno;
+	return io_uring_register_eventfd(&r->uring, r->eventfd);
+}
+
+int rtl_open(struct rtl_ring **out, unsigned int sq_entries,
+	     unsigned int cq_entries, unsigned int buffers,
+	     unsigned int buffer_size)
+{
+	struct rtl_ring *r;
+	int ret;
+
+	*out = NULL;
+	r = calloc(1, sizeof(*r));
+	if (!r)
+		return -ENOMEM;
+	rtl_fifo_init(&r->queued);
+	rtl_fifo_init(&r->ended);
+	r->eventfd = -1;
+	ret = open_uring(r, sq_entries, cq_entries);
+	if (ret)
+		goto no_uring;
+	ret = rtl_table_init(r);
+	if (ret)
+		goto no_table;
+	ret = open_eventfd(r);
+	if (ret)
+		goto no_eventfd;
+	ret = rtl_pool_init(r, buffers, buffer_size);
+	if (ret)
+		goto no_eventfd;
+	*out = r;
+	return 0;
+
+no_eventfd:
+	if (r->eventfd >= 0)
+		close(r->eventfd);
+	rtl_table_exit(r);
+no_table:
+	io_uring_queue_exit(&r->uring);
+no_uring:
+	free(r);
+	return ret;
+}
+
+/*
+ * io_uring_queue_exit(3) does not wait for requests, so a ring that has some
+ * must not be freed: the kernel may still write to its buffers.
+ */
+int rtl_free(struct rtl_ring *r)
+{
+	if (r->n.in_flight)
+		return -EBUSY;
+	io_uring_queue_exit(&r->uring);
+	close(r->eventfd);
+	rtl_pool_exit(r);
+	rtl_table_exit(r);
+	free(r);
+	return 0;
+}
+
+int rtl_eventfd(const struct rtl_ring *r)
+{
+	return r->eventfd;
+}
+
+void *rtl_pool(const struct rtl_ring *r)
+{
+	return r->pool;
+}
+
+void rtl_counters(const struct rtl_ring *r, struct rtl_counters *out)
+{
+	*out = r->n;
+	out->buffers_lent = r->lent_len;
+}
+
+/* 1, 0, or -errno: does this kernel know the opcode? */
+int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode)
+{
+	struct io_uring_probe *probe = io_uring_get_probe_ring(&r->uring);
+	int known;
+
+	if (!probe)
+		return -ENOMEM;
+	known = io_uring_opcode_supported(probe, kernel_opcode[opcode]);
+	io_uring_free_probe(probe);
+	return known;
+}

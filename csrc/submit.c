@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * From request to SQE.
+ *
+ * A request waits in a FIFO and gets its SQE only when rtl_submit() finds
+ * room. From the moment the SQE is published it counts as the kernel's, even
+ * if io_uring_enter(2) then fails: the SQE stays in the ring and goes with
+ * the next call.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <sys/eventfd.h>
+
+#include "internal.h"
+
+#define NS_PER_SECOND 1000000000
+
+void rtl_fifo_init(struct rtl_fifo *f)
+{
+	f->head = NULL;
+	f->tail = &f->head;
+}
+
+void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *q)
+{
+	q->next = NULL;
+	*f->tail = q;
+	f->tail = &q->next;
+}
+
+struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f)
+{
+	struct rtl_request *q = f->head;
+
+	if (!q)
+		return NULL;
+	f->head = q->next;
+	if (!f->head)
+		f->tail = &f->head;
+	return q;
+}
+
+static void fifo_remove(struct rtl_fifo *f, struct rtl_request *q)
+{
+	struct rtl_request **link = &f->head;
+
+	while (*link != q)
+		link = &(*link)->next;
+	*link = q->next;
+	if (f->tail == &q->next)
+		f->tail = link;
+}
+
+void rtl_queue(struct rtl_ring *r, struct rtl_request *q)
+{
+	q->state = RTL_QUEUED;
+	rtl_fifo_push(&r->queued, q);
+}
+
+/* The request is over without the kernel, or the kernel is done with it. */
+void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result)
+{
+	q->state = RTL_ENDED;
+	q->result = result;
+	rtl_fifo_push(&r->ended, q);
+}
+
+void rtl_set_deadline(struct rtl_request *q, int64_t deadline_ns)
+{
+	q->timed = deadline_ns >= 0;
+	q->deadline.tv_sec = deadline_ns / NS_PER_SECOND;
+	q->deadline.tv_nsec = deadline_ns % NS_PER_SECOND;
+}
+
+static int64_t add(struct rtl_ring *r, enum rtl_opcode opcode, int fd,
+		   struct rtl_request **out)
+{
+	int error;
+
+	*out = rtl_table_add(r, opcode, fd, &error);
+	if (!*out)
+		return error;
+	rtl_queue(r, *out);
+	return (int64_t)(*out)->id;
+}
+
+int64_t rtl_recv_into(struct rtl_ring *r, int fd, void *buf, unsigned int len)
+{
+	struct rtl_request *q;
+	int64_t id = add(r, RTL_RECV_INTO, fd, &q);
+
+	if (id > 0) {
+		q->u.buf.base = buf;
+		q->u.buf.len = len;
+	}
+	return id;
+}
+
+int64_t rtl_recv(struct rtl_ring *r, int fd, unsigned int len)
+{
+	struct rtl_request *q;
+	int64_t id = add(r, RTL_RECV, fd, &q);
+
+	if (id > 0)
+		q->u.buf.len = len;
+	return id;
+}
+
+int64_t rtl_send(struct rtl_ring *r, int fd, const void *buf, unsigned int len,
+		 int64_t deadline_ns)
+{
+	struct rtl_request *q;
+	int64_t id = add(r, RTL_SEND, fd, &q);
+
+	if (id > 0) {
+		q->u.buf.base = (void *)(uintptr_t)buf;
+		q->u.buf.len = len;
+		rtl_set_deadline(q, deadline_ns);
+	}
+	return id;
+}
+
+int64_t rtl_accept(struct rtl_ring *r, int fd)
+{
+	struct rtl_request *q;
+
+	return add(r, RTL_ACCEPT, fd, &q);
+}
+
+int64_t rtl_connect(struct rtl_ring *r, int fd, int family, const char *host,
+		    unsigned int port)
+{
+	struct sockaddr_in6 addr = { 0 };
+	struct sockaddr_in *v4 = (struct sockaddr_in *)&addr;
+	struct rtl_request *q;
+	int64_t id;
+	int ok;
+
+	if (port > UINT16_MAX)
+		return -EINVAL;
+	addr.sin6_family = (sa_family_t)family;
+	addr.sin6_port = htons((uint16_t)port);
+	if (family == AF_INET)
+		ok = inet_pton(family, host, &v4->sin_addr);
+	else
+		ok = inet_pton(family, host, &addr.sin6_addr);
+	if (ok < 0)
+		return -errno;
+	if (!ok)
+		return -EINVAL;
+	id = add(r, RTL_CONNECT, fd, &q);
+	if (id > 0)
+		q->u.addr = addr;
+	return id;
+}
+
+int64_t rtl_poll(struct rtl_ring *r, int fd, unsigned int mask,
+		 int64_t deadline_ns)
+{
+	struct rtl_request *q;
+	int64_t id = add(r, RTL_POLL, fd, &q);
+
+	if (id > 0) {
+		q->u.mask = mask;
+		rtl_set_deadline(q, deadline_ns);
+	}
+	return id;
+}
+
+/* Ask for the end of a request; it still ends by a completion of its own. */
+int rtl_cancel(struct rtl_ring *r, uint64_t id)
+{
+	struct rtl_request *q = rtl_table_find(r, id);
+
+	if (!q)
+		return -ENOENT;
+	if (q->cancelling || q->opcode == RTL_CLOSE)
+		return 0;
+	q->cancelling = true;
+	switch (q->state) {
+	case RTL_QUEUED:
+		fifo_remove(&r->queued, q);
+		rtl_end(r, q, -ECANCELED);
+		rtl_close_fd_event(r, q->fd);
+		break;
+	case RTL_FLYING:
+		q->cancel_next = r->cancels;
+		q->cancel_link = &r->cancels;
+		if (q->cancel_next)
+			q->cancel_next->cancel_link = &q->cancel_next;
+		r->cancels = q;
+		break;
+	case RTL_HELD:
+	case RTL_ENDED:
+		break;
+	}
+	return 0;
+}
+
+void rtl_uncancel(struct rtl_request *q)
+{
+	if (!q->cancel_link)
+		return;
+	*q->cancel_link = q->cancel_next;
+	if (q->cancel_next)
+		q->cancel_next->cancel_link = q->cancel_link;
+	q->cancel_link = NULL;
+}
+
+static void prepare(struct rtl_ring *r, struct rtl_request *q,
+		    struct io_uring_sqe *sqe)
+{
+	socklen_t addr_len = q->u.addr.sin6_family == AF_INET ?
+			     sizeof(struct sockaddr_in) :
+			     sizeof(struct sockaddr_in6);
+
+	switch (q->opcode) {
+	case RTL_RECV:
+		io_uring_prep_recv(sqe, q->fd, NULL, q->u.buf.len, 0);
+		sqe->flags |= IOSQE_BUFFER_SELECT;
+		sqe->buf_group = 0;
+		break;
+	case RTL_RECV_INTO:
+		io_uring_prep_recv(sqe, q->fd, q->u.buf.base, q->u.buf.len, 0);
+		break;
+	case RTL_SEND:
+		io_uring_prep_send(sqe, q->fd, q->u.buf.base, q->u.buf.len,
+				   MSG_NOSIGNAL | MSG_WAITALL);
+		break;
+	case RTL_ACCEPT:
+		io_uring_prep_accept(sqe, q->fd, NULL, NULL, SOCK_CLOEXEC);
+		break;
+	case RTL_CONNECT:
+		io_uring_prep_connect(sqe, q->fd,
+				      (struct sockaddr *)&q->u.addr, addr_len);
+		break;
+	case RTL_POLL:
+		io_uring_prep_poll_add(sqe, q->fd, q->u.mask);
+		break;
+	case RTL_CLOSE:
+		io_uring_prep_recv(sqe, q->fd, r->trash, RTL_TRASH_SIZE,
+				   MSG_TRUNC);
+		break;
+	}
+	io_uring_sqe_set_data64(sqe, q->id);
+	q->state = RTL_FLYING;
+}
+
+static void prepare_deadline(struct rtl_ring *r, struct rtl_request *q,
+			     struct io_uring_sqe *sqe)
+{
+	io_uring_prep_link_timeout(sqe, &q->deadline, IORING_TIMEOUT_ABS);
+	io_uring_sqe_set_data64(sqe, 0);
+	r->n.silent++;
+}
+
+/* Fill SQEs while there is room. */
+static void stage(struct rtl_ring *r)
+{
+	unsigned int room = io_uring_sq_space_left(&r->uring);
+
+	while (r->queued.head) {
+		struct rtl_request *q = r->queued.head;
+		struct io_uring_sqe *sqe;
+
+		if (room < (q->timed ? 2u : 1u))
+			return;
+		room -= q->timed ? 2u : 1u;
+		rtl_fifo_pop(&r->queued);
+		sqe = io_uring_get_sqe(&r->uring);
+		prepare(r, q, sqe);
+		if (q->timed) {
+			sqe->flags |= IOSQE_IO_LINK;
+			prepare_deadline(r, q, io_uring_get_sqe(&r->uring));
+		}
+	}
+	while (r->cancels && room) {
+		struct rtl_request *q = r->cancels;
+		struct io_uring_sqe *sqe = io_uring_get_sqe(&r->uring);
+
+		rtl_uncancel(q);
+		io_uring_prep_cancel64(sqe, q->id, 0);
+		io_uring_sqe_set_data64(sqe, 0);
+		r->n.silent++;
+		room--;
+	}
+}
+
+/* Requests that ended without a CQE do not make the kernel wake anyone. */
+static void announce_ended(const struct rtl_ring *r)
+{
+	if (r->ended.head)
+		eventfd_write(r->eventfd, 1);
+}
+
+/*
+ * Hand everything over. Returns 0 when the kernel has it all; -EAGAIN, -EBUSY
+ * or -ENOMEM when completions must be reaped first (call again after that).
+ */
+int rtl_submit(struct rtl_ring *r)
+{
+	rtl_pool_take_back(r);
+	announce_ended(r);
+	for (;;) {
+		int ret;
+
+		stage(r);
+		if (!io_uring_sq_ready(&r->uring))
+			return 0;
+		ret = io_uring_submit(&r->uring);
+		if (ret == -EINTR)
+			continue;
+		if (ret < 0)
+			return ret;
+		r->n.submitted += (uint64_t)ret;
+		if (!ret)
+			return -EAGAIN;
+	}
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The table of requests: by id, for the CQEs, and by fd, for closing.
+ *
+ * Ids are consecutive, so id & mask is a near perfect hash: a probe is longer
+ * than one step only where a long-lived request is in the way.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+#define FIRST_TABLE_SIZE 256u
+#define FIRST_FDS 64u
+
+int rtl_table_init(struct rtl_ring *r)
+{
+	r->table = calloc(FIRST_TABLE_SIZE, sizeof(struct rtl_request *));
+	r->by_fd = calloc(FIRST_FDS, sizeof(struct rtl_request *));
+	if (!r->table || !r->by_fd) {
+		rtl_table_exit(r);
+		return -ENOMEM;
+	}
+	r->table_size = FIRST_TABLE_SIZE;
+	r->by_fd_size = FIRST_FDS;
+	return 0;
+}
+
+void rtl_table_exit(struct rtl_ring *r)
+{
+	free(r->table);
+	free(r->by_fd);
+	r->table = NULL;
+	r->by_fd = NULL;
+}
+
+static size_t home_of(size_t size, uint64_t id)
+{
+	return (size_t)id & (size - 1);
+}
+
+static void place(struct rtl_request **table, size_t size,
+		  struct rtl_request *q)
+{
+	size_t i = home_of(size, q->id);
+
+	while (table[i])
+		i = (i + 1) & (size - 1);
+	table[i] = q;
+}
+
+static int grow_table(struct rtl_ring *r)
+{
+	size_t size = r->table_size * 2;
+	struct rtl_request **table;
+
+	table = calloc(size, sizeof(struct rtl_request *));
+	if (!table)
+		return -ENOMEM;
+	for (size_t i = 0; i < r->table_size; i++)
+		if (r->table[i])
+			place(table, size, r->table[i]);
+	free(r->table);
+	r->table = table;
+	r->table_size = size;
+	return 0;
+}
+
+/* The links into by_fd[] point at its cells: mend them when it moves. */
+static int grow_by_fd(struct rtl_ring *r, int fd)
+{
+	size_t size = r->by_fd_size;
+	struct rtl_request **by_fd;
+
+	while (size <= (size_t)fd)
+		size *= 2;
+	by_fd = calloc(size, sizeof(struct rtl_request *));
+	if (!by_fd)
+		return -ENOMEM;
+	for (size_t i = 0; i < r->by_fd_size; i++) {
+		by_fd[i] = r->by_fd[i];
+		if (by_fd[i])
+			by_fd[i]->fd_link = &by_fd[i];
+	}
+	free(r->by_fd);
+	r->by_fd = by_fd;
+	r->by_fd_size = size;
+	return 0;
+}
+
+struct rtl_request *rtl_table_add(struct rtl_ring *r, enum rtl_opcode opcode,
+				  int fd, int *error)
+{
+	struct rtl_request *q;
+
+	if (fd < 0) {
+		*error = -EBADF;
+		return NULL;
+	}
+	*error = -ENOMEM;
+	if ((r->n.in_flight + 1) * 2 > r->table_size && grow_table(r))
+		return NULL;
+	if ((size_t)fd >= r->by_fd_size && grow_by_fd(r, fd))
+		return NULL;
+	q = calloc(1, sizeof(*q));
+	if (!q)
+		return NULL;
+	q->id = ++r->last_id;
+	q->opcode = opcode;
+	q->fd = fd;
+	q->fd_next = r->by_fd[fd];
+	q->fd_link = &r->by_fd[fd];
+	if (q->fd_next)
+		q->fd_next->fd_link = &q->fd_next;
+	r->by_fd[fd] = q;
+	place(r->table, r->table_size, q);
+	r->n.in_flight++;
+	return q;
+}
+
+static size_t cell_of(const struct rtl_ring *r, uint64_t id)
+{
+	size_t i = home_of(r->table_size, id);
+
+	while (r->table[i] && r->table[i]->id != id)
+		i = (i + 1) & (r->table_size - 1);
+	return i;
+}
+
+struct rtl_request *rtl_table_find(const struct rtl_ring *r, uint64_t id)
+{
+	return r->table[cell_of(r, id)];
+}
+
+/* Close the gap at cell i so that no probe ends there too early. */
+static void close_gap(struct rtl_ring *r, size_t i)
+{
+	size_t mask = r->table_size - 1;
+	size_t j = i;
+
+	for (;;) {
+		size_t home;
+
+		r->table[i] = NULL;
+		do {
+			j = (j + 1) & mask;
+			if (!r->table[j])
+				return;
+			home = home_of(r->table_size, r->table[j]->id);
+		} while (((j - home) & mask) < ((j - i) & mask));
+		r->table[i] = r->table[j];
+		i = j;
+	}
+}
+
+void rtl_table_remove(struct rtl_ring *r, struct rtl_request *q)
+{
+	*q->fd_link = q->fd_next;
+	if (q->fd_next)
+		q->fd_next->fd_link = q->fd_link;
+	rtl_uncancel(q);
+	close_gap(r, cell_of(r, q->id));
+	r->n.in_flight--;
+	free(q);
+}

@@ -1,0 +1,28 @@
+"""TLS streams for trio on io_uring that always end with close_notify."""
+
+from ._closing import CloseOutcome
+from ._errors import RingUnavailableError, TruncationError
+from ._highlevel import (
+    open_tcp_stream,
+    open_tls_over_tcp_listeners,
+    open_tls_over_tcp_stream,
+    serve_tls_over_tcp,
+)
+from ._operation import Operation
+from ._socket import SocketListener, SocketStream
+from ._tls import TlsListener, TlsStream
+
+__all__ = [
+    "CloseOutcome",
+    "Operation",
+    "RingUnavailableError",
+    "SocketListener",
+    "SocketStream",
+    "TlsListener",
+    "TlsStream",
+    "TruncationError",
+    "open_tcp_stream",
+    "open_tls_over_tcp_listeners",
+    "open_tls_over_tcp_stream",
+    "serve_tls_over_tcp",
+]

@@ -1,0 +1,160 @@
+"""Development certificates: a certificate authority of one's own, and what it signed."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+__all__ = ["Certificate", "cached_certificate", "make_certificate", "server_context"]
+
+LIFETIME = datetime.timedelta(days=90)
+RENEW_BEFORE = datetime.timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Paths of three PEM files."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+def cache_directory() -> Path:
+    """Where this user's programs keep what they can make anew (XDG base directories)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ringtls"
+
+
+def cached_certificate() -> Certificate:
+    """The user's development certificate for this machine, made or renewed where needed.
+
+    Raises:
+      OSError: the cache directory can't be written.
+    """
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    cached = Certificate(directory / "ca.pem", directory / "certificate.pem", directory / "key.pem")
+    return cached if _is_good(cached) else make_certificate(directory)
+
+
+def make_certificate(directory: Path) -> Certificate:
+    """Write a new authority and a certificate for localhost and this host into a directory.
+
+    The authority's key is not kept, so it can't be used to sign anything else.
+    """
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = _name(f"ringtls development CA on {socket.gethostname()}")
+    ca = (
+        _builder(ca_name, ca_name, ca_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        _builder(_name("ringtls development"), ca_name, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+        .add_extension(x509.SubjectAlternativeName(_subject_names()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+    made = Certificate(directory / "ca.pem", directory / "certificate.pem", directory / "key.pem")
+    _write(made.ca, ca.public_bytes(serialization.Encoding.PEM))
+    _write(made.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+    _write(
+        made.key,
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+    return made
+
+
+def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """A server's context for the files that hold its certificate and key.
+
+    Raises:
+      OSError, ssl.SSLError: a file can't be read, or the key is not the certificate's.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def _subject_names() -> list[x509.GeneralName]:
+    return [
+        x509.DNSName("localhost"),
+        x509.DNSName(socket.gethostname()),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.IPAddress(ipaddress.ip_address("::1")),
+    ]
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + LIFETIME)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _is_good(files: Certificate) -> bool:
+    try:
+        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+        server_context(files.certificate, files.key)
+        ssl.create_default_context(cafile=str(files.ca))
+    except (OSError, ValueError):
+        return False
+    return certificate.not_valid_after_utc > datetime.datetime.now(datetime.UTC) + RENEW_BEFORE
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step, readable by its owner alone."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    new.replace(path)

@@ -1,0 +1,247 @@
+"""The destructor: how a connection ends, whatever becomes of the tasks that used it.
+
+The ring runs it, by callbacks, and not a task: so it can't be cancelled, and goes on when the
+task, or the stream object, is gone. A task may wait for it, and is not needed for it.
+
+    phase      event     next       what is done
+    OPEN       CLOSE     FLUSHING   close_notify is queued behind all that was accepted
+    OPEN       ABORT     LINGERING  reset
+    FLUSHING   FLUSHED   LINGERING  FIN; input is discarded until the peer's FIN or a limit
+    FLUSHING   BROKEN    LINGERING  reset: the peer is gone
+    FLUSHING   EXPIRED   LINGERING  reset: so that the peer can't mistake it for an end
+    FLUSHING   ABORT     LINGERING  reset
+    LINGERING  RELEASED  CLOSED     the socket is closed, nothing is in flight
+
+From LINGERING on the outcome is known, and nobody waits any more. (RFC 8446, section 6.1.)
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._session import TlsSession
+    from ._transport import Transport
+
+__all__ = ["TRANSITIONS", "CloseOutcome", "Closing", "Event", "Phase"]
+
+logger = logging.getLogger("ringtls")
+
+#: Seconds that a connection's end may take.
+SHUTDOWN_TIMEOUT = 5.0
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+class CloseOutcome(enum.Enum):
+    """How a connection ended, as far as this side can know."""
+
+    CLEAN = "clean"
+    """All that was accepted, close_notify and FIN were handed to the kernel."""
+
+    PEER_RESET = "peer reset"
+    """The connection broke first: the peer, or the network, did that."""
+
+    TIMED_OUT = "timed out"
+    """The peer did not take in the rest within the timeout; the connection was reset."""
+
+    BEFORE_HANDSHAKE = "before handshake"
+    """FIN only: without a handshake there is nothing to notify."""
+
+    AFTER_FATAL_ALERT = "after fatal alert"
+    """A TLS error had ended the session; its alert was sent, then FIN."""
+
+    UNCLEAN = "unclean on request"
+    """``close_unclean`` reset the connection."""
+
+
+class Phase(enum.IntEnum):
+    OPEN = 0
+    FLUSHING = 1
+    LINGERING = 2
+    CLOSED = 3
+
+
+class Event(enum.IntEnum):
+    CLOSE = 0
+    FLUSHED = 1
+    BROKEN = 2
+    EXPIRED = 3
+    ABORT = 4
+    RELEASED = 5
+
+
+TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
+    (Phase.OPEN, Event.CLOSE): Phase.FLUSHING,
+    (Phase.OPEN, Event.ABORT): Phase.LINGERING,
+    (Phase.FLUSHING, Event.FLUSHED): Phase.LINGERING,
+    (Phase.FLUSHING, Event.BROKEN): Phase.LINGERING,
+    (Phase.FLUSHING, Event.EXPIRED): Phase.LINGERING,
+    (Phase.FLUSHING, Event.ABORT): Phase.LINGERING,
+    (Phase.LINGERING, Event.RELEASED): Phase.CLOSED,
+}
+
+_OUTCOMES = {
+    Event.BROKEN: CloseOutcome.PEER_RESET,
+    Event.EXPIRED: CloseOutcome.TIMED_OUT,
+    Event.ABORT: CloseOutcome.UNCLEAN,
+}
+
+
+class Closing:
+    """The end of one connection, from before its start.
+
+    Made with the stream, which it outlives. Holds the run open until the connection is closed.
+    """
+
+    __slots__ = (
+        "_farewell",
+        "_on_start",
+        "_phase",
+        "_session",
+        "_settled",
+        "made_at",
+        "outcome",
+        "timeout",
+        "transport",
+    )
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._session: TlsSession | None = None
+        self.timeout = SHUTDOWN_TIMEOUT
+        self.outcome: CloseOutcome | None = None
+        self._on_start: Callable[[], object] | None = None
+        self.made_at = _caller()
+        self._phase = Phase.OPEN
+        self._farewell = CloseOutcome.CLEAN
+        self._settled = transport.driver.signal()
+        transport.driver.register(self)
+
+    def take_charge(
+        self, session: TlsSession | None, timeout: float, on_start: Callable[[], object] | None
+    ) -> None:
+        """The connection is TLS from now on (or no longer, with None)."""
+        self._session = session
+        self.timeout = timeout
+        self._on_start = on_start
+
+    @property
+    def started(self) -> bool:
+        return self._phase is not Phase.OPEN
+
+    def start(self, timeout: float | None = None) -> None:
+        """Begin the end. Later calls do nothing."""
+        if self.started:
+            return
+        self._step(Event.CLOSE)
+        self._say_farewell()
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        self._begin(deadline, self._flushed)
+
+    def abort(self) -> None:
+        """Reset the connection at once. Nothing, if its end is settled already."""
+        if self._phase is Phase.OPEN:
+            self._begin(time.monotonic(), _ignore)
+        if self._phase <= Phase.FLUSHING:
+            self._settle(Event.ABORT)
+
+    async def wait(self) -> None:
+        """Wait until the outcome is known. No cancellation ends this; the timeout does."""
+        if self._phase is not Phase.FLUSHING:
+            self.transport.driver.call_soon(self._settled.wake)
+        await self._settled.wait_uncancellable()
+
+    # Dropped streams
+
+    def drop(self) -> None:
+        """The stream was garbage-collected, perhaps in another thread."""
+        if not self.started:
+            self.transport.driver.call_soon(self.start)
+            self._warn()
+
+    def adopt(self) -> None:
+        """The run ends, and the stream is still open."""
+        if not self.started:
+            self.start()
+            self._warn()
+
+    def _warn(self) -> None:
+        warnings.warn(
+            f"unclosed stream to {self.transport.name}, made at {self.made_at}; "
+            "it is closed in the background. Use 'async with' to close it in time",
+            ResourceWarning,
+            stacklevel=3,
+            source=self,
+        )
+
+    # The sequence
+
+    def _say_farewell(self) -> None:
+        session = self._session
+        if session is None:
+            return
+        if not session.handshake_done:
+            self._farewell = CloseOutcome.BEFORE_HANDSHAKE
+        else:
+            session.close_output()
+        if session.failure is not None and not session.close_notify_sent:
+            self._farewell = CloseOutcome.AFTER_FATAL_ALERT
+        self.transport.enqueue(session.take_output())
+
+    def _begin(self, deadline: float, on_flushed: Callable[[OSError | None], object]) -> None:
+        if self._on_start is not None:
+            self._on_start()
+        self.transport.begin_close(deadline, on_flushed, self._released)
+
+    def _flushed(self, error: OSError | None) -> None:
+        if self._phase is not Phase.FLUSHING:
+            return
+        if error is None:
+            self._settle(Event.FLUSHED)
+        elif error.errno == errno.ETIMEDOUT:
+            self._settle(Event.EXPIRED)
+        else:
+            self._settle(Event.BROKEN)
+
+    def _settle(self, event: Event) -> None:
+        self._step(event)
+        self.outcome = _OUTCOMES.get(event, self._farewell)
+        try:
+            if event is Event.FLUSHED:
+                self.transport.end_output()
+            else:
+                self.transport.reset()
+        except OSError:
+            if event is not Event.ABORT:
+                self.outcome = CloseOutcome.PEER_RESET
+        if self.outcome is not CloseOutcome.CLEAN:
+            logger.info("connection to %s ended: %s", self.transport.name, self.outcome.value)
+        self._settled.wake()
+
+    def _released(self) -> None:
+        self._step(Event.RELEASED)
+        self.transport.driver.unregister(self)
+
+    def _step(self, event: Event) -> None:
+        self._phase = TRANSITIONS[self._phase, event]
+
+
+def _caller() -> str:
+    """Where outside this package the connection was made, as "file:line"."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _ignore(error: OSError | None) -> None:
+    """An aborted connection has nothing to flush."""

@@ -1,0 +1,2 @@
+lib: object
+ffi: object

@@ -1,0 +1,17 @@
+"""Every exception of ringtls. All others that it raises are trio's and ssl's own."""
+
+from __future__ import annotations
+
+import trio
+
+
+class TruncationError(trio.BrokenResourceError):
+    """The connection ended without the peer's close_notify.
+
+    Whoever sits on the path can end a TCP connection; only the peer can send close_notify.
+    So what was read so far may be only a part of what the peer sent (RFC 8446, section 6.1).
+    """
+
+
+class RingUnavailableError(OSError):
+    """This process can't have an io_uring; the text says why and what to change."""

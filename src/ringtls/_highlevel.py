@@ -1,0 +1,124 @@
+"""trio's helpers for opening and serving connections, for ringtls' streams.
+
+Resolving names, and the race between addresses (happy eyeballs), are trio's; the connected
+or listening sockets are then taken over.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import trio
+
+from ._socket import SocketListener, SocketStream
+from ._tls import TlsListener, TlsStream
+
+__all__ = [
+    "open_tcp_stream",
+    "open_tls_over_tcp_listeners",
+    "open_tls_over_tcp_stream",
+    "serve_tls_over_tcp",
+]
+
+#: Seconds to wait for one address before the next is tried (RFC 8305, section 5).
+HAPPY_EYEBALLS_DELAY = 0.25
+
+
+async def open_tcp_stream(
+    host: str | bytes,
+    port: int,
+    *,
+    happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
+    local_address: str | None = None,
+) -> SocketStream:
+    """Connect to ``host`` and ``port``: trio.open_tcp_stream for SocketStream.
+
+    If this is cancelled there is no connection.
+
+    Raises:
+      OSError: no address of the host could be connected to.
+      RingUnavailableError: there is no io_uring here.
+    """
+    stream = await trio.open_tcp_stream(
+        host, port, happy_eyeballs_delay=happy_eyeballs_delay, local_address=local_address
+    )
+    return SocketStream(stream.socket)
+
+
+async def open_tls_over_tcp_stream(
+    host: str | bytes,
+    port: int,
+    *,
+    https_compatible: bool = False,
+    ssl_context: ssl.SSLContext | None = None,
+    happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
+) -> TlsStream:
+    """Connect to a TLS server: trio.open_ssl_over_tcp_stream for TlsStream.
+
+    The handshake, which checks that the certificate is valid for ``host``, is made by the first
+    call on the stream, or by ``do_handshake()``.
+
+    Args:
+      ssl_context: by default ssl.create_default_context().
+    """
+    stream = await open_tcp_stream(host, port, happy_eyeballs_delay=happy_eyeballs_delay)
+    return TlsStream(
+        stream,
+        ssl_context or ssl.create_default_context(),
+        server_hostname=host,
+        https_compatible=https_compatible,
+    )
+
+
+async def open_tls_over_tcp_listeners(
+    port: int,
+    ssl_context: ssl.SSLContext,
+    *,
+    host: str | bytes | None = None,
+    https_compatible: bool = False,
+    backlog: int | None = None,
+) -> list[TlsListener]:
+    """Listen for TLS connections: trio.open_ssl_over_tcp_listeners for TlsListener.
+
+    Args:
+      port: 0 lets the kernel choose one.
+      host: the address to bind to; None means all.
+
+    Raises:
+      OSError: the address can't be had, as when the port is in use.
+      RingUnavailableError: there is no io_uring here.
+    """
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+    return [
+        TlsListener(SocketListener(listener.socket), ssl_context, https_compatible=https_compatible)
+        for listener in listeners
+    ]
+
+
+async def serve_tls_over_tcp(
+    handler: Callable[[TlsStream], Awaitable[object]],
+    port: int,
+    ssl_context: ssl.SSLContext,
+    *,
+    host: str | bytes | None = None,
+    https_compatible: bool = False,
+    backlog: int | None = None,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[TlsListener]] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve TLS connections, each by a task that runs ``handler(stream)``.
+
+    trio.serve_ssl_over_tcp for TlsStream. When the handler ends, however it ends, its stream is
+    closed. An exception of the handler goes to its nursery, and so by default ends the server:
+    catch what one bad connection may raise.
+
+    Never returns; cancel it to stop.
+    """
+    listeners = await open_tls_over_tcp_listeners(
+        port, ssl_context, host=host, https_compatible=https_compatible, backlog=backlog
+    )
+    await trio.serve_listeners(
+        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
+    )

@@ -1,0 +1,213 @@
+"""The life cycle of one I/O operation.
+
+Rules:
+
+1. A Request is the ring's: it holds what the kernel may touch (the pinned buffer) and stays in
+   the ring's table from its submission to its terminal completion, whatever becomes of anyone
+   who waits for it.
+2. An Operation is the caller's handle to a Request. Dropping it frees nothing. If the request
+   is in flight then, reads are cancelled and writes complete; both are reaped by the ring.
+3. States change as TRANSITIONS says and in no other way.
+4. A result is taken once. A second taker, or a second waiter, is an error at the call.
+5. A cancelled request still ends by its own completion. If it completed before the
+   cancellation reached it, that result counts: it is not lost.
+
+This module knows no event loop.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from ._ring import Ring
+
+__all__ = ["TRANSITIONS", "Event", "Opcode", "Operation", "Request", "State"]
+
+Sink: TypeAlias = Callable[["Buffer"], object]
+
+
+class Opcode(enum.IntEnum):
+    """What a request does; the numbers are csrc/engine.h's."""
+
+    RECV = 1
+    RECV_INTO = 2
+    SEND = 3
+    ACCEPT = 4
+    CONNECT = 5
+    POLL = 6
+    CLOSE = 7
+
+    @property
+    def is_read(self) -> bool:
+        """True if nobody but the caller notices when it is cancelled."""
+        return self not in (Opcode.SEND, Opcode.CLOSE)
+
+
+class State(enum.IntEnum):
+    NEW = 0
+    SUBMITTED = 1
+    CANCELLING = 2
+    DONE = 3
+    TAKEN = 4
+
+
+class Event(enum.IntEnum):
+    SUBMIT = 0
+    CANCEL = 1
+    COMPLETE = 2
+    TAKE = 3
+
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.NEW: {Event.SUBMIT: State.SUBMITTED},
+    State.SUBMITTED: {Event.CANCEL: State.CANCELLING, Event.COMPLETE: State.DONE},
+    State.CANCELLING: {Event.CANCEL: State.CANCELLING, Event.COMPLETE: State.DONE},
+    State.DONE: {Event.CANCEL: State.DONE, Event.TAKE: State.TAKEN},
+    State.TAKEN: {},
+}
+
+
+class Request:
+    """What the ring knows and owns of one operation."""
+
+    __slots__ = (
+        "data",
+        "failure",
+        "fd",
+        "id",
+        "on_done",
+        "opcode",
+        "pin",
+        "result",
+        "sink",
+        "state",
+    )
+
+    def __init__(
+        self,
+        opcode: Opcode,
+        fd: int,
+        *,
+        pin: object = None,
+        sink: Sink | None = None,
+        on_done: Callable[[Request], object] | None = None,
+    ) -> None:
+        self.id = 0
+        self.opcode = opcode
+        self.fd = fd
+        self.pin = pin
+        self.sink = sink
+        self.on_done = on_done
+        self.state = State.NEW
+        self.result = 0
+        self.data: bytes | None = None
+        self.failure: BaseException | None = None
+
+    def advance(self, event: Event) -> None:
+        try:
+            self.state = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise RuntimeError(f"{self!r} can't {event.name.lower()}") from None
+
+    def complete(self, result: int) -> None:
+        """The ring's call: the kernel is done, the buffers are the caller's again."""
+        self.advance(Event.COMPLETE)
+        self.result = result
+        self.pin = None
+        if self.on_done is not None:
+            on_done, self.on_done = self.on_done, None
+            on_done(self)
+
+    def error(self) -> OSError | None:
+        """The failure as an exception that names the operation, or None."""
+        if self.failure is not None:
+            error = OSError(errno.EIO, f"{self.label}: the ring has failed: {self.failure!r}")
+            error.__cause__ = self.failure
+            return error
+        if self.result < 0:
+            return OSError(-self.result, f"{self.label}: {os.strerror(-self.result)}")
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """True when the kernel is done with it, whether or not the result was taken."""
+        return self.state >= State.DONE
+
+    @property
+    def label(self) -> str:
+        return f"{self.opcode.name.lower()} on fd {self.fd}"
+
+    def __repr__(self) -> str:
+        amount = f", result {self.result}" if self.is_over else ""
+        return f"<{self.label}, {self.state.name}{amount}>"
+
+
+class Operation:
+    """A handle to one operation of the kernel, from its submission to its result.
+
+    Made by the ring; one handle for one request.
+    """
+
+    __slots__ = ("_request", "_ring")
+
+    def __init__(self, ring: Ring, request: Request) -> None:
+        self._ring = ring
+        self._request = request
+
+    @property
+    def state(self) -> State:
+        return self._request.state
+
+    @property
+    def done(self) -> bool:
+        """True when the kernel is done with it; the result may have been taken since."""
+        return self._request.is_over
+
+    def cancel(self) -> None:
+        """Ask the kernel to end it. It is over when ``done`` is true, and not before."""
+        self._ring.cancel(self._request)
+
+    def notify(self, on_done: Callable[[Request], object]) -> None:
+        """Have ``on_done`` called from the ring when it is over.
+
+        Raises:
+          RuntimeError: someone waits for it already, or it is over.
+        """
+        if self._request.on_done is not None:
+            raise RuntimeError(f"{self!r} has a waiter already")
+        if self._request.state not in (State.SUBMITTED, State.CANCELLING):
+            raise RuntimeError(f"{self!r} is not in flight, there is nothing to wait for")
+        self._request.on_done = on_done
+
+    def take(self) -> int | bytes:
+        """The result: bytes of a receive from the pool, else a count, an fd or 0.
+
+        Raises:
+          OSError: the operation failed (ECANCELED: it was cancelled); the text names it.
+          RuntimeError: it is not over yet, or the result was taken before.
+        """
+        request = self._request
+        request.advance(Event.TAKE)
+        if request.failure is not None or request.result < 0:
+            error = request.error()
+            assert error is not None
+            raise error
+        data, request.data = request.data, None
+        return request.result if data is None else data
+
+    def __repr__(self) -> str:
+        return f"<Operation: {self._request!r}>"
+
+    def __del__(self) -> None:
+        request = self._request
+        if request.state is State.DONE or (
+            request.opcode.is_read and request.state in (State.SUBMITTED, State.CANCELLING)
+        ):
+            self._ring.abandon(request)

@@ -1,0 +1,420 @@
+"""The ring: submits requests, owns them while the kernel has them, and hands out their results.
+
+Rules:
+
+1. The ring's table owns every request in flight, and the request owns its buffer. Nothing
+   else needs to keep either alive.
+2. One thread uses a ring. From any other thread, and from a garbage collector's finalizer,
+   only ``abandon`` and ``wake`` may be called.
+3. Nothing is sent to the kernel before ``submit``, and nothing comes back before ``reap``.
+4. Data received into the pool is passed on within ``reap``: to the request's sink, or as a
+   copy. So the pool never holds what nobody asks for.
+5. If the ring itself fails, every request in flight ends with that failure. Its buffers stay
+   owned, because the kernel may still have them.
+6. After a fork the child's ring is dead: it is the parent's.
+
+This module knows no event loop, and is the only one that touches the C extension.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import _engine
+from ._availability import unavailable
+from ._operation import Event, Opcode, Request, Sink, State
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Ring", "RingCounters", "reset_connection"]
+
+_ffi: Any = _engine.ffi
+_lib: Any = _engine.lib
+
+SQ_ENTRIES = 256
+CQ_ENTRIES = 4096
+SMALLEST_RING = 32
+BUFFERS = 64
+BUFFER_SIZE = 65536
+REAP_ROWS = 256
+
+#: The engine waits for no longer than this in one call, so that signals are noticed.
+_LONGEST_WAIT_NS = 3600 * 10**9
+
+OnDone = Callable[[Request], object]
+
+
+@dataclass(frozen=True, slots=True)
+class RingCounters:
+    """What the engine counted since the ring was made (csrc/engine.h)."""
+
+    submitted: int
+    completed: int
+    retries: int
+    cq_overflows: int
+    in_flight: int
+    silent: int
+    buffers_lent: int
+    buffers: int
+    buffer_size: int
+    sq_entries: int
+    cq_entries: int
+    features: int
+
+
+#: Rings that are not closed. They are held here, so that a ring which its run or thread
+#: forgot is still there at the end of the process.
+_open_rings: set[Ring] = set()
+
+
+def _die_in_child() -> None:
+    for ring in _open_rings:
+        ring.forked = True
+    _open_rings.clear()
+
+
+def _close_at_exit() -> None:
+    for ring in list(_open_rings):
+        ring.close(timeout=1.0)
+
+
+os.register_at_fork(after_in_child=_die_in_child)
+atexit.register(_close_at_exit)
+
+
+def reset_connection(fd: int) -> None:
+    """End the connection at once, by RST where the protocol has it.
+
+    Raises:
+      OSError: the socket can't be reset, as when it is not connected.
+    """
+    result = _lib.rtl_reset(fd)
+    if result < 0:
+        raise OSError(-result, f"reset of fd {fd}: {os.strerror(-result)}")
+
+
+class Ring:
+    """An io_uring and the requests it has in flight.
+
+    Args:
+      buffers: how many buffers the receive pool has; a power of two.
+      buffer_size: size of each, in bytes.
+
+    Raises:
+      RingUnavailableError: there is no io_uring here; the text says what to change.
+    """
+
+    def __init__(self, *, buffers: int = BUFFERS, buffer_size: int = BUFFER_SIZE) -> None:
+        self._engine = _open_engine(buffers, buffer_size)
+        self.wakeup_fd: int = _lib.rtl_eventfd(self._engine)
+        self.forked = False
+        self._thread = threading.get_ident()
+        self._in_flight: dict[int, Request] = {}
+        self._abandoned: deque[Request] = deque()
+        self._failure: BaseException | None = None
+        self._rows = _ffi.new("int64_t[]", REAP_ROWS * _lib.RTL_ROW)
+        pool = memoryview(_ffi.buffer(_lib.rtl_pool(self._engine), buffers * buffer_size))
+        self._pool = [pool[i * buffer_size : (i + 1) * buffer_size] for i in range(buffers)]
+        self._buffer_size = buffer_size
+        _open_rings.add(self)
+
+    # Making requests
+
+    def recv(
+        self, fd: int, max_bytes: int, *, sink: Sink | None = None, on_done: OnDone | None = None
+    ) -> Request:
+        """Receive into the pool. What came goes to ``sink`` as a borrowed view, if there is
+        one, and else is the operation's result."""
+        request = Request(Opcode.RECV, fd, sink=sink, on_done=on_done)
+        size = min(max_bytes, self._buffer_size)
+        return self._submitted(request, _lib.rtl_recv(self._usable(), fd, size))
+
+    def recv_into(self, fd: int, buffer: Buffer, *, on_done: OnDone | None = None) -> Request:
+        """Receive into the caller's memory, which is pinned until the end of the request."""
+        pin = _ffi.from_buffer(buffer, require_writable=True)
+        request = Request(Opcode.RECV_INTO, fd, pin=pin, on_done=on_done)
+        return self._submitted(request, _lib.rtl_recv_into(self._usable(), fd, pin, len(pin)))
+
+    def send(
+        self,
+        fd: int,
+        buffer: Buffer,
+        *,
+        deadline: float | None = None,
+        on_done: OnDone | None = None,
+    ) -> Request:
+        """Send from the caller's memory, which is pinned until the end of the request.
+
+        The result may be less than the whole, after a cancellation or at the deadline
+        (a time of ``time.monotonic()``; None: there is none).
+        """
+        pin = _ffi.from_buffer(buffer)
+        request = Request(Opcode.SEND, fd, pin=pin, on_done=on_done)
+        ns = _deadline_ns(deadline)
+        return self._submitted(request, _lib.rtl_send(self._usable(), fd, pin, len(pin), ns))
+
+    def accept(self, fd: int, *, on_done: OnDone | None = None) -> Request:
+        """Accept a connection; the result is its fd (close-on-exec)."""
+        request = Request(Opcode.ACCEPT, fd, on_done=on_done)
+        return self._submitted(request, _lib.rtl_accept(self._usable(), fd))
+
+    def connect(
+        self,
+        fd: int,
+        family: socket.AddressFamily,
+        host: str,
+        port: int,
+        *,
+        on_done: OnDone | None = None,
+    ) -> Request:
+        """Connect to a numeric IPv4 or IPv6 address."""
+        request = Request(Opcode.CONNECT, fd, on_done=on_done)
+        engine = self._usable()
+        return self._submitted(
+            request, _lib.rtl_connect(engine, fd, family, host.encode("ascii"), port)
+        )
+
+    def poll_writable(self, fd: int, *, on_done: OnDone | None = None) -> Request:
+        """Wait until a send would not block; the result is a poll(2) mask."""
+        request = Request(Opcode.POLL, fd, on_done=on_done)
+        return self._submitted(
+            request,
+            _lib.rtl_poll(self._usable(), fd, select.POLLOUT, _lib.RTL_NO_DEADLINE),
+        )
+
+    def close_fd(
+        self, fd: int, *, discard_limit: int, deadline: float, on_done: OnDone | None = None
+    ) -> Request:
+        """Take over an fd: discard its input and, once released, close it (csrc/close.c)."""
+        request = Request(Opcode.CLOSE, fd, on_done=on_done)
+        ns = _deadline_ns(deadline)
+        return self._submitted(request, _lib.rtl_close(self._usable(), fd, discard_limit, ns))
+
+    def timer(self, deadline: float, *, on_done: OnDone | None = None) -> Request:
+        """End with ECANCELED at a time of ``time.monotonic()``: a poll for nothing."""
+        request = Request(Opcode.POLL, self.wakeup_fd, on_done=on_done)
+        engine, ns = self._usable(), _deadline_ns(deadline)
+        return self._submitted(request, _lib.rtl_poll(engine, self.wakeup_fd, 0, ns))
+
+    def release(self, closing: Request) -> bool:
+        """Let a close_fd() request close its fd: all that is to be sent has been sent.
+
+        Returns:
+          False if the ring has failed: then the fd is the caller's to close.
+        """
+        if closing.is_over or self._failure is not None:
+            return False
+        _lib.rtl_release(self._usable(), closing.id)
+        return True
+
+    def cancel(self, request: Request) -> None:
+        """Ask for the request's end; it comes as a completion (rule 5 of _operation)."""
+        engine = self._usable()
+        request.advance(Event.CANCEL)
+        if request.state is State.CANCELLING:
+            _lib.rtl_cancel(engine, request.id)
+
+    def abandon(self, request: Request) -> None:
+        """Nobody waits for this request any more. May be called from any thread."""
+        self._abandoned.append(request)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the wake-up descriptor readable. May be called from any thread."""
+        if not self.forked and self._engine is not None:
+            os.eventfd_write(self.wakeup_fd, 1)
+
+    def _submitted(self, request: Request, result: int) -> Request:
+        if result < 0:
+            raise OSError(-result, f"{request.label}: {os.strerror(-result)}")
+        request.id = result
+        request.advance(Event.SUBMIT)
+        self._in_flight[result] = request
+        return request
+
+    # Driving
+
+    def submit(self) -> None:
+        """Hand all new requests to the kernel.
+
+        Raises:
+          OSError: io_uring_enter(2) failed for good. A passing shortage is not an error: the
+            rest goes with the next call, and the wake-up descriptor is made readable so that
+            it comes soon.
+        """
+        engine = self._usable()
+        while self._abandoned:
+            self._dismiss(self._abandoned.popleft())
+        result = _lib.rtl_submit(engine)
+        if result < 0:
+            if -result not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
+                raise OSError(-result, f"io_uring submit: {os.strerror(-result)}")
+            self.wake()
+
+    def reap(self) -> None:
+        """Complete every request that the kernel is done with."""
+        engine = self._usable()
+        while _lib.rtl_ready(engine):
+            count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
+            if count < 0:
+                raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
+            columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
+            for id_, result, buffer in zip(columns, columns, columns, strict=True):
+                request = self._in_flight.pop(id_)
+                if buffer >= 0:
+                    self._pass_on(request, self._pool[buffer][:result])
+                request.complete(result)
+
+    def wait(self, timeout: float) -> None:
+        """Submit, then sleep until there is a completion or ``timeout`` seconds are over."""
+        self.submit()
+        ns = min(int(max(timeout, 0.0) * 1e9), _LONGEST_WAIT_NS)
+        result = _lib.rtl_wait(self._usable(), ns)
+        if result < 0 and -result not in (errno.ETIME, errno.EINTR, errno.EAGAIN):
+            raise OSError(-result, f"io_uring wait: {os.strerror(-result)}")
+
+    def acknowledge_wakeup(self) -> None:
+        """Make the wake-up descriptor unreadable again. Look for completions after this."""
+        try:
+            os.eventfd_read(self.wakeup_fd)
+        except BlockingIOError:
+            return
+
+    @staticmethod
+    def _pass_on(request: Request, view: memoryview) -> None:
+        if request.sink is None:
+            request.data = bytes(view)
+        elif view:
+            request.sink(view)
+
+    def _dismiss(self, request: Request) -> None:
+        if request.state is State.SUBMITTED:
+            self.cancel(request)
+        if request.state is State.CANCELLING:
+            request.on_done = _discard
+        elif request.state is State.DONE:
+            _discard(request)
+
+    def _usable(self) -> Any:
+        if self._failure is not None:
+            raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
+        if self.forked:
+            raise RuntimeError(
+                "this connection belongs to the parent process: "
+                "a forked child can't use it, open a new one"
+            )
+        if self._engine is None:
+            raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("a ring may be used only in the thread that made it")
+        return self._engine
+
+    # Ending
+
+    def fail(self, failure: BaseException) -> None:
+        """The ring can't go on: end every request in flight with this failure (rule 5)."""
+        self._failure = failure
+        doomed = list(self._in_flight.values())
+        _park([request.pin for request in doomed])
+        self._in_flight = {}
+        for request in doomed:
+            request.failure = failure
+            request.complete(-errno.EIO)
+
+    def close(self, timeout: float) -> bool:
+        """Cancel and drain, for at most ``timeout`` seconds, then free the ring.
+
+        Returns:
+          False if something could not be drained: then nothing was freed, and never will be.
+        """
+        if self._engine is None or self.forked:
+            return True
+        _open_rings.discard(self)
+        if self._failure is None and threading.get_ident() == self._thread:
+            self._drain(time.monotonic() + timeout)
+        if self._in_flight or self._failure is not None:
+            _park(self)
+            return False
+        engine, self._engine = self._engine, None
+        _lib.rtl_free(engine)
+        return True
+
+    def cancel_all(self, *, reads_only: bool) -> None:
+        """Ask for the end of every request, or of those that nobody else would notice."""
+        for request in self.requests():
+            if request.opcode.is_read or not reads_only:
+                self.cancel(request)
+
+    def _drain(self, deadline: float) -> None:
+        for request in self.requests():
+            if request.opcode is Opcode.CLOSE:
+                self.release(request)
+            elif request.opcode is Opcode.ACCEPT:
+                request.on_done = _discard
+        self.cancel_all(reads_only=False)
+        while self._in_flight and (left := deadline - time.monotonic()) > 0:
+            self.wait(left)
+            self.reap()
+
+    # Looking
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests the kernel has, or will have after the next submit."""
+        return len(self._in_flight)
+
+    def requests(self) -> list[Request]:
+        """The requests in flight, oldest first."""
+        return list(self._in_flight.values())
+
+    def counters(self) -> RingCounters:
+        counters = _ffi.new("struct rtl_counters *")
+        _lib.rtl_counters(self._usable(), counters)
+        return RingCounters(**{name: getattr(counters, name) for name in RingCounters.__slots__})
+
+    def unsupported(self) -> list[Opcode]:
+        """The opcodes that this kernel does not know."""
+        return [o for o in Opcode if _lib.rtl_supports(self._usable(), int(o)) != 1]
+
+
+def _open_engine(buffers: int, buffer_size: int) -> Any:
+    """A ring of the usual size, or a smaller one where memory is short."""
+    out = _ffi.new("struct rtl_ring **")
+    sq_entries, cq_entries = SQ_ENTRIES, CQ_ENTRIES
+    while True:
+        result = _lib.rtl_open(out, sq_entries, cq_entries, buffers, buffer_size)
+        if result == 0:
+            return out[0]
+        if result != -errno.ENOMEM or sq_entries <= SMALLEST_RING:
+            raise unavailable(-result)
+        sq_entries //= 2
+        cq_entries //= 2
+
+
+def _deadline_ns(deadline: float | None) -> int:
+    return _lib.RTL_NO_DEADLINE if deadline is None else int(deadline * 1e9)
+
+
+def _discard(request: Request) -> None:
+    """Let go of a result that nobody will take: an fd is closed, bytes are dropped."""
+    if request.opcode is Opcode.ACCEPT and request.result >= 0 and request.failure is None:
+        os.close(request.result)
+    request.data = None
+    request.advance(Event.TAKE)
+
+
+def _park(owner: object) -> None:
+    """Keep what the kernel may still write to alive, past the end of the interpreter."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))

@@ -1,0 +1,218 @@
+"""TLS without I/O: bytes in, bytes out.
+
+What ssl.SSLObject does on two memory BIOs, and the rules that it leaves to its user:
+
+1. The transport's end of input is never told to OpenSSL. With OP_IGNORE_UNEXPECTED_EOF it
+   would turn into a clean end. Instead: when more is needed and there is no more, the
+   stream was truncated. Only the peer's close_notify reads as the end.
+2. ``SSLObject.unwrap`` also tries to read the peer's answer, and destroys application data
+   that it meets there. So what has come is read first, and kept for later reads.
+3. After a fatal error OpenSSL has queued the alert for the peer. It is sent, and nothing after.
+4. A TLS 1.3 server's session tickets are queued when the handshake completes. They stay
+   queued until there is something else to send: a client that never reads must not get an
+   RST for closing over them. Whatever is sent next follows them, as their sequence numbers ask.
+
+This module imports no socket, no ring and no event loop.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ._errors import TruncationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["TlsSession"]
+
+#: Plaintext bytes that one record holds at most (RFC 8446, section 5.1).
+RECORD_SIZE = 16384
+
+
+class TlsSession:
+    """One TLS connection's state.
+
+    Raises:
+      ssl.SSLError, ValueError: the context and the names do not fit together.
+    """
+
+    __slots__ = (
+        "_held_output",
+        "_https_compatible",
+        "_incoming",
+        "_input_ended",
+        "_outgoing",
+        "_unread",
+        "close_notify_received",
+        "close_notify_sent",
+        "failure",
+        "handshake_done",
+        "object",
+    )
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None,
+        https_compatible: bool,
+    ) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self.object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self._https_compatible = https_compatible
+        self._unread: deque[bytes] = deque()
+        self._held_output = 0
+        self._input_ended = False
+        self.handshake_done = False
+        self.close_notify_sent = False
+        self.close_notify_received = False
+        self.failure: ssl.SSLError | None = None
+
+    # Ciphertext
+
+    def feed(self, data: Buffer) -> None:
+        """Take in what came from the peer."""
+        self._incoming.write(data)
+
+    def feed_end(self) -> None:
+        """Nothing more will come."""
+        self._input_ended = True
+
+    @property
+    def has_output(self) -> bool:
+        """True if there is something that must be sent now."""
+        return self._outgoing.pending > self._held_output
+
+    def take_output(self) -> bytes:
+        """All that is to be sent to the peer, in order."""
+        self._held_output = 0
+        return self._outgoing.read()
+
+    def take_trailing_input(self) -> bytes:
+        """What came after the peer's close_notify: it is not TLS."""
+        return self._incoming.read()
+
+    # Plaintext. Each returns None where more input is needed.
+
+    def handshake(self) -> bool:
+        """Go on with the handshake. True when it is complete.
+
+        Raises:
+          ssl.SSLError: it failed, or the input has ended in the middle of it.
+        """
+        try:
+            self.object.do_handshake()
+        except ssl.SSLWantReadError:
+            if self._input_ended:
+                raise self._fail(_unexpected_eof("during the handshake")) from None
+            return False
+        except ssl.SSLError as error:
+            raise self._fail(error) from None
+        self.handshake_done = True
+        if self.object.server_side and self.object.version() == "TLSv1.3":
+            self._held_output = self._outgoing.pending
+        return True
+
+    def read(self, max_bytes: int) -> bytes | None:
+        """Up to ``max_bytes`` of what the peer sent; b"" after its close_notify.
+
+        Raises:
+          TruncationError: the input has ended without close_notify.
+          ssl.SSLError: the peer broke the protocol, or sent a fatal alert.
+        """
+        if self._unread:
+            return self._read_unread(max_bytes)
+        if self.close_notify_received:
+            return b""
+        if self._incoming.pending or self.object.pending():
+            data = self._read_records(max_bytes)
+            if data is not None:
+                return data
+        if not self._input_ended:
+            return None
+        if self._https_compatible:
+            return b""
+        raise TruncationError(
+            "the connection ended without close_notify: what was received may be incomplete"
+        )
+
+    def write(self, data: Buffer) -> int | None:
+        """Encrypt; returns how much of ``data`` was taken.
+
+        Raises:
+          ssl.SSLError: as for ``read``.
+        """
+        try:
+            return self.object.write(data)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
+            raise self._fail(error) from None
+
+    def close_output(self) -> None:
+        """Queue our close_notify. What came before and was not read yet stays readable."""
+        if self.close_notify_sent or self.failure is not None:
+            return
+        self._save_unread()
+        if self.failure is not None:
+            return
+        self.close_notify_sent = True
+        try:
+            self.object.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # our alert is queued, the peer's is yet to come: the usual answer
+        except ssl.SSLError as error:
+            self.close_notify_sent = self._outgoing.pending > self._held_output
+            self._fail(error)
+        else:
+            self.close_notify_received = True
+
+    # Helpers
+
+    def _read_records(self, max_bytes: int) -> bytes | None:
+        try:
+            data = self.object.read(max_bytes)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLZeroReturnError:
+            data = b""
+        except ssl.SSLError as error:
+            raise self._fail(error) from None
+        if not data:
+            self.close_notify_received = True
+        return data
+
+    def _read_unread(self, max_bytes: int) -> bytes:
+        data = self._unread.popleft()
+        if len(data) > max_bytes:
+            self._unread.appendleft(data[max_bytes:])
+        return data[:max_bytes]
+
+    def _save_unread(self) -> None:
+        while not self.close_notify_received and (self._incoming.pending or self.object.pending()):
+            try:
+                data = self._read_records(RECORD_SIZE)
+            except ssl.SSLError:
+                return  # it is kept as the failure
+            if data is None:
+                return
+            if data:
+                self._unread.append(data)
+
+    def _fail(self, error: ssl.SSLError) -> ssl.SSLError:
+        self.failure = error
+        self._held_output = 0
+        return error
+
+
+def _unexpected_eof(when: str) -> ssl.SSLEOFError:
+    return ssl.SSLEOFError(
+        ssl.SSL_ERROR_EOF, f"the peer ended the connection {when}, without close_notify"
+    )

@@ -1,0 +1,247 @@
+"""SocketStream and SocketListener: trio's interfaces over sockets on the ring."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from ._closing import SHUTDOWN_TIMEOUT, Closing
+from ._conflict import ConflictDetector
+from ._operation import Operation
+from ._transport import RECEIVE_SIZE, RingTransport, broken
+from ._trio_driver import TrioDriver
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["SocketListener", "SocketStream", "checked_max_bytes"]
+
+#: What accept(2) may answer because of one connection, and not of the listener (its man page
+#: asks to treat these as "try again").
+_CONNECTION_ERRORS = {
+    errno.ECONNABORTED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENONET,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ETIMEDOUT,
+}
+
+
+def _take_over(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
+    """The stdlib socket behind a stdlib or trio socket, which must not be used any more."""
+    if isinstance(sock, trio.socket.SocketType):
+        family, type_, proto = sock.family, sock.type, sock.proto
+        return socket.socket(family, type_, proto, fileno=sock.detach())
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"expected a socket of the stdlib or of trio, not {sock!r}")
+    return sock
+
+
+def _check_stream_type(sock: socket.socket | trio.socket.SocketType) -> None:
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError("expected a SOCK_STREAM socket")
+
+
+@final
+class SocketStream(trio.abc.HalfCloseableStream):
+    """A connected socket whose I/O is done by the ring.
+
+    Like trio.SocketStream, with TCP_NODELAY set. The socket belongs to the stream from now on.
+
+    Args:
+      sock: a connected stdlib or trio stream socket.
+
+    Raises:
+      RingUnavailableError: there is no io_uring here; the text says what to change.
+
+    Attributes:
+      socket: the stdlib socket, for options and addresses. Do not send or receive with it.
+    """
+
+    def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
+        self._is_owner = False
+        _check_stream_type(sock)
+        driver = TrioDriver.current()
+        self._transport = RingTransport(driver, _take_over(sock))
+        with suppress(OSError):
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._closing = Closing(self._transport)
+        self._sending = ConflictDetector("another task is sending on this SocketStream")
+        self._receiving = ConflictDetector("another task is receiving from this SocketStream")
+        self._sent_eof = False
+        self._is_owner = True
+
+    @property
+    def socket(self) -> socket.socket:
+        return self._transport.socket
+
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
+        """See socket.socket.setsockopt."""
+        self.socket.setsockopt(level, option, value)
+
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
+        """See socket.socket.getsockopt."""
+        if buffersize:
+            return self.socket.getsockopt(level, option, buffersize)
+        return self.socket.getsockopt(level, option)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``.
+
+        It is sent from the caller's memory, without a copy, and can't be resized meanwhile.
+        If this is cancelled, some part of it, from its start, has been sent.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+        """
+        with self._sending:
+            self._check_sendable()
+            left = memoryview(data).cast("B")
+            if not left:
+                await trio.lowlevel.checkpoint()
+            while left:
+                sent = await self._transport.send(left)
+                left = left[sent:]
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See trio.abc.SendStream."""
+        with self._sending:
+            self._check_sendable()
+            await self._transport.wait_writable()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive between 1 and ``max_bytes`` bytes (by default 64 KiB); b"" at the end.
+
+        If this is cancelled, nothing was received.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+        """
+        max_bytes = checked_max_bytes(max_bytes)
+        with self._receiving:
+            return await self._transport.receive_bytes(max_bytes)
+
+    async def send_eof(self) -> None:
+        """Send FIN. Receiving goes on."""
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._transport.check_open()
+            if self._sent_eof:
+                return
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                raise broken(error) from error
+            self._sent_eof = True
+
+    async def aclose(self) -> None:
+        """Send FIN and close. The ring reads what the peer still sends, and throws it away."""
+        self._closing.start()
+        await trio.lowlevel.checkpoint()
+
+    def surrender(self) -> tuple[RingTransport, Closing]:
+        """Hand the connection to a TLS stream, which sees to its end from now on."""
+        self._transport.check_open()
+        self._is_owner = False
+        return self._transport, self._closing
+
+    def take_back(self) -> None:
+        """The connection is no longer TLS: it ends as a socket does."""
+        self._closing.take_charge(None, SHUTDOWN_TIMEOUT, None)
+        self._is_owner = True
+
+    def _check_sendable(self) -> None:
+        self._transport.check_open()
+        if self._sent_eof:
+            raise trio.ClosedResourceError("can't send after send_eof()")
+
+    def __del__(self) -> None:
+        if self._is_owner:
+            self._closing.drop()
+
+
+@final
+class SocketListener(trio.abc.Listener[SocketStream]):
+    """A listening socket whose connections are accepted by the ring.
+
+    Args:
+      sock: a listening stdlib or trio stream socket.
+
+    Raises:
+      RingUnavailableError: there is no io_uring here; the text says what to change.
+
+    Attributes:
+      socket: the stdlib socket, for options and addresses.
+    """
+
+    def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
+        _check_stream_type(sock)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("SocketListener needs a listening socket")
+        self._driver = TrioDriver.current()
+        self.socket = _take_over(sock)
+        self.socket.setblocking(True)
+
+    async def accept(self) -> SocketStream:
+        """Accept one connection. Several tasks may do so at once.
+
+        If this is cancelled, no connection was accepted.
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed.
+          OSError: among others EMFILE and ENFILE, when no file descriptor is left.
+        """
+        listening = self.socket
+        ring = self._driver.ring
+        while True:
+            if listening.fileno() < 0:
+                raise trio.ClosedResourceError("this listener was closed")
+            try:
+                fd = await self._driver.wait(Operation(ring, ring.accept(listening.fileno())))
+            except OSError as error:
+                if error.errno in _CONNECTION_ERRORS or listening.fileno() < 0:
+                    continue
+                raise
+            assert isinstance(fd, int)
+            return SocketStream(
+                socket.socket(listening.family, listening.type, listening.proto, fileno=fd)
+            )
+
+    async def aclose(self) -> None:
+        """Stop listening. Tasks in ``accept`` wake with trio.ClosedResourceError."""
+        if self.socket.fileno() >= 0:
+            ring = self._driver.ring
+            request = ring.close_fd(
+                self.socket.fileno(), discard_limit=0, deadline=time.monotonic()
+            )
+            if ring.release(request):
+                self.socket.detach()  # the ring closes it, after the last accept
+            else:
+                self.socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+def checked_max_bytes(max_bytes: int | None) -> int:
+    """What trio's streams accept as ``max_bytes``.
+
+    Raises:
+      TypeError, ValueError: it is not a positive integer.
+    """
+    if max_bytes is None:
+        return RECEIVE_SIZE
+    max_bytes = operator.index(max_bytes)
+    if max_bytes < 1:
+        raise ValueError("max_bytes must be >= 1")
+    return max_bytes

@@ -1,0 +1,421 @@
+"""TlsStream: a task's view of a TLS connection.
+
+Rules:
+
+1. A call on the session (TlsSession) and the hand-over of what it put out to the transport
+   happen with no await between them. So records leave in the order in which they were
+   encrypted, whichever tasks made them, and no lock is needed.
+2. Handing over never blocks. A sender waits for room before it encrypts: if it is cancelled
+   there, nothing of that piece was sent, and the stream stays usable.
+3. All that needs input waits in ``_receive_input``: one task receives, the others wait for
+   what it brings.
+4. The end is the Closing's. It outlives this object.
+
+Nothing here awaits anything but the transport and its driver.
+"""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
+
+import trio
+
+from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome
+from ._conflict import ConflictDetector
+from ._session import TlsSession
+from ._socket import SocketStream, checked_max_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    T = TypeVar("T")
+
+__all__ = ["TlsListener", "TlsStream"]
+
+#: Plaintext that is encrypted in one piece.
+PIECE = 128 * 1024
+
+
+@final
+class TlsStream(trio.abc.HalfCloseableStream):
+    """A TLS connection that always ends with close_notify.
+
+    Like trio.SSLStream, but for its end: leaving ``async with stream``, or ``aclose()``, sends
+    all that ``send_all`` accepted, close_notify and FIN, under cancellation too. To break a
+    connection off there is ``close_unclean()``. A call that is cancelled leaves the stream
+    usable.
+
+    Args:
+      transport_stream: the connection; it belongs to this object from now on.
+      ssl_context: as for trio.SSLStream. Options that hide truncation have no effect.
+      server_hostname: the name that the server's certificate must have.
+      server_side: true for the side that has the certificate.
+      https_compatible: take an end of the connection without close_notify for an end, as much
+        of the web demands. Our own close_notify is sent all the same.
+      shutdown_timeout: seconds that the end may take; then the connection is reset. May be
+        set later.
+
+    Raises:
+      ValueError, ssl.SSLError: the context and the names do not fit together.
+    """
+
+    def __init__(
+        self,
+        transport_stream: SocketStream,
+        ssl_context: ssl.SSLContext,
+        *,
+        server_hostname: str | bytes | None = None,
+        server_side: bool = False,
+        https_compatible: bool = False,
+        shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+    ) -> None:
+        self._is_owner = False
+        if not isinstance(transport_stream, SocketStream):
+            raise TypeError(f"TlsStream needs a ringtls.SocketStream, not {transport_stream!r}")
+        if isinstance(server_hostname, bytes):
+            server_hostname = server_hostname.decode("ascii")
+        self._session = TlsSession(
+            ssl_context,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            https_compatible=https_compatible,
+        )
+        self._transport, self._closing = transport_stream.surrender()
+        self._transport_stream: SocketStream | None = transport_stream
+        self._driver = self._transport.driver
+        self._input_arrived = self._driver.signal()
+        self._closing.take_charge(self._session, shutdown_timeout, self._input_arrived.wake)
+        self._receiving_input = False
+        self._unwrapped = False
+        self._sending = ConflictDetector("another task is sending on this TlsStream")
+        self._receiving = ConflictDetector("another task is receiving from this TlsStream")
+        self._is_owner = True
+
+    # Data
+
+    async def do_handshake(self) -> None:
+        """Shake hands, if that has not happened yet. The other methods do it where needed.
+
+        If this is cancelled it can be called again, and goes on where it was.
+
+        Raises:
+          trio.BrokenResourceError: it failed; the cause is the ssl.SSLError.
+          trio.ClosedResourceError
+        """
+        self._check_usable()
+        await self._driver.checkpoint_if_cancelled()
+        if not await self._ensure_handshake():
+            await self._driver.cancel_shielded_checkpoint()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Accept all of ``data`` for sending, in order.
+
+        Returns when it is accepted: it is sent in the background, and before the connection
+        ends. Waits while too much is unsent. If this is cancelled, what was accepted is some
+        part of ``data`` from its start (all or nothing, up to 128 KiB).
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+        """
+        with self._sending:
+            self._check_sendable()
+            await self._driver.checkpoint_if_cancelled()
+            await self._ensure_handshake()
+            left = memoryview(data).cast("B")
+            while left:
+                await self._transport.wait_for_room()
+                self._check_sendable()
+                taken = self._call_session(partial(self._session.write, left[:PIECE]))
+                if taken is None:
+                    await self._receive_input()
+                else:
+                    left = left[taken:]
+            await self._driver.cancel_shielded_checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until ``send_all`` would accept something at once. See trio.abc.SendStream."""
+        with self._sending:
+            self._check_sendable()
+            await self._driver.checkpoint_if_cancelled()
+            if not await self._transport.wait_for_room():
+                await self._driver.cancel_shielded_checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
+
+        If this is cancelled, nothing was received, and nothing is lost.
+
+        Raises:
+          TruncationError: the connection ended without close_notify.
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+        """
+        max_bytes = checked_max_bytes(max_bytes)
+        with self._receiving:
+            self._check_usable()
+            await self._driver.checkpoint_if_cancelled()
+            waited = await self._ensure_handshake()
+            while (data := self._call_session(partial(self._session.read, max_bytes))) is None:
+                await self._receive_input()
+                waited = True
+            if not waited:
+                await self._driver.cancel_shielded_checkpoint()
+            return data
+
+    async def send_eof(self) -> None:
+        """Send close_notify, and no FIN: the other direction goes on.
+
+        Afterwards sending raises trio.ClosedResourceError.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+        """
+        with self._sending:
+            self._check_usable()
+            await self._driver.checkpoint_if_cancelled()
+            await self._ensure_handshake()
+            self._call_session(self._session.close_output)
+            await self._driver.cancel_shielded_checkpoint()
+
+    async def unwrap(self) -> tuple[SocketStream, bytes]:
+        """End TLS and keep the connection.
+
+        Sends close_notify and waits for the peer's. Read to the end (b"") first if the peer may
+        still be sending.
+
+        Returns:
+          The transport, and what came on it after the peer's close_notify.
+
+        Raises:
+          trio.BrokenResourceError: among others if the peer still sends data.
+          trio.ClosedResourceError, trio.BusyResourceError
+        """
+        with self._receiving, self._sending:
+            self._check_usable()
+            await self._driver.checkpoint_if_cancelled()
+            await self._ensure_handshake()
+            self._call_session(self._session.close_output)
+            while (data := self._call_session(partial(self._session.read, 1))) is None:
+                await self._receive_input()
+            if data:
+                raise trio.BrokenResourceError("the peer sent data where unwrap() needs its end")
+            await self._driver.cancel_shielded_checkpoint()
+            assert self._transport_stream is not None
+            transport_stream, self._transport_stream = self._transport_stream, None
+            self._unwrapped = True
+            self._is_owner = False
+            transport_stream.take_back()
+            return transport_stream, self._session.take_trailing_input()
+
+    # The end
+
+    async def aclose(self, *, shutdown_timeout: float | None = None) -> None:
+        """Send what is accepted, close_notify and FIN; wait until the kernel has them.
+
+        Does not wait for the peer, but for its TCP to take in what is unsent: at most
+        ``shutdown_timeout`` seconds (by default the stream's own). After that the connection is
+        reset. How it ended is ``close_outcome``; no error is raised for it.
+
+        Not a cancellation point: a cancellation comes out at the next checkpoint. So
+        ``trio.aclose_forcefully(stream)`` is graceful too; ``close_unclean()`` is not.
+        """
+        if self._unwrapped:
+            await self._driver.cancel_shielded_checkpoint()
+            return
+        self._closing.start(shutdown_timeout)
+        await self._closing.wait()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def close_unclean(self) -> None:
+        """Reset the connection at once, without close_notify. Does not wait.
+
+        The peer sees an error, and may lose what it has not read yet.
+        """
+        if not self._unwrapped:
+            self._closing.abort()
+
+    @property
+    def close_outcome(self) -> CloseOutcome | None:
+        """How the connection ended; None until that is known."""
+        return self._closing.outcome
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """Seconds that the end may take."""
+        return self._closing.timeout
+
+    @shutdown_timeout.setter
+    def shutdown_timeout(self, seconds: float) -> None:
+        self._closing.timeout = seconds
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("use 'async with' with a TlsStream, not 'with'")
+
+    def __exit__(self, *exc_info: object) -> None:
+        raise AssertionError("__enter__ does not return")
+
+    def __del__(self) -> None:
+        if self._is_owner:
+            self._closing.drop()
+
+    # What is known of the connection
+
+    @property
+    def transport_stream(self) -> SocketStream:
+        """The stream below. None of its data methods may be used."""
+        if self._transport_stream is None:
+            raise trio.ClosedResourceError("this stream was unwrapped")
+        return self._transport_stream
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The SSLContext. May be set by an SNI callback, as ssl.SSLObject.context."""
+        return self._session.object.context
+
+    @property
+    def server_side(self) -> bool:
+        return self._session.object.server_side
+
+    @property
+    def server_hostname(self) -> str | None:
+        return self._session.object.server_hostname
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """The session, to be resumed by another connection (set it there before the handshake)."""
+        return self._session.object.session
+
+    @session.setter
+    def session(self, session: ssl.SSLSession) -> None:
+        self._session.object.session = session
+
+    @property
+    def session_reused(self) -> bool | None:
+        """Raises trio.NeedHandshakeError before the handshake, like all that follow."""
+        return self._after_handshake("session_reused").session_reused
+
+    def selected_alpn_protocol(self) -> str | None:
+        """See ssl.SSLSocket.selected_alpn_protocol."""
+        return self._after_handshake("selected_alpn_protocol").selected_alpn_protocol()
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """See ssl.SSLSocket.getpeercert."""
+        return self._after_handshake("getpeercert").getpeercert(binary_form)
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """See ssl.SSLSocket.cipher."""
+        return self._after_handshake("cipher").cipher()
+
+    def version(self) -> str | None:
+        """See ssl.SSLSocket.version."""
+        return self._after_handshake("version").version()
+
+    def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
+        """See ssl.SSLSocket.get_channel_binding."""
+        return self._after_handshake("get_channel_binding").get_channel_binding(cb_type)
+
+    def _after_handshake(self, name: str) -> ssl.SSLObject:
+        if not self._session.handshake_done:
+            raise trio.NeedHandshakeError(f"call do_handshake() before {name}")
+        return self._session.object
+
+    # Helpers
+
+    def _check_usable(self) -> None:
+        if self._unwrapped:
+            raise trio.ClosedResourceError("this stream was unwrapped")
+        if self._closing.started:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._session.failure is not None:
+            raise _broken(self._session.failure)
+
+    def _check_sendable(self) -> None:
+        self._check_usable()
+        if self._session.close_notify_sent:
+            raise trio.ClosedResourceError("can't send after send_eof()")
+        self._transport.check_sendable()
+
+    def _call_session(self, function: Callable[[], T]) -> T:
+        """Rule 1. An alert that the call left behind goes out as well."""
+        try:
+            return function()
+        except ssl.SSLError as error:
+            raise _broken(error) from error
+        finally:
+            if self._session.has_output:
+                self._transport.enqueue(self._session.take_output())
+
+    async def _ensure_handshake(self) -> bool:
+        """True if that took a while."""
+        if self._session.handshake_done:
+            return False
+        waited = False
+        while not self._call_session(self._session.handshake):
+            await self._receive_input()
+            waited = True
+        return waited
+
+    async def _receive_input(self) -> None:
+        """Wait for input; a task that finds another one at it waits for that one's."""
+        if self._receiving_input:
+            await self._input_arrived.wait()
+        else:
+            self._receiving_input = True
+            try:
+                if not await self._transport.receive(self._session.feed):
+                    self._session.feed_end()
+            finally:
+                self._receiving_input = False
+                self._input_arrived.wake()
+        self._check_usable()
+
+
+@final
+class TlsListener(trio.abc.Listener[TlsStream]):
+    """Accepts TLS connections: trio.SSLListener for TlsStream.
+
+    The handshake is made by the accepted stream, so a peer that dawdles holds up nobody else.
+
+    Args:
+      transport_listener: where the connections come from.
+      ssl_context, https_compatible, shutdown_timeout: as for TlsStream.
+
+    Attributes:
+      transport_listener
+    """
+
+    def __init__(
+        self,
+        transport_listener: trio.abc.Listener[SocketStream],
+        ssl_context: ssl.SSLContext,
+        *,
+        https_compatible: bool = False,
+        shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+    ) -> None:
+        self.transport_listener = transport_listener
+        self._ssl_context = ssl_context
+        self._https_compatible = https_compatible
+        self._shutdown_timeout = shutdown_timeout
+
+    async def accept(self) -> TlsStream:
+        """Accept a connection; see SocketListener.accept."""
+        return TlsStream(
+            await self.transport_listener.accept(),
+            self._ssl_context,
+            server_side=True,
+            https_compatible=self._https_compatible,
+            shutdown_timeout=self._shutdown_timeout,
+        )
+
+    async def aclose(self) -> None:
+        """Close the listener below."""
+        await self.transport_listener.aclose()
+
+
+def _broken(error: ssl.SSLError) -> trio.BrokenResourceError:
+    broken = trio.BrokenResourceError(f"TLS failed: {error.reason or error}")
+    broken.__cause__ = error
+    return broken

@@ -1,0 +1,253 @@
+"""How a trio run drives a ring.
+
+Rules:
+
+1. Each run has one ring, made on first use. An instrument submits before trio sleeps and
+   reaps after it woke, so a task runs in the tick in which its operation completed.
+2. Nothing is rescheduled before the sleep: trio has computed its timeout by then. What is
+   complete without a CQE makes the eventfd readable instead (csrc/submit.c).
+3. The pump, a system task, waits for the eventfd, so that epoll wakes. It clears the eventfd
+   and looks once more; all other dispatching is the instrument's.
+4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
+   is caught, and ends every request in flight with itself as the reason.
+5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
+   a. The main task is done and the system tasks are cancelled. The pump stays until it is the
+      last of them and nothing is in flight; reads that nobody is left to take are cancelled.
+   b. Async generators are finalized, one by one, and may close streams. System tasks can't be
+      started any more, so a second pump is started in the nursery of trio's run_sync_soon
+      task, the only one that is still open.
+   c. That nursery is cancelled: no user code is left. Streams still open are closed here, as
+      if they had been dropped.
+   After the run the ring is drained and freed.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
+
+from ._ring import Ring
+
+if TYPE_CHECKING:
+    from ._closing import Closing
+    from ._operation import Operation
+
+__all__ = ["TrioDriver"]
+
+#: Seconds that sends which nobody waits for may take after the last task has ended.
+GRACE = 5.0
+
+
+class TrioSignal:
+    """Tasks that wait for the next occurrence of something (Signal of _transport)."""
+
+    __slots__ = ("_tasks",)
+
+    def __init__(self) -> None:
+        self._tasks: set[Task] = set()
+
+    def wake(self) -> None:
+        while self._tasks:
+            reschedule(self._tasks.pop())
+
+    async def wait(self) -> None:
+        task = current_task()
+        self._tasks.add(task)
+
+        def abort(_: RaiseCancelT) -> Abort:
+            self._tasks.discard(task)
+            return Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def wait_uncancellable(self) -> None:
+        self._tasks.add(current_task())
+        await trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED)
+
+
+class _WakeOnTaskExit(trio.abc.Instrument):
+    """Lets the pump see that it is the last system task."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+
+    def task_exited(self, task: Task) -> None:
+        self._ring.wake()
+
+
+class TrioDriver(trio.abc.Instrument):
+    """The ring of the current trio run, and how its tasks wait for it."""
+
+    def __init__(self) -> None:
+        self.ring = Ring()
+        self.failure: BaseException | None = None
+        self._token = trio.lowlevel.current_trio_token()
+        self._closings: set[Closing] = set()
+        self._pump_runs = False
+        self._late_pump_asked_for = False
+
+    @classmethod
+    def current(cls) -> TrioDriver:
+        """The driver of this run, made on first use.
+
+        Raises:
+          RuntimeError: not called from inside a trio run.
+          RingUnavailableError: there is no io_uring here.
+        """
+        try:
+            return _current.get()
+        except LookupError:
+            driver = cls()
+            _current.set(driver)
+            driver._start()
+            return driver
+
+    def _start(self) -> None:
+        trio.lowlevel.add_instrument(self)
+        try:
+            trio.lowlevel.spawn_system_task(self._pump, name="ringtls pump")
+        except RuntimeError:
+            return  # rule 5b; before_io_wait will see that no pump runs
+        self._pump_runs = True
+
+    # What streams use (Driver of _transport)
+
+    def signal(self) -> TrioSignal:
+        return TrioSignal()
+
+    async def wait(self, operation: Operation) -> int | bytes:
+        task = current_task()
+        raise_cancel: RaiseCancelT | None = None
+
+        def abort(raise_cancel_: RaiseCancelT) -> Abort:
+            nonlocal raise_cancel
+            raise_cancel = raise_cancel_
+            operation.cancel()
+            return Abort.FAILED
+
+        operation.notify(lambda request: reschedule(task))
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        try:
+            return operation.take()
+        except OSError as error:
+            if error.errno == errno.ECANCELED and raise_cancel is not None:
+                raise_cancel()
+            raise
+
+    async def checkpoint_if_cancelled(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def cancel_shielded_checkpoint(self) -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def register(self, closing: Closing) -> None:
+        self._closings.add(closing)
+
+    def unregister(self, closing: Closing) -> None:
+        self._closings.discard(closing)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        if not self.ring.forked:
+            self._token.run_sync_soon(function)
+
+    # The instrument
+
+    def before_io_wait(self, timeout: float) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self.ring.submit()
+        except BaseException as failure:
+            self._fail(failure)
+        if not self._pump_runs and self.ring.in_flight:
+            self._ask_for_late_pump()
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._reap()
+
+    def after_run(self) -> None:
+        self.ring.close(timeout=1.0)
+
+    def _reap(self) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self.ring.reap()
+        except BaseException as failure:
+            self._fail(failure)
+
+    def _fail(self, failure: BaseException) -> None:
+        self.failure = failure
+        self.ring.fail(failure)
+        self.ring.wake()
+
+    # The pump
+
+    async def _pump(self, *, late: bool = False) -> None:
+        try:
+            while True:
+                await self._next_wakeup()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self._drain(late)
+            raise
+        finally:
+            self._pump_runs = False
+            if self._closings:
+                self._ask_for_late_pump()
+
+    async def _next_wakeup(self) -> None:
+        await trio.lowlevel.wait_readable(self.ring.wakeup_fd)
+        self.ring.acknowledge_wakeup()
+        self._reap()
+
+    def _ask_for_late_pump(self) -> None:
+        if not self._late_pump_asked_for:
+            self._late_pump_asked_for = True
+            self._token.run_sync_soon(self._start_late_pump)
+
+    def _start_late_pump(self) -> None:
+        root = trio.lowlevel.current_root_task()
+        nursery = current_task().parent_nursery
+        assert root is not None
+        assert nursery is not None
+        if len(root.child_nurseries) > 1:  # the system nursery is not quite gone
+            self._token.run_sync_soon(self._start_late_pump)
+            return
+        self._pump_runs = True
+        nursery.start_soon(partial(self._pump, late=True), name="ringtls late pump")
+
+    async def _drain(self, late: bool) -> None:
+        """Stay until this is the last task, and then until nothing is in flight (rule 5)."""
+        nursery = current_task().parent_nursery
+        assert nursery is not None
+        watch = _WakeOnTaskExit(self.ring)
+        trio.lowlevel.add_instrument(watch)
+        try:
+            while len(nursery.child_tasks) > 1:
+                await self._next_wakeup()
+        finally:
+            trio.lowlevel.remove_instrument(watch)
+        if self.failure is not None:
+            return
+        if late:
+            for closing in list(self._closings):
+                closing.adopt()
+        self.ring.cancel_all(reads_only=True)
+        deadline = time.monotonic() + GRACE
+        timer = self.ring.timer(deadline)
+        while self.failure is None and self.ring.in_flight > (not timer.is_over):
+            if timer.is_over and not any(closing.started for closing in self._closings):
+                break
+            await self._next_wakeup()
+        if self.failure is None and not timer.is_over:
+            self.ring.cancel(timer)
+
+
+_current: RunVar[TrioDriver] = RunVar("ringtls driver")

@@ -1,0 +1,46 @@
+"""Certificates that the tests share."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ringtls._cli.certificates import make_certificate, server_context
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """SSL contexts of two sides that trust each other."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def of_version(self, version: ssl.TLSVersion) -> Contexts:
+        """The same for one version of TLS."""
+        only = contexts_of(self.ca, self.certificate, self.key)
+        for context in (only.server, only.client):
+            context.minimum_version = context.maximum_version = version
+        return only
+
+
+def contexts_of(ca: Path, certificate: Path, key: Path) -> Contexts:
+    server = server_context(certificate, key)
+    client = ssl.create_default_context(cafile=str(ca))
+    return Contexts(server, client, ca, certificate, key)
+
+
+@pytest.fixture(scope="session")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> Contexts:
+    made = make_certificate(tmp_path_factory.mktemp("certificates"))
+    return contexts_of(made.ca, made.certificate, made.key)
+
+
+@pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def versioned_contexts(request: pytest.FixtureRequest, contexts: Contexts) -> Contexts:
+    return contexts.of_version(request.param)

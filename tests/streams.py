@@ -1,0 +1,62 @@
+"""Pairs of connected streams, and what can be seen of this process's descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import trio
+
+from ringtls import SocketStream, TlsStream
+
+from .conftest import Contexts
+
+
+def tcp_pair(buffer_size: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection over loopback, with the kernel's buffers fixed if asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    if buffer_size is not None:
+        for sock in (client, server):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_size)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_size)
+    return client, server
+
+
+async def socket_streams(buffer_size: int | None = None) -> tuple[SocketStream, SocketStream]:
+    client, server = tcp_pair(buffer_size)
+    return SocketStream(client), SocketStream(server)
+
+
+def tls_over(
+    client: SocketStream, server: SocketStream, contexts: Contexts
+) -> tuple[TlsStream, TlsStream]:
+    return (
+        TlsStream(client, contexts.client, server_hostname="localhost"),
+        TlsStream(server, contexts.server, server_side=True),
+    )
+
+
+async def handshaken(
+    contexts: Contexts, buffer_size: int | None = None
+) -> tuple[TlsStream, TlsStream]:
+    client, server = tls_over(*await socket_streams(buffer_size), contexts)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        nursery.start_soon(server.do_handshake)
+    return client, server
+
+
+async def clog(stream: trio.abc.SendStream) -> None:
+    """Send until not even one byte more is taken."""
+    for size in (1 << 16, 1):
+        blocked = False
+        while not blocked:
+            with trio.move_on_after(0.03) as scope:
+                await stream.send_all(bytes(size))
+            blocked = scope.cancelled_caught
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))

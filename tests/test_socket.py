@@ -1,0 +1,24 @@
+"""SocketStream and SocketListener on a real ring and real sockets."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from ringtls import SocketStream
+
+from .streams import clog, socket_streams
+
+
+async def clogged_socket_streams() -> tuple[SocketStream, SocketStream]:
+    client, server = await socket_streams(buffer_size=16384)
+    await clog(client)
+    await clog(server)
+    return client, server
+
+
+async def test_trio_check_half_closeable_stream() -> None:
+    await trio.testing.check_half_closeable_stream(socket_streams, clogged_socket_streams)
