@@ -14,14 +14,18 @@
  *
  * The input has ended at EOF, at an error, at the deadline, or when after the
  * release `limit` bytes have come and the peer's TCP has acknowledged all we
- * sent: from then on an RST can't hurt what is ours.
+ * sent: from then on an RST can't hurt what is ours. A ring in a hurry, because
+ * its owner wants to end, does not wait for more than that acknowledgement.
  */
 #include <errno.h>
 #include <linux/sockios.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
+
+#define MOMENT_NS (RTL_NS_PER_SECOND / 50)
 
 static bool is_read(const struct rtl_request *q)
 {
@@ -48,6 +52,45 @@ static bool all_acknowledged(int fd)
 	return ioctl(fd, SIOCOUTQ, &unacknowledged) || !unacknowledged;
 }
 
+static int64_t ns_of(const struct __kernel_timespec *ts)
+{
+	return ts->tv_sec * RTL_NS_PER_SECOND + ts->tv_nsec;
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * RTL_NS_PER_SECOND + now.tv_nsec;
+}
+
+/* How long to wait for input: to the deadline, or just a moment in a hurry. */
+void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q)
+{
+	int64_t moment = now_ns() + MOMENT_NS;
+
+	q->u.close.until = q->deadline;
+	if (!r->hurried || moment >= ns_of(&q->deadline))
+		return;
+	q->u.close.until.tv_sec = moment / RTL_NS_PER_SECOND;
+	q->u.close.until.tv_nsec = moment % RTL_NS_PER_SECOND;
+}
+
+static bool has_ended(const struct rtl_ring *r, const struct rtl_request *q,
+		      int result)
+{
+	bool safe = q->u.close.released && all_acknowledged(q->fd);
+
+	if (result == -EINTR || result == -EAGAIN)
+		return false;
+	if (result > 0)
+		return safe && q->u.close.seen >= q->u.close.limit;
+	if (result == -ECANCELED && r->hurried)
+		return safe || now_ns() >= ns_of(&q->deadline);
+	return true;
+}
+
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
 {
 	if (q->state != RTL_HELD)
@@ -68,11 +111,7 @@ void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result)
 	q->state = RTL_HELD;
 	if (result > 0)
 		q->u.close.seen += (uint64_t)result;
-	if (result <= 0 && result != -EINTR && result != -EAGAIN)
-		q->u.close.at_end = true;
-	if (q->u.close.released && q->u.close.seen >= q->u.close.limit &&
-	    all_acknowledged(q->fd))
-		q->u.close.at_end = true;
+	q->u.close.at_end = has_ended(r, q, result);
 	rtl_close_step(r, q);
 }
 
@@ -119,6 +158,18 @@ int rtl_release(struct rtl_ring *r, uint64_t close_id)
 	q->u.close.seen = 0;
 	rtl_close_step(r, q);
 	return 0;
+}
+
+/* From now on no close waits longer than it must for its data to be safe. */
+void rtl_hurry(struct rtl_ring *r)
+{
+	r->hurried = true;
+	for (size_t i = 0; i < r->table_size; i++) {
+		struct rtl_request *q = r->table[i];
+
+		if (q && q->opcode == RTL_CLOSE && q->state == RTL_FLYING)
+			rtl_want_cancel(r, q);
+	}
 }
 
 /*

@@ -77,6 +77,7 @@ int64_t rtl_poll(struct rtl_ring *r, int fd, unsigned int mask,
 int64_t rtl_close(struct rtl_ring *r, int fd, uint64_t discard_limit,
 		  int64_t deadline_ns);
 int rtl_release(struct rtl_ring *r, uint64_t close_id);
+void rtl_hurry(struct rtl_ring *r);
 int rtl_cancel(struct rtl_ring *r, uint64_t id);
 
 int rtl_submit(struct rtl_ring *r);

@@ -49,9 +49,12 @@ struct rtl_request {
 			uint64_t seen;
 			bool released;	/* FIN or reset sent: may close */
 			bool at_end;	/* nothing more will be discarded */
+			struct __kernel_timespec until;
 		} close;
 	} u;
 };
+
+#define RTL_NS_PER_SECOND INT64_C(1000000000)
 
 struct rtl_fifo {
 	struct rtl_request *head;
@@ -63,6 +66,8 @@ struct rtl_ring {
 	int eventfd;
 	uint64_t last_id;
 	struct rtl_counters n;
+
+	bool hurried;			/* close.c */
 
 	/* table.c: open addressing by id, and the requests of each fd */
 	struct rtl_request **table;
@@ -97,6 +102,7 @@ void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *q);
 struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f);
 void rtl_queue(struct rtl_ring *r, struct rtl_request *q);
 void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result);
+void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q);
 void rtl_uncancel(struct rtl_request *q);
 void rtl_set_deadline(struct rtl_request *q, int64_t deadline_ns);
 
@@ -109,6 +115,7 @@ void rtl_pool_take_back(struct rtl_ring *r);
 
 /* close.c */
 #define RTL_TRASH_SIZE 65536u
+void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q);
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q);
 void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result);
 void rtl_close_fd_event(struct rtl_ring *r, int fd);

@@ -142,8 +142,8 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 {
 	struct __kernel_timespec ts = {
-		.tv_sec = timeout_ns / 1000000000,
-		.tv_nsec = timeout_ns % 1000000000,
+		.tv_sec = timeout_ns / RTL_NS_PER_SECOND,
+		.tv_nsec = timeout_ns % RTL_NS_PER_SECOND,
 	};
 	struct io_uring_cqe *cqe;
 	int ret;

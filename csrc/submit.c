@@ -13,8 +13,6 @@
 
 #include "internal.h"
 
-#define NS_PER_SECOND 1000000000
-
 void rtl_fifo_init(struct rtl_fifo *f)
 {
 	f->head = NULL;
@@ -68,8 +66,8 @@ void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result)
 void rtl_set_deadline(struct rtl_request *q, int64_t deadline_ns)
 {
 	q->timed = deadline_ns >= 0;
-	q->deadline.tv_sec = deadline_ns / NS_PER_SECOND;
-	q->deadline.tv_nsec = deadline_ns % NS_PER_SECOND;
+	q->deadline.tv_sec = deadline_ns / RTL_NS_PER_SECOND;
+	q->deadline.tv_nsec = deadline_ns % RTL_NS_PER_SECOND;
 }
 
 static int64_t add(struct rtl_ring *r, enum rtl_opcode opcode, int fd,
@@ -167,6 +165,17 @@ int64_t rtl_poll(struct rtl_ring *r, int fd, unsigned int mask,
 	return id;
 }
 
+void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q)
+{
+	if (q->cancel_link)
+		return;
+	q->cancel_next = r->cancels;
+	q->cancel_link = &r->cancels;
+	if (q->cancel_next)
+		q->cancel_next->cancel_link = &q->cancel_next;
+	r->cancels = q;
+}
+
 /* Ask for the end of a request; it still ends by a completion of its own. */
 int rtl_cancel(struct rtl_ring *r, uint64_t id)
 {
@@ -184,11 +193,7 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id)
 		rtl_close_fd_event(r, q->fd);
 		break;
 	case RTL_FLYING:
-		q->cancel_next = r->cancels;
-		q->cancel_link = &r->cancels;
-		if (q->cancel_next)
-			q->cancel_next->cancel_link = &q->cancel_next;
-		r->cancels = q;
+		rtl_want_cancel(r, q);
 		break;
 	case RTL_HELD:
 	case RTL_ENDED:
@@ -249,7 +254,13 @@ static void prepare(struct rtl_ring *r, struct rtl_request *q,
 static void prepare_deadline(struct rtl_ring *r, struct rtl_request *q,
 			     struct io_uring_sqe *sqe)
 {
-	io_uring_prep_link_timeout(sqe, &q->deadline, IORING_TIMEOUT_ABS);
+	struct __kernel_timespec *until = &q->deadline;
+
+	if (q->opcode == RTL_CLOSE) {
+		rtl_close_deadline(r, q);
+		until = &q->u.close.until;
+	}
+	io_uring_prep_link_timeout(sqe, until, IORING_TIMEOUT_ABS);
 	io_uring_sqe_set_data64(sqe, 0);
 	r->n.silent++;
 }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
-import pytest
 import trio
 import trio.testing
 

@@ -164,8 +164,9 @@ class Closing:
 
     def drop(self) -> None:
         """The stream was garbage-collected, perhaps in another thread."""
-        if not self.started:
-            self.transport.driver.call_soon(self.start)
+        driver = self.transport.driver
+        if not self.started and not driver.ring.forked:
+            driver.call_soon(self.start)
             self._warn()
 
     def adopt(self) -> None:

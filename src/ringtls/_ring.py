@@ -219,6 +219,11 @@ class Ring:
         _lib.rtl_release(self._usable(), closing.id)
         return True
 
+    def hurry(self) -> None:
+        """Let closed connections linger no longer than it takes to know that the peer's kernel
+        has all we sent."""
+        _lib.rtl_hurry(self._usable())
+
     def cancel(self, request: Request) -> None:
         """Ask for the request's end; it comes as a completion (rule 5 of _operation)."""
         engine = self._usable()
@@ -364,6 +369,7 @@ class Ring:
             elif request.opcode is Opcode.ACCEPT:
                 request.on_done = _discard
         self.cancel_all(reads_only=False)
+        self.hurry()
         while self._in_flight and (left := deadline - time.monotonic()) > 0:
             self.wait(left)
             self.reap()

@@ -70,8 +70,9 @@ class SocketStream(trio.abc.HalfCloseableStream):
       socket: the stdlib socket, for options and addresses. Do not send or receive with it.
     """
 
+    _is_owner = False
+
     def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
-        self._is_owner = False
         _check_stream_type(sock)
         driver = TrioDriver.current()
         self._transport = RingTransport(driver, _take_over(sock))

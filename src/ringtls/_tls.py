@@ -61,6 +61,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
       ValueError, ssl.SSLError: the context and the names do not fit together.
     """
 
+    _is_owner = False
+
     def __init__(
         self,
         transport_stream: SocketStream,
@@ -71,7 +73,6 @@ class TlsStream(trio.abc.HalfCloseableStream):
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     ) -> None:
-        self._is_owner = False
         if not isinstance(transport_stream, SocketStream):
             raise TypeError(f"TlsStream needs a ringtls.SocketStream, not {transport_stream!r}")
         if isinstance(server_hostname, bytes):

@@ -153,8 +153,7 @@ class TrioDriver(trio.abc.Instrument):
         self._closings.discard(closing)
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        if not self.ring.forked:
-            self._token.run_sync_soon(function)
+        self._token.run_sync_soon(function)
 
     # The instrument
 
@@ -240,6 +239,7 @@ class TrioDriver(trio.abc.Instrument):
             for closing in list(self._closings):
                 closing.adopt()
         self.ring.cancel_all(reads_only=True)
+        self.ring.hurry()
         deadline = time.monotonic() + GRACE
         timer = self.ring.timer(deadline)
         while self.failure is None and self.ring.in_flight > (not timer.is_over):

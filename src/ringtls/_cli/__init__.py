@@ -1,2 +1,37 @@
-def main() -> int:
-    return 0
+"""The command ``ringtls``: serve files, show the difference, look at this machine.
+
+Each module here that is a command has ``add_parser(subparsers)``, which names its arguments,
+and ``run(arguments)``, which returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from . import demo, doctor, serve
+
+__all__ = ["main"]
+
+COMMANDS = (serve, demo, doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="ringtls", description="TLS on io_uring that always ends with close_notify."
+    )
+    version = importlib.metadata.version("ringtls")
+    parser.add_argument("--version", action="version", version=f"ringtls {version}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except OSError as error:
+        print(f"ringtls: {error}", file=sys.stderr)
+        return 1
+    return status

@@ -1,0 +1,219 @@
+"""What ringtls needs of this machine, as checks that each find one thing out.
+
+Rules:
+
+1. A check that raises is a failed check; the others go on.
+2. What needs a ring is skipped where there is none: the check of io_uring says why.
+3. A remedy says what to change. It is there whenever the status is a warning or failed.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import platform
+import resource
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from .._availability import KERNEL_FLOOR, io_uring_disabled, kernel_version, unavailable
+from .._errors import RingUnavailableError
+from .._ring import Ring
+from .cases import CANCELLED_READING, RETURN
+from .measure import RINGTLS, measure, throwaway_contexts
+from .peer import End
+
+__all__ = ["CHECKS", "Check", "Finding", "Result", "Status", "run_checks"]
+
+#: Fewer file descriptors than this are soon used up: each connection needs one.
+FEW_DESCRIPTORS = 1024
+
+OPENSSL_FLOOR = (1, 1, 1)
+
+SECCOMP_MODES = {"0": "none", "1": "strict", "2": "a filter is in force"}
+
+REPORT = "report it as a bug, with the output of: ringtls doctor --json"
+
+
+class Status(enum.Enum):
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found out."""
+
+    status: Status
+    found: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    look: Callable[[], Finding]
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    finding: Finding
+
+
+def run_checks() -> list[Result]:
+    return [Result(check.name, _result_of(check)) for check in CHECKS]
+
+
+def _result_of(check: Check) -> Finding:
+    try:
+        return check.look()
+    except Exception as error:
+        return Finding(Status.FAILED, f"{type(error).__name__}: {error}", f"the check: {REPORT}")
+
+
+@contextmanager
+def _open_ring() -> Iterator[Ring]:
+    ring = Ring()
+    try:
+        yield ring
+    finally:
+        ring.close(timeout=1.0)
+
+
+def _refusal(error: RingUnavailableError) -> tuple[str, str]:
+    """The two parts of the text: what is refused and why, and what to change."""
+    what, why, remedy = str(error.strerror).split(": ", 2)
+    return f"{what}: {why}", remedy
+
+
+def _kernel() -> Finding:
+    found = f"Linux {os.uname().release}"
+    if kernel_version() >= KERNEL_FLOOR:
+        return Finding(Status.OK, found)
+    _, remedy = _refusal(unavailable(errno.EINVAL))
+    return Finding(Status.FAILED, found, remedy)
+
+
+def _sysctl() -> Finding:
+    disabled = io_uring_disabled()
+    if not disabled:
+        return Finding(Status.OK, "0 (open to all)")
+    _, remedy = _refusal(unavailable(errno.EPERM))
+    return Finding(Status.WARNING, str(disabled), remedy)
+
+
+def _seccomp() -> Finding:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    mode = fields["Seccomp"].strip()
+    return Finding(Status.OK, f"{mode} ({SECCOMP_MODES[mode]})")
+
+
+def _io_uring() -> Finding:
+    try:
+        with _open_ring() as ring:
+            counters = ring.counters()
+    except RingUnavailableError as error:
+        return Finding(Status.FAILED, *_refusal(error))
+    return Finding(
+        Status.OK,
+        f"a ring of {counters.sq_entries}/{counters.cq_entries} entries, "
+        f"{counters.buffers} buffers of {counters.buffer_size} bytes",
+    )
+
+
+def _operations() -> Finding:
+    try:
+        with _open_ring() as ring:
+            missing = ring.unsupported()
+    except RingUnavailableError:
+        return _skipped()
+    if missing:
+        names = ", ".join(opcode.name.lower() for opcode in missing)
+        return Finding(Status.FAILED, f"the kernel lacks: {names}", "run a newer kernel")
+    return Finding(Status.OK, "all that are needed")
+
+
+def _locked_memory() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return Finding(Status.OK, f"{_limit(soft)} bytes (a ring is not counted since Linux 5.12)")
+
+
+def _descriptors() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= FEW_DESCRIPTORS:
+        return Finding(Status.OK, _limit(soft))
+    return Finding(
+        Status.WARNING,
+        f"{soft}, and each connection needs one",
+        "raise the limit (ulimit -n, LimitNOFILE= in systemd)",
+    )
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def _python() -> Finding:
+    found = f"{platform.python_implementation()} {platform.python_version()}"
+    return Finding(Status.OK, found)
+
+
+def _trio() -> Finding:
+    return Finding(Status.OK, trio.__version__)
+
+
+def _openssl() -> Finding:
+    if ssl.OPENSSL_VERSION_INFO >= OPENSSL_FLOOR:
+        return Finding(Status.OK, ssl.OPENSSL_VERSION)
+    floor = ".".join(map(str, OPENSSL_FLOOR))
+    remedy = f"use a Python that is built with OpenSSL {floor} or newer"
+    return Finding(Status.FAILED, ssl.OPENSSL_VERSION, remedy)
+
+
+def _close_notify() -> Finding:
+    try:
+        ends = trio.run(_ends_over_loopback)
+    except RingUnavailableError:
+        return _skipped()
+    unclean = [f"{case}: {end.value}" for case, end in ends.items() if end is not End.CLEAN]
+    if unclean:
+        remedy = f"see what interferes with connections over loopback; else {REPORT}"
+        return Finding(Status.FAILED, ", ".join(unclean), remedy)
+    return Finding(Status.OK, f"follows the data when a handler {' or is '.join(ends)}")
+
+
+async def _ends_over_loopback() -> dict[str, End]:
+    contexts = throwaway_contexts()
+    ends: dict[str, End] = {}
+    for case in (RETURN, CANCELLED_READING):
+        [ends[case.name]] = await measure(RINGTLS, case, 1, contexts)
+    return ends
+
+
+def _skipped() -> Finding:
+    return Finding(Status.SKIPPED, "io_uring is not available")
+
+
+CHECKS = (
+    Check("kernel", _kernel),
+    Check("kernel.io_uring_disabled", _sysctl),
+    Check("seccomp", _seccomp),
+    Check("io_uring", _io_uring),
+    Check("io_uring operations", _operations),
+    Check("RLIMIT_MEMLOCK", _locked_memory),
+    Check("RLIMIT_NOFILE", _descriptors),
+    Check("Python", _python),
+    Check("trio", _trio),
+    Check("OpenSSL", _openssl),
+    Check("close_notify", _close_notify),
+)

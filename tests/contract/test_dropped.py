@@ -1,0 +1,71 @@
+"""C8, C14: streams that nobody closed, and streams of another process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import pytest
+import trio
+from trio.to_thread import run_sync as in_thread
+
+from ringtls import TlsStream
+
+from ..conftest import Contexts
+from ..peer import Peer, meet
+
+
+@pytest.mark.parametrize("how", ["reference", "cycle", "thread"])
+async def test_c8_dropped(contexts: Contexts, how: str) -> None:
+    stream, peer = await meet(contexts)
+    await stream.send_all(b"last words")
+    holder = [stream]
+    with pytest.warns(ResourceWarning, match="peer.py:"):
+        if how == "cycle":
+            stream.cycle = stream  # type: ignore[attr-defined]
+        del stream
+        if how == "thread":
+            thread = threading.Thread(target=holder.clear)
+            thread.start()
+            thread.join()
+        holder.clear()
+        gc.collect()
+    end = await in_thread(peer.end)
+    assert end.is_clean
+    assert end.data == b"last words"
+
+
+def test_c8_still_open_at_the_end_of_the_run(contexts: Contexts) -> None:
+    kept: list[tuple[TlsStream, Peer]] = []
+
+    async def main() -> None:
+        stream, peer = await meet(contexts)
+        await stream.send_all(b"last words")
+        kept.append((stream, peer))
+
+    with pytest.warns(ResourceWarning, match="peer.py:"):
+        trio.run(main)
+    end = kept[0][1].end()
+    assert end.is_clean
+    assert end.data == b"last words"
+
+
+async def test_c14_fork(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            stream.send_all(b"from the child").send(None)
+        except RuntimeError as error:
+            status = 0 if "parent" in str(error) else 2
+        finally:
+            os._exit(status)
+    _, status = await in_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    await stream.send_all(b"from the parent")
+    await stream.aclose()
+    end = await in_thread(peer.end)
+    assert end.is_clean
+    assert end.data == b"from the parent"

@@ -1,0 +1,323 @@
+"""H1 to H8: operations on a real ring, without any event loop."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import socket
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from ringtls import _ring
+from ringtls._operation import TRANSITIONS, Event, Opcode, Operation, Request, State
+from ringtls._ring import Ring
+
+from ..streams import open_fds, tcp_pair
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    ring = Ring(buffers=4, buffer_size=4096)
+    yield ring
+    assert ring.close(timeout=5.0)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def finish(ring: Ring, *operations: Operation) -> None:
+    """Drive the ring until the operations are over."""
+    deadline = time.monotonic() + 10
+    while not all(operation.done for operation in operations):
+        assert time.monotonic() < deadline
+        ring.wait(1.0)
+        ring.reap()
+
+
+def finish_all(ring: Ring) -> None:
+    while ring.in_flight:
+        ring.wait(1.0)
+        ring.reap()
+
+
+def test_h1_states(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    request = ring.recv(ours.fileno(), 100)
+    operation = Operation(ring, request)
+    assert operation.state is State.SUBMITTED
+    assert repr(operation) == f"<Operation: <recv on fd {ours.fileno()}, SUBMITTED>>"
+    operation.cancel()
+    assert "CANCELLING" in repr(operation)
+    finish(ring, operation)
+    assert repr(request) == f"<recv on fd {ours.fileno()}, DONE, result {-errno.ECANCELED}>"
+    with pytest.raises(OSError, match="recv on fd"):
+        operation.take()
+    assert operation.state is State.TAKEN
+
+
+def test_h1_the_table_has_a_row_for_each_state() -> None:
+    assert set(TRANSITIONS) == set(State)
+    request = Request(Opcode.RECV, 0)
+    with pytest.raises(RuntimeError, match="can't take"):
+        request.advance(Event.TAKE)
+
+
+def test_h1_user_data_is_never_reused(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    ids = set()
+    for _ in range(1000):
+        operation = Operation(ring, ring.send(ours.fileno(), b"x"))
+        ids.add(operation._request.id)
+        finish(ring, operation)
+        operation.take()
+    assert len(ids) == 1000
+
+
+def test_h2_a_buffer_outlives_everybody(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+
+    class Buffer(bytearray):
+        pass
+
+    buffer = Buffer(100)
+    alive = weakref.ref(buffer)
+    operation = Operation(ring, ring.recv_into(ours.fileno(), buffer))
+    ring.submit()
+    with pytest.raises(BufferError):
+        buffer.append(1)
+    del operation, buffer
+    gc.collect()
+    assert alive() is not None
+    finish_all(ring)
+    gc.collect()
+    assert alive() is None
+
+
+def test_h2_a_ring_that_nobody_holds(pair: Pair) -> None:
+    ours, theirs = pair
+    ring = Ring(buffers=4, buffer_size=4096)
+    alive = weakref.ref(ring)
+    ring.recv(ours.fileno(), 100)
+    ring.submit()
+    del ring
+    gc.collect()
+    forgotten = alive()
+    assert forgotten is not None
+    assert forgotten.close(timeout=5.0)
+
+
+def test_h3_dropping_a_read_cancels_it(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    operation = Operation(ring, ring.recv(ours.fileno(), 100))
+    ring.submit()
+    del operation
+    finish_all(ring)
+    theirs.sendall(b"x")
+    assert ours.recv(10) == b"x"  # the dropped receive did not take it
+
+
+def test_h3_dropping_a_write_lets_it_finish(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    data = bytearray(os.urandom(5_000_000))
+    sent = bytes(data)
+    operation = Operation(ring, ring.send(ours.fileno(), data))
+    ring.submit()
+    del operation, data
+    gc.collect()
+    received = bytearray()
+    theirs.settimeout(10)
+    while len(received) < len(sent):
+        ring.wait(0)
+        ring.reap()
+        received += theirs.recv(1 << 20)
+    finish_all(ring)
+    assert received == sent
+
+
+def test_h3_an_accepted_fd_that_nobody_takes_is_closed(ring: Ring) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        before = open_fds()
+        operation = Operation(ring, ring.accept(listener.fileno()))
+        with socket.create_connection(listener.getsockname()):
+            finish(ring, operation)
+            assert open_fds() == before + 2
+            del operation
+            ring.submit()
+            assert open_fds() == before + 1
+
+
+def test_h4_a_result_wins_over_a_late_cancellation(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    operation = Operation(ring, ring.recv(ours.fileno(), 100))
+    ring.submit()
+    theirs.sendall(b"in time")
+    time.sleep(0.01)
+    operation.cancel()  # the data is there, and the kernel's work for it deferred
+    finish(ring, operation)
+    try:
+        assert operation.take() == b"in time"
+    except OSError as error:
+        assert error.errno == errno.ECANCELED
+        assert ours.recv(100) == b"in time"
+
+
+def test_h4_a_cancelled_send_says_how_much_went_out(ring: Ring) -> None:
+    ours, theirs = tcp_pair(32768)
+    with ours, theirs:
+        operation = Operation(ring, ring.send(ours.fileno(), bytes(5_000_000)))
+        ring.wait(0.05)
+        ring.reap()
+        assert not operation.done
+        operation.cancel()
+        finish(ring, operation)
+        sent = operation.take()
+        assert isinstance(sent, int)
+        assert 0 < sent < 5_000_000
+        ours.shutdown(socket.SHUT_WR)
+        received = 0
+        while data := theirs.recv(1 << 20):
+            received += len(data)
+        assert received == sent
+
+
+def test_h5_a_result_is_taken_once(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    operation = Operation(ring, ring.send(ours.fileno(), b"abc"))
+    with pytest.raises(RuntimeError, match="can't take"):
+        operation.take()
+    operation.notify(lambda request: None)
+    with pytest.raises(RuntimeError, match="waiter already"):
+        operation.notify(lambda request: None)
+    finish(ring, operation)
+    assert operation.take() == 3
+    with pytest.raises(RuntimeError, match="can't take"):
+        operation.take()
+    with pytest.raises(RuntimeError, match="not in flight"):
+        operation.notify(lambda request: None)
+
+
+def test_h6_errors_name_the_operation(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    with open(os.devnull) as file:
+        operation = Operation(ring, ring.recv(file.fileno(), 100))
+        finish(ring, operation)
+        with pytest.raises(OSError, match=f"recv on fd {file.fileno()}") as caught:
+            operation.take()
+        assert caught.value.errno == errno.ENOTSOCK
+    with pytest.raises(OSError, match="send on fd -1"):
+        ring.send(-1, b"x")
+
+
+def test_h6_more_than_the_submission_queue_holds(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    count = 3 * _ring.SQ_ENTRIES
+    operations = [Operation(ring, ring.send(ours.fileno(), b"x")) for _ in range(count)]
+    finish(ring, *operations)
+    assert [operation.take() for operation in operations] == [1] * count
+
+
+def test_h6_more_than_the_completion_queue_holds(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ring, "SQ_ENTRIES", 32)
+    monkeypatch.setattr(_ring, "CQ_ENTRIES", 32)
+    ring = Ring(buffers=4, buffer_size=4096)
+    ours, theirs = pair
+    count = 500
+    operations = [Operation(ring, ring.send(ours.fileno(), b"x")) for _ in range(count)]
+    finish(ring, *operations)
+    assert [operation.take() for operation in operations] == [1] * count
+    assert ring.counters().cq_overflows > 0
+    assert ring.close(timeout=5.0)
+
+
+def test_h6_a_dry_pool(ring: Ring) -> None:
+    """Sixteen receives have data at once, and the pool four buffers."""
+    pairs = [tcp_pair() for _ in range(16)]
+    operations = [Operation(ring, ring.recv(ours.fileno(), 100)) for ours, _ in pairs]
+    ring.submit()
+    for _, theirs in pairs:
+        theirs.sendall(b"data")
+    time.sleep(0.01)
+    finish(ring, *operations)
+    assert [operation.take() for operation in operations] == [b"data"] * 16
+    assert ring.counters().retries > 0
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+def test_h6_connect(ring: Ring) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket() as sock,
+        socket.socket() as refused,
+    ):
+        port = listener.getsockname()[1]
+        operation = Operation(
+            ring, ring.connect(sock.fileno(), socket.AF_INET, "127.0.0.1", port)
+        )
+        finish(ring, operation)
+        assert operation.take() == 0
+        assert sock.getpeername() == listener.getsockname()
+        listener.close()
+        operation = Operation(
+            ring, ring.connect(refused.fileno(), socket.AF_INET, "127.0.0.1", port)
+        )
+        finish(ring, operation)
+        with pytest.raises(ConnectionRefusedError, match="connect on fd"):
+            operation.take()
+        with pytest.raises(OSError, match="connect on fd"):
+            ring.connect(refused.fileno(), socket.AF_INET, "not numeric", port)
+
+
+def test_h7_closing_cancels_and_drains(pair: Pair) -> None:
+    ours, theirs = pair
+    before = open_fds()
+    ring = Ring(buffers=4, buffer_size=4096)
+    operation = Operation(ring, ring.recv(ours.fileno(), 100))
+    ring.submit()
+    assert ring.close(timeout=5.0)
+    assert operation.done
+    assert open_fds() == before
+    with pytest.raises(RuntimeError, match="closed"):
+        ring.recv(ours.fileno(), 100)
+
+
+def test_h7_what_fails_is_never_freed(pair: Pair) -> None:
+    ours, theirs = pair
+    ring = Ring(buffers=4, buffer_size=4096)
+    buffer = bytearray(100)
+    operation = Operation(ring, ring.recv_into(ours.fileno(), buffer))
+    ring.submit()
+    ring.fail(ValueError("made up"))
+    with pytest.raises(OSError, match="made up"):
+        operation.take()
+    assert not ring.close(timeout=1.0)
+    theirs.sendall(b"still the kernel's")
+    time.sleep(0.01)
+    with pytest.raises(BufferError):
+        buffer.append(1)
+
+
+def test_h8_receive_into_the_callers_memory(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    buffer = bytearray(b"........")
+    theirs.sendall(b"data")
+    operation = Operation(ring, ring.recv_into(ours.fileno(), memoryview(buffer)[2:]))
+    finish(ring, operation)
+    assert operation.take() == 4
+    assert buffer == b"..data.."
+    with pytest.raises((TypeError, BufferError, ValueError)):
+        ring.recv_into(ours.fileno(), b"read-only")

@@ -1,0 +1,184 @@
+"""C5, C10 to C13: what the peer does at the end, and what it sees of ours."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+import trio
+import trio.testing
+from trio.to_thread import run_sync as in_thread
+
+from ringtls import CloseOutcome, SocketStream, TlsStream, TruncationError
+
+from ..conftest import Contexts
+from ..peer import Peer, Transport, meet
+from ..streams import open_fds, tcp_pair
+
+
+async def test_c5_the_alert_goes_out_and_no_close_notify_after_it(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    await in_thread(peer.sock.sendall, b"\x17\x03\x03\x00\x05junk!")
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await stream.receive_some()
+    assert isinstance(caught.value.__cause__, ssl.SSLError)
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_all(b"x")
+    await stream.aclose()
+    assert stream.close_outcome is CloseOutcome.AFTER_FATAL_ALERT
+    end = await in_thread(peer.end)
+    assert not end.close_notify
+    assert end.error is not None
+    assert "ALERT" in end.error.replace(" ", "_").upper()
+    assert end.transport is Transport.FIN
+
+
+async def test_c5_a_handshake_that_fails(contexts: Contexts) -> None:
+    ours, theirs = tcp_pair()
+    stream = TlsStream(SocketStream(ours), contexts.client, server_hostname="wrong.example")
+    peer = Peer(theirs, contexts, server_side=True)
+    errors: list[Exception] = []
+
+    def handshake() -> None:
+        with pytest.raises(ssl.SSLError) as caught:
+            peer.handshake()
+            peer.receive(1)
+        errors.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, handshake)
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            async with stream:
+                await stream.do_handshake()
+    assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
+    assert "ALERT" in str(errors[0]).upper()
+    peer.sock.close()
+
+
+async def test_c10_unread_input_does_not_destroy_what_was_sent(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    answer = bytes(2_000_000)
+
+    def talk() -> None:
+        peer.send(bytes(3_000_000))
+        ends.append(peer.end())
+
+    ends = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, talk)
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(answer)
+    assert ends[0].is_clean, (len(ends[0].data), ends[0].transport)
+    assert ends[0].data == answer
+
+
+async def test_c10_the_task_does_not_wait_for_the_peer(contexts: Contexts) -> None:
+    before = open_fds()
+    stream, peer = await meet(contexts)
+    await stream.aclose()
+    assert stream.close_outcome is CloseOutcome.CLEAN
+    assert open_fds() > before + 1  # the ring still reads, until the peer's FIN
+    peer.sock.close()
+    with trio.fail_after(5):
+        while open_fds() > before + 3:  # the ring, its eventfd and its pump's timer stay
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("https_compatible", [False, True])
+@pytest.mark.parametrize("hide_truncation", [False, True])
+async def test_c11_truncation(
+    contexts: Contexts, https_compatible: bool, hide_truncation: bool
+) -> None:
+    contexts = contexts.of_version(ssl.TLSVersion.TLSv1_3)
+    if hide_truncation:
+        contexts.server.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
+    stream, peer = await meet(contexts, https_compatible=https_compatible)
+    await in_thread(peer.send, b"half a")
+    peer.sock.shutdown(1)
+    assert await stream.receive_some() == b"half a"
+    if https_compatible:
+        assert await stream.receive_some() == b""
+    else:
+        for _ in range(2):
+            with pytest.raises(TruncationError):
+                await stream.receive_some()
+    await stream.aclose()  # and ours is sent all the same
+    end = await in_thread(peer.end)
+    assert end.is_clean
+
+
+async def test_c11_the_peers_end_reads_as_empty(versioned_contexts: Contexts) -> None:
+    stream, peer = await meet(versioned_contexts)
+    await in_thread(peer.send, b"bye")
+    await in_thread(peer.send_close_notify)
+    assert await stream.receive_some() == b"bye"
+    assert await stream.receive_some() == b""
+    assert await stream.receive_some() == b""
+    await stream.send_eof()
+    assert await stream.receive_some() == b""  # after ours too
+    await stream.aclose()
+    assert (await in_thread(peer.end)).is_clean
+
+
+@pytest.mark.parametrize("server_side", [True, False])
+async def test_c12_half_close(versioned_contexts: Contexts, server_side: bool) -> None:
+    stream, peer = await meet(versioned_contexts, server_side=server_side)
+    await in_thread(peer.send, b"early ")  # is in the socket when we half-close
+    await stream.send_all(b"all we say")
+    await stream.send_eof()
+    await stream.send_eof()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.send_all(b"more")
+    assert await in_thread(peer.receive, 10) == b"all we say"
+    await in_thread(peer.send, b"late")
+    await in_thread(peer.send_close_notify)
+    received = b""
+    while data := await stream.receive_some():
+        received += data
+    assert received == b"early late"
+    await stream.aclose()
+    assert (await in_thread(peer.end)).is_clean  # and so close_notify went out once
+
+
+async def test_c12_what_was_received_before_stays_readable(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    await in_thread(peer.send, bytes(40_000))
+    received = len(await stream.receive_some(1))
+    await stream.send_eof()
+    while received < 40_000:
+        received += len(await stream.receive_some())
+    await stream.aclose()
+    assert (await in_thread(peer.end)).is_clean
+
+
+async def test_c13_unclean_on_purpose(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    await stream.send_all(b"x")
+    async with trio.open_nursery() as nursery:
+
+        async def blocked() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+
+        nursery.start_soon(blocked)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.close_unclean()
+        assert stream.close_outcome is CloseOutcome.UNCLEAN
+    end = await in_thread(peer.end)
+    assert end.transport is Transport.RST
+    assert not end.close_notify
+    await stream.aclose()
+    assert stream.close_outcome is CloseOutcome.UNCLEAN
+
+
+async def test_c13_in_the_middle_of_a_close(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, buffer_size=32768)
+    with trio.move_on_after(0.1):
+        await stream.send_all(bytes(10_000_000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.aclose)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.close_unclean()
+    assert stream.close_outcome is CloseOutcome.UNCLEAN
+    assert (await in_thread(peer.end)).transport is Transport.RST

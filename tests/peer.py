@@ -1,0 +1,173 @@
+"""The other end: a blocking stdlib-ssl peer that records exactly how a connection ended.
+
+It drives an ssl.SSLObject over a plain socket, so that it sees both what TLS says
+(close_notify, alert, nothing) and what TCP says (FIN, RST).
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import ssl
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from ringtls import SocketStream, TlsStream
+
+from .conftest import Contexts
+from .streams import tcp_pair
+
+TIMEOUT = 20.0
+
+
+class Transport(enum.Enum):
+    FIN = "FIN"
+    RST = "RST"
+
+
+@dataclass(frozen=True)
+class End:
+    """How the peer saw the connection end."""
+
+    data: bytes
+    close_notify: bool
+    transport: Transport
+    trailing: int
+    error: str | None
+
+    @property
+    def is_clean(self) -> bool:
+        """All that C1 promises: one close_notify, then FIN, and nothing else."""
+        return (
+            self.close_notify
+            and self.transport is Transport.FIN
+            and not self.trailing
+            and self.error is None
+        )
+
+
+class Peer:
+    """A TLS endpoint in plain blocking code."""
+
+    def __init__(self, sock: socket.socket, contexts: Contexts, *, server_side: bool) -> None:
+        sock.settimeout(TIMEOUT)
+        self.sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        context = contexts.server if server_side else contexts.client
+        self.ssl = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=None if server_side else "localhost",
+        )
+
+    def handshake(self) -> None:
+        while True:
+            try:
+                self.ssl.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._feed()
+            else:
+                self._flush()
+                return
+
+    def send(self, data: bytes) -> None:
+        self.ssl.write(data)
+        self._flush()
+
+    def receive(self, count: int) -> bytes:
+        """Exactly ``count`` bytes."""
+        data = b""
+        while len(data) < count:
+            try:
+                data += self.ssl.read(count - len(data))
+            except ssl.SSLWantReadError:
+                self._feed()
+        return data
+
+    def send_close_notify(self) -> None:
+        with suppress(ssl.SSLWantReadError):  # the answer may come later
+            self.ssl.unwrap()
+        self._flush()
+
+    def read_to_end(self) -> End:
+        """Read until TCP ends; what TLS made of it is in the result."""
+        data = bytearray()
+        close_notify = False
+        error: str | None = None
+        while True:
+            while not close_notify and error is None:
+                try:
+                    piece = self.ssl.read(65536)
+                except ssl.SSLWantReadError:
+                    break
+                except ssl.SSLZeroReturnError:
+                    piece = b""
+                except ssl.SSLError as exc:
+                    error = exc.reason
+                    break
+                data += piece
+                close_notify = not piece
+            try:
+                ciphertext = self.sock.recv(65536)
+            except (ConnectionResetError, BrokenPipeError):
+                transport = Transport.RST
+                break
+            if not ciphertext:
+                transport = Transport.FIN
+                break
+            self._incoming.write(ciphertext)
+        return End(bytes(data), close_notify, transport, self._incoming.pending, error)
+
+    def end(self) -> End:
+        """Read to the end, then close."""
+        end = self.read_to_end()
+        self.sock.close()
+        return end
+
+    def vanish(self) -> None:
+        """Reset the connection."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def _feed(self) -> None:
+        ciphertext = self.sock.recv(65536)
+        if not ciphertext:
+            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF")
+        self._incoming.write(ciphertext)
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self.sock.sendall(self._outgoing.read())
+
+
+async def meet(
+    contexts: Contexts,
+    *,
+    server_side: bool = True,
+    buffer_size: int | None = None,
+    https_compatible: bool = False,
+    shutdown_timeout: float = 5.0,
+    handshake: bool = True,
+) -> tuple[TlsStream, Peer]:
+    """A stream of ours and a peer, connected; ``server_side`` says what ours is."""
+    ours, theirs = tcp_pair(buffer_size)
+    stream = TlsStream(
+        SocketStream(ours),
+        contexts.server if server_side else contexts.client,
+        server_side=server_side,
+        server_hostname=None if server_side else "localhost",
+        https_compatible=https_compatible,
+        shutdown_timeout=shutdown_timeout,
+    )
+    peer = Peer(theirs, contexts, server_side=not server_side)
+    if handshake:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, peer.handshake)
+            nursery.start_soon(stream.do_handshake)
+    return stream, peer

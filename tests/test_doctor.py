@@ -1,0 +1,203 @@
+"""``ringtls doctor``: what it finds here, and where io_uring is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import ssl
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ringtls._availability import unavailable
+from ringtls._cli import checks, main
+from ringtls._cli.checks import Check, Finding, Status
+from ringtls._cli.peer import End
+
+ROOT = Path(__file__).parent.parent
+
+RUN_REFUSED = """
+import runpy, sys
+from tests.seccomp import forbid_io_uring
+forbid_io_uring(int(sys.argv.pop(1)))
+runpy.run_module("ringtls", run_name="__main__", alter_sys=True)
+"""
+
+NAMES = [
+    "kernel",
+    "kernel.io_uring_disabled",
+    "seccomp",
+    "io_uring",
+    "io_uring operations",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_NOFILE",
+    "Python",
+    "trio",
+    "OpenSSL",
+    "close_notify",
+]
+
+
+def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in report["checks"]}
+
+
+def finding_of(name: str) -> Finding:
+    [finding] = [result.finding for result in checks.run_checks() if result.name == name]
+    return finding
+
+
+def test_json_where_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    report = json.loads(out)
+    assert report.keys() == {"ok", "checks"}
+    assert report["ok"] is True
+    assert [check["name"] for check in report["checks"]] == NAMES
+    for check in report["checks"]:
+        assert check.keys() == {"name", "status", "found", "remedy"}
+        assert check["status"] in ("ok", "warning")
+        assert check["found"]
+        assert (check["remedy"] is None) == (check["status"] == "ok")
+    found = {name: check["found"] for name, check in by_name(report).items()}
+    assert os.uname().release in found["kernel"]
+    assert ssl.OPENSSL_VERSION in found["OpenSSL"]
+    assert "entries" in found["io_uring"]
+    assert "cancelled" in found["close_notify"]
+
+
+def test_text_where_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out, _ = capsys.readouterr()
+    lines = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert [line.split("] ", 1)[1].strip().split(":")[0] for line in lines] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (errno.EPERM, "seccomp profile"),
+        (errno.ENOSYS, "seccomp profile"),
+        (errno.EINVAL, "run Linux 6.1 or newer"),
+        (errno.ENOMEM, "ulimit -l"),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
+)
+def test_refused(error: int, advice: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_REFUSED, str(error), "doctor", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    found = by_name(report)
+    assert list(found) == NAMES
+    refusal = found.pop("io_uring")
+    assert refusal["status"] == "failed"
+    assert os.strerror(error) in refusal["found"]
+    assert advice in refusal["remedy"]
+    assert f"{refusal['found']}: {refusal['remedy']}" == unavailable(error).strerror
+    assert found.pop("close_notify")["status"] == "skipped"
+    assert found.pop("io_uring operations")["status"] == "skipped"
+    assert found.pop("seccomp")["found"].startswith("2 ")
+    assert {check["status"] for check in found.values()} <= {"ok", "warning"}
+
+
+def test_demo_says_what_to_change_where_io_uring_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_REFUSED, str(errno.EPERM), "demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"ringtls: {unavailable(errno.EPERM)}\n"
+
+
+def test_check_that_crashes_has_failed_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash() -> Finding:
+        raise ZeroDivisionError("by zero")
+
+    def pass_with_warning() -> Finding:
+        return Finding(Status.WARNING, "not much", "get more")
+
+    warned = Check("second", pass_with_warning)
+    monkeypatch.setattr(checks, "CHECKS", (Check("first", crash), warned))
+    assert main(["doctor"]) == 1
+    crashed, its_remedy, *rest = capsys.readouterr().out.splitlines()
+    assert crashed == "[failed]  first: ZeroDivisionError: by zero"
+    assert its_remedy.startswith("          ")
+    assert rest == ["[warning] second: not much", "          get more"]
+
+    monkeypatch.setattr(checks, "CHECKS", (warned,))
+    assert main(["doctor"]) == 0
+
+
+def test_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "kernel_version", lambda: (5, 15))
+    finding = finding_of("kernel")
+    assert finding.status is Status.FAILED
+    assert finding.remedy is not None
+    assert "run Linux 6.1 or newer" in finding.remedy
+
+
+def test_sysctl_that_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringtls._availability.io_uring_disabled", lambda: 2)
+    monkeypatch.setattr(checks, "io_uring_disabled", lambda: 2)
+    finding = finding_of("kernel.io_uring_disabled")
+    assert finding.status is Status.WARNING
+    assert finding.found == "2"
+    assert finding.remedy is not None
+    assert "sysctl -w kernel.io_uring_disabled=0" in finding.remedy
+
+
+def test_old_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", (1, 0, 2, 0, 0))
+    finding = finding_of("OpenSSL")
+    assert finding.status is Status.FAILED
+    assert finding.remedy is not None
+    assert "1.1.1" in finding.remedy
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    yield 512
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_few_descriptors(few_descriptors: int) -> None:
+    finding = finding_of("RLIMIT_NOFILE")
+    assert finding.status is Status.WARNING
+    assert str(few_descriptors) in finding.found
+    assert finding.remedy is not None
+    assert "ulimit -n" in finding.remedy
+
+
+def test_close_notify_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measure(*arguments: object) -> Counter[End]:
+        return Counter({End.TRUNCATED: 1})
+
+    monkeypatch.setattr(checks, "measure", measure)
+    finding = finding_of("close_notify")
+    assert finding.status is Status.FAILED
+    assert "truncated" in finding.found
+    assert finding.remedy
