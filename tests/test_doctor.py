@@ -176,20 +176,30 @@ def test_old_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1.1.1" in finding.remedy
 
 
-@pytest.fixture
-def few_descriptors() -> Iterator[int]:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
-    yield 512
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+@pytest.fixture(params=["RLIMIT_NOFILE", "RLIMIT_MEMLOCK"])
+def lowered_limit(request: pytest.FixtureRequest) -> Iterator[str]:
+    limit = getattr(resource, request.param)
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (512, hard))
+    yield request.param
+    resource.setrlimit(limit, (soft, hard))
 
 
-def test_few_descriptors(few_descriptors: int) -> None:
-    finding = finding_of("RLIMIT_NOFILE")
+def test_low_limit(lowered_limit: str) -> None:
+    finding = finding_of(lowered_limit)
     assert finding.status is Status.WARNING
-    assert str(few_descriptors) in finding.found
+    assert "512" in finding.found
     assert finding.remedy is not None
-    assert "ulimit -n" in finding.remedy
+    assert "raise the limit" in finding.remedy
+
+
+def test_ring_smaller_than_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringtls._ring.SQ_ENTRIES", 64)
+    finding = finding_of("io_uring")
+    assert finding.status is Status.WARNING
+    assert "a ring of 64/" in finding.found
+    assert finding.remedy is not None
+    assert "ulimit -l" in finding.remedy
 
 
 def test_close_notify_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
-from ringtls import SocketStream
+from ringtls import SocketStream, _transport
 
 from .streams import clog, socket_streams
 
@@ -17,5 +18,7 @@ async def clogged_socket_streams() -> tuple[SocketStream, SocketStream]:
     return client, server
 
 
-async def test_trio_check_half_closeable_stream() -> None:
+async def test_trio_check_half_closeable_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The check sends to a closed stream, a hundred bytes at a time, until it notices.
+    monkeypatch.setattr(_transport, "DISCARD_LIMIT", 1 << 16)
     await trio.testing.check_half_closeable_stream(socket_streams, clogged_socket_streams)

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-import trio.testing
+import re
+import socket
+import ssl
+import subprocess
 
-from ringtls import TlsStream
+import pytest
+import trio
+import trio.testing
+from trio.to_thread import run_sync as in_thread
+
+from ringtls import (
+    CloseOutcome,
+    SocketStream,
+    TlsListener,
+    TlsStream,
+    _transport,
+    open_tls_over_tcp_listeners,
+    open_tls_over_tcp_stream,
+    serve_tls_over_tcp,
+)
 
 from .conftest import Contexts
-from .streams import clog, handshaken
+from .peer import Peer, meet
+from .streams import clog, handshaken, socket_streams, tcp_pair, tls_over
 
 
-async def test_trio_check_half_closeable_stream(versioned_contexts: Contexts) -> None:
+async def test_trio_check_half_closeable_stream(
+    versioned_contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The check sends to a closed stream, a hundred bytes at a time, until it notices.
+    monkeypatch.setattr(_transport, "DISCARD_LIMIT", 1 << 16)
+
     async def streams() -> tuple[TlsStream, TlsStream]:
         return await handshaken(versioned_contexts)
 
@@ -23,3 +46,243 @@ async def test_trio_check_half_closeable_stream(versioned_contexts: Contexts) ->
         return client, server
 
     await trio.testing.check_half_closeable_stream(streams, clogged)
+
+
+async def test_full_duplex(versioned_contexts: Contexts) -> None:
+    client, server = await handshaken(versioned_contexts)
+    data = bytes(range(256)) * 8000
+
+    async def send(stream: TlsStream) -> None:
+        await stream.send_all(data)
+        await stream.send_eof()
+
+    async def receive(stream: TlsStream) -> None:
+        received = bytearray()
+        while piece := await stream.receive_some():
+            received += piece
+        assert received == data
+
+    async with client, server, trio.open_nursery() as nursery:
+        for stream in (client, server):
+            nursery.start_soon(send, stream)
+            nursery.start_soon(receive, stream)
+
+
+async def test_data_starts_the_handshake(contexts: Contexts) -> None:
+    client, server = tls_over(*await socket_streams(), contexts)
+    async with client, server, trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_all, b"hello")
+        assert await server.receive_some() == b"hello"
+
+
+async def test_the_handshake_in_two_tasks(contexts: Contexts) -> None:
+    client, server = tls_over(*await socket_streams(), contexts)
+    async with client, server, trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_all, b"x")
+        nursery.start_soon(client.receive_some)
+        nursery.start_soon(client.do_handshake)
+        await server.send_all(b"y")
+        assert await server.receive_some() == b"x"
+
+
+async def test_a_cancelled_handshake_goes_on_later(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, handshake=False, server_side=False)
+    with trio.move_on_after(0.02) as scope:
+        await stream.do_handshake()
+    assert scope.cancelled_caught
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, peer.handshake)
+        await stream.do_handshake()
+        await stream.send_all(b"x")
+        assert await in_thread(peer.receive, 1) == b"x"
+    assert (await in_thread(peer.end)).is_clean
+
+
+async def test_one_task_at_a_time(contexts: Contexts) -> None:
+    client, server = await handshaken(contexts)
+    async with client, server, trio.open_nursery() as nursery:
+        nursery.start_soon(client.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await client.receive_some()
+        with pytest.raises(trio.BusyResourceError):
+            await client.unwrap()
+        await server.send_all(b"x")
+
+
+async def test_what_is_known_of_the_connection(contexts: Contexts) -> None:
+    contexts = contexts.of_version(ssl.TLSVersion.TLSv1_3)
+    for context in (contexts.server, contexts.client):
+        context.set_alpn_protocols(["h2", "http/1.1"])
+    client, server = tls_over(*await socket_streams(), contexts)
+    for early in (client.version, client.cipher, client.getpeercert, client.get_channel_binding):
+        with pytest.raises(trio.NeedHandshakeError):
+            early()
+    assert client.server_hostname == "localhost"
+    assert not client.server_side
+    assert server.server_side
+    assert client.context is contexts.client
+    async with client, server:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.do_handshake)
+            nursery.start_soon(server.do_handshake)
+        assert client.version() == server.version() == "TLSv1.3"
+        assert client.selected_alpn_protocol() == "h2"
+        assert ("DNS", "localhost") in client.getpeercert()["subjectAltName"]
+        assert client.cipher() == server.cipher()
+        assert client.session_reused is False
+        assert isinstance(client.transport_stream, SocketStream)
+
+
+async def test_session_resumption(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, server_side=False)
+    await in_thread(peer.send, b"x")
+    await stream.receive_some()
+    session = stream.session
+    await stream.aclose()
+    peer.sock.close()
+    ours, theirs = tcp_pair()
+    again = TlsStream(SocketStream(ours), contexts.client, server_hostname="localhost")
+    again.session = session
+    peer = Peer(theirs, contexts, server_side=True)
+    async with again, trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, peer.handshake)
+        await again.do_handshake()
+        assert again.session_reused
+    peer.sock.close()
+
+
+async def test_unwrap(versioned_contexts: Contexts) -> None:
+    client, server = await handshaken(versioned_contexts)
+    unwrapped = []
+
+    async def unwrap_then_talk() -> None:
+        transport, trailing = await client.unwrap()
+        unwrapped.append(trailing)
+        await transport.send_all(b"plain text")
+        await transport.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unwrap_then_talk)
+        transport, trailing = await server.unwrap()
+        while len(trailing) < 10:
+            trailing += await transport.receive_some()
+    assert unwrapped == [b""]
+    assert trailing == b"plain text"
+    with pytest.raises(trio.ClosedResourceError):
+        await server.send_all(b"x")
+    with pytest.raises(trio.ClosedResourceError):
+        server.transport_stream  # noqa: B018
+    await server.aclose()
+    await transport.aclose()
+
+
+async def test_unwrap_while_the_peer_sends(contexts: Contexts) -> None:
+    client, server = await handshaken(contexts)
+    async with client, server:
+        await client.send_all(b"unexpected")
+        with pytest.raises(trio.BrokenResourceError, match="sent data"):
+            await server.unwrap()
+
+
+async def test_a_certificate_that_does_not_fit(contexts: Contexts) -> None:
+    client, server = await socket_streams()
+    stream = TlsStream(client, contexts.client, server_hostname="other.example")
+    acceptor = TlsStream(server, contexts.server, server_side=True)
+
+    async def serve() -> None:
+        with pytest.raises(trio.BrokenResourceError, match=r"(?i)alert"):
+            async with acceptor:
+                await acceptor.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        with pytest.raises(trio.BrokenResourceError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+            async with stream:
+                await stream.do_handshake()
+    assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
+    assert stream.close_outcome is not CloseOutcome.CLEAN
+
+
+async def test_plain_http_to_the_tls_port(contexts: Contexts) -> None:
+    ours, theirs = tcp_pair()
+    stream = TlsStream(SocketStream(ours), contexts.server, server_side=True)
+    theirs.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(trio.BrokenResourceError, match="HTTP_REQUEST"):
+        async with stream:
+            await stream.do_handshake()
+    theirs.close()
+
+
+async def test_wrong_arguments(contexts: Contexts) -> None:
+    stream, other = await socket_streams()
+    async with stream, other:
+        with pytest.raises(ValueError, match="server_hostname"):
+            TlsStream(stream, contexts.client)  # check_hostname needs a name
+        with pytest.raises(TypeError, match="SocketStream"):
+            TlsStream(object(), contexts.client)  # type: ignore[arg-type]
+        await stream.send_all(b"and the connection is still ours")
+        assert await other.receive_some() == b"and the connection is still ours"
+
+
+async def test_serving_and_connecting(contexts: Contexts) -> None:
+    async def echo(stream: TlsStream) -> None:
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        listeners: list[TlsListener] = await nursery.start(
+            serve_tls_over_tcp, echo, 0, contexts.server
+        )
+        listener = listeners[0].transport_listener
+        port = listener.socket.getsockname()[1]  # type: ignore[attr-defined]
+        async with await open_tls_over_tcp_stream(
+            "localhost", port, ssl_context=contexts.client
+        ) as stream:
+            await stream.send_all(b"echo")
+            assert await stream.receive_some() == b"echo"
+            await stream.send_eof()
+            assert await stream.receive_some() == b""
+        assert stream.close_outcome is CloseOutcome.CLEAN
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_port_in_use(contexts: Contexts) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(OSError, match="in use"),
+    ):
+        port = taken.getsockname()[1]
+        await open_tls_over_tcp_listeners(port, contexts.server, host="127.0.0.1")
+
+
+async def test_openssl_s_server(contexts: Contexts) -> None:
+    """C1 against a server that is not Python: it says how the connection ended."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["openssl", "s_server", "-accept", str(port), "-naccept", "1", "-state"]
+    command += ["-cert", str(contexts.certificate), "-key", str(contexts.key)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as server:
+        try:
+            stream = await connect_when_ready(port, contexts)
+            async with stream:
+                await stream.send_all(b"hello, openssl\n")
+            output, _ = await in_thread(server.communicate, None, 20)
+        finally:
+            server.kill()
+    assert b"hello, openssl" in output
+    assert re.search(rb"SSL3 alert read:warning:close notify", output)
+
+
+async def connect_when_ready(port: int, contexts: Contexts) -> TlsStream:
+    with trio.fail_after(20):
+        while True:
+            try:
+                return await open_tls_over_tcp_stream(
+                    "localhost", port, ssl_context=contexts.client
+                )
+            except OSError:
+                await trio.sleep(0.05)

@@ -61,6 +61,8 @@ class TlsSession:
         server_hostname: str | None,
         https_compatible: bool,
     ) -> None:
+        if context.check_hostname and not server_side and not server_hostname:
+            raise ValueError("the context checks the hostname: server_hostname is needed")
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.object = context.wrap_bio(

@@ -290,7 +290,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return self._session.object.session
 
     @session.setter
-    def session(self, session: ssl.SSLSession) -> None:
+    def session(self, session: ssl.SSLSession | None) -> None:
         self._session.object.session = session
 
     @property
@@ -417,6 +417,6 @@ class TlsListener(trio.abc.Listener[TlsStream]):
 
 
 def _broken(error: ssl.SSLError) -> trio.BrokenResourceError:
-    broken = trio.BrokenResourceError(f"TLS failed: {error.reason or error}")
+    broken = trio.BrokenResourceError(f"TLS failed: {error}")
     broken.__cause__ = error
     return broken

@@ -30,7 +30,7 @@ __all__ = ["HIGH_WATER", "RECEIVE_SIZE", "Driver", "RingTransport", "Signal", "T
 HIGH_WATER = 128 * 1024
 
 #: Bytes of input thrown away after our FIN before the socket is closed all the same.
-DISCARD_LIMIT = 1024 * 1024
+DISCARD_LIMIT = 32 * 1024 * 1024
 
 RECEIVE_SIZE = 65536
 

@@ -107,6 +107,8 @@ class TrioDriver(trio.abc.Instrument):
             _current.set(driver)
             driver._start()
             return driver
+        except RuntimeError:
+            raise RuntimeError("ringtls streams can be used only inside trio.run()") from None
 
     def _start(self) -> None:
         trio.lowlevel.add_instrument(self)

@@ -15,7 +15,7 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import CloseOutcome, TlsStream
 
 from ..conftest import Contexts
-from ..peer import Peer, Transport, meet
+from ..peer import End, Peer, Transport, meet
 
 Leave = Callable[[TlsStream], Awaitable[None]]
 
@@ -131,7 +131,7 @@ async def clog(stream: TlsStream) -> None:
 
 @pytest.mark.parametrize("where", ["in a receive", "in the close"])
 def test_c2_keyboard_interrupt(contexts: Contexts, where: str) -> None:
-    ends = []
+    ends: list[End] = []
 
     async def main() -> None:
         stream, peer = await meet(contexts, buffer_size=32768)
@@ -282,7 +282,7 @@ async def test_c7_a_cancelled_send_leaves_the_stream_usable(contexts: Contexts) 
 
 
 def test_c9_the_run_waits_for_its_closings(contexts: Contexts) -> None:
-    ends = []
+    ends: list[End] = []
 
     def read_late(peer: Peer) -> None:
         time.sleep(0.3)
@@ -333,8 +333,7 @@ def test_c9_async_generator_finalizers(contexts: Contexts) -> None:
 
 async def test_c15_sync_use(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
-    with pytest.raises(TypeError, match="async with"):
-        with stream:  # type: ignore[attr-defined]
-            pass
+    with pytest.raises(TypeError, match="async with"), stream:  # type: ignore[attr-defined]
+        pass
     await stream.aclose()
     peer.sock.close()

@@ -55,7 +55,6 @@ def test_h1_states(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     request = ring.recv(ours.fileno(), 100)
     operation = Operation(ring, request)
-    assert operation.state is State.SUBMITTED
     assert repr(operation) == f"<Operation: <recv on fd {ours.fileno()}, SUBMITTED>>"
     operation.cancel()
     assert "CANCELLING" in repr(operation)
@@ -63,7 +62,7 @@ def test_h1_states(ring: Ring, pair: Pair) -> None:
     assert repr(request) == f"<recv on fd {ours.fileno()}, DONE, result {-errno.ECANCELED}>"
     with pytest.raises(OSError, match="recv on fd"):
         operation.take()
-    assert operation.state is State.TAKEN
+    assert "TAKEN" in repr(operation)
 
 
 def test_h1_the_table_has_a_row_for_each_state() -> None:
@@ -265,9 +264,7 @@ def test_h6_connect(ring: Ring) -> None:
         socket.socket() as refused,
     ):
         port = listener.getsockname()[1]
-        operation = Operation(
-            ring, ring.connect(sock.fileno(), socket.AF_INET, "127.0.0.1", port)
-        )
+        operation = Operation(ring, ring.connect(sock.fileno(), socket.AF_INET, "127.0.0.1", port))
         finish(ring, operation)
         assert operation.take() == 0
         assert sock.getpeername() == listener.getsockname()

@@ -12,7 +12,7 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import CloseOutcome, SocketStream, TlsStream, TruncationError
 
 from ..conftest import Contexts
-from ..peer import Peer, Transport, meet
+from ..peer import End, Peer, Transport, meet
 from ..streams import open_fds, tcp_pair
 
 
@@ -63,7 +63,7 @@ async def test_c10_unread_input_does_not_destroy_what_was_sent(contexts: Context
         peer.send(bytes(3_000_000))
         ends.append(peer.end())
 
-    ends = []
+    ends: list[End] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(in_thread, talk)
         async with stream:

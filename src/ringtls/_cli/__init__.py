@@ -17,6 +17,9 @@ __all__ = ["main"]
 
 COMMANDS = (serve, demo, doctor)
 
+#: The exit status of a program that SIGINT ended, as shells give it.
+INTERRUPTED = 130
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -34,4 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"ringtls: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BaseExceptionGroup as group:
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        return INTERRUPTED
     return status

@@ -24,7 +24,7 @@ import trio
 
 from .._availability import KERNEL_FLOOR, io_uring_disabled, kernel_version, unavailable
 from .._errors import RingUnavailableError
-from .._ring import Ring
+from .._ring import SQ_ENTRIES, Ring
 from .cases import CANCELLED_READING, RETURN
 from .measure import RINGTLS, measure, throwaway_contexts
 from .peer import End
@@ -33,6 +33,14 @@ __all__ = ["CHECKS", "Check", "Finding", "Result", "Status", "run_checks"]
 
 #: Fewer file descriptors than this are soon used up: each connection needs one.
 FEW_DESCRIPTORS = 1024
+
+#: Bytes of memory that may be locked, below which there is room for few rings only.
+LITTLE_LOCKED_MEMORY = 1024 * 1024
+
+RAISE_LOCKED_MEMORY = (
+    "a ring takes about 90 KiB of the memory that all processes of a user may lock together "
+    "(not on every kernel); raise the limit (ulimit -l, LimitMEMLOCK= in systemd)"
+)
 
 OPENSSL_FLOOR = (1, 1, 1)
 
@@ -70,14 +78,15 @@ class Result:
 
 
 def run_checks() -> list[Result]:
-    return [Result(check.name, _result_of(check)) for check in CHECKS]
+    return [Result(check.name, _finding_of(check)) for check in CHECKS]
 
 
-def _result_of(check: Check) -> Finding:
+def _finding_of(check: Check) -> Finding:
     try:
         return check.look()
     except Exception as error:
-        return Finding(Status.FAILED, f"{type(error).__name__}: {error}", f"the check: {REPORT}")
+        found = f"{type(error).__name__}: {error}"
+        return Finding(Status.FAILED, found, f"the check itself went wrong: {REPORT}")
 
 
 @contextmanager
@@ -124,11 +133,13 @@ def _io_uring() -> Finding:
             counters = ring.counters()
     except RingUnavailableError as error:
         return Finding(Status.FAILED, *_refusal(error))
-    return Finding(
-        Status.OK,
+    found = (
         f"a ring of {counters.sq_entries}/{counters.cq_entries} entries, "
-        f"{counters.buffers} buffers of {counters.buffer_size} bytes",
+        f"{counters.buffers} buffers of {counters.buffer_size} bytes"
     )
+    if counters.sq_entries < SQ_ENTRIES:
+        return Finding(Status.WARNING, f"{found}, smaller than usual", RAISE_LOCKED_MEMORY)
+    return Finding(Status.OK, found)
 
 
 def _operations() -> Finding:
@@ -145,7 +156,9 @@ def _operations() -> Finding:
 
 def _locked_memory() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return Finding(Status.OK, f"{_limit(soft)} bytes (a ring is not counted since Linux 5.12)")
+    if soft == resource.RLIM_INFINITY or soft >= LITTLE_LOCKED_MEMORY:
+        return Finding(Status.OK, _limit(soft))
+    return Finding(Status.WARNING, f"{soft} bytes", RAISE_LOCKED_MEMORY)
 
 
 def _descriptors() -> Finding:

@@ -215,7 +215,6 @@ class _Connection:
         has_body = not isinstance(self._http.next_event(), h11.EndOfMessage)
         request = _request(event)
         response = await trio.to_thread.run_sync(respond, self._root, request)
-        self._sent = 0
         with closing(response.body):
             try:
                 await self._send(response, close=has_body or self._drain.started)
@@ -224,6 +223,7 @@ class _Connection:
 
     async def _send(self, response: Response, *, close: bool) -> None:
         """Send a response; if it could not be completed (rule 5), h11's state says so."""
+        self._sent = 0
         headers = [("Date", email.utils.formatdate(usegmt=True)), ("Server", "ringtls")]
         headers += response.headers
         if close:
@@ -255,7 +255,7 @@ class _Connection:
         """The combined format of Apache and others."""
         if not access_logger.isEnabledFor(logging.INFO):
             return
-        host, _, _ = self._peer.rpartition(":")
+        host = self._peer.rsplit(":", 1)[0]
         access_logger.info(
             '%s - - [%s] "%s %s HTTP/%s" %d %d "%s" "%s"',
             host,

@@ -115,7 +115,10 @@ async def measure(
 
     async def run_client(connection: Connection) -> None:
         observe = partial(observe_end, address, contexts.client, partial(converse, connection))
-        end = connection.judge(await trio.to_thread.run_sync(observe, limiter=limiter))
+        observation = await trio.to_thread.run_sync(
+            observe, limiter=limiter, abandon_on_cancel=True
+        )
+        end = connection.judge(observation)
         ends[end] += 1
         on_end(end)
 

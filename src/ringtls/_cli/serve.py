@@ -269,6 +269,6 @@ async def _drain_at_signal(
     drain.start()
     with trio.move_on_after(graceful_timeout):
         await anext(signals)
-    if connections.child_tasks:
-        logger.warning("%d connections are cut short", len(connections.child_tasks))
+    if left := len(connections.child_tasks):
+        logger.warning("%d %s cut short", left, "connection is" if left == 1 else "connections are")
     connections.cancel_scope.cancel()

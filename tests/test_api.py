@@ -1,0 +1,47 @@
+"""The public names, and what they promise to type checkers."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import trio
+
+import ringtls
+
+
+def test_public_names() -> None:
+    assert sorted(ringtls.__all__) == [
+        "CloseOutcome",
+        "Operation",
+        "RingUnavailableError",
+        "SocketListener",
+        "SocketStream",
+        "TlsListener",
+        "TlsStream",
+        "TruncationError",
+        "open_tcp_stream",
+        "open_tls_over_tcp_listeners",
+        "open_tls_over_tcp_stream",
+        "serve_tls_over_tcp",
+    ]
+    public = {name for name in vars(ringtls) if not name.startswith("_")}
+    assert public <= {*ringtls.__all__, "blocking"}
+
+
+def test_everything_public_is_documented() -> None:
+    for name in ringtls.__all__:
+        assert inspect.getdoc(getattr(ringtls, name)), name
+
+
+def test_typed() -> None:
+    assert (Path(ringtls.__file__).parent / "py.typed").exists()
+
+
+def test_streams_are_trios() -> None:
+    assert issubclass(ringtls.SocketStream, trio.abc.HalfCloseableStream)
+    assert issubclass(ringtls.TlsStream, trio.abc.HalfCloseableStream)
+    assert issubclass(ringtls.SocketListener, trio.abc.Listener)
+    assert issubclass(ringtls.TlsListener, trio.abc.Listener)
+    assert issubclass(ringtls.TruncationError, trio.BrokenResourceError)
+    assert issubclass(ringtls.RingUnavailableError, OSError)

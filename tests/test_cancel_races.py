@@ -1,0 +1,196 @@
+"""Operations cancelled at random moments: no byte, descriptor or operation is lost.
+
+Steps of the race: (1) an operation is submitted; (2) it completes in the kernel, or not yet;
+(3) its task is cancelled; (4) the kernel is asked to cancel; (5) the completion is reaped.
+Whatever the order of 2 to 4, what the kernel did is what the program sees.
+
+Each test goes on until CUT_OFF attempts were cancelled; RINGTLS_RACES multiplies it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from ringtls import SocketListener, SocketStream, TlsStream
+from ringtls._trio_driver import TrioDriver
+
+from .conftest import Contexts
+from .streams import handshaken, open_fds, socket_streams, tcp_pair
+
+CUT_OFF = int(3500 * float(os.environ.get("RINGTLS_RACES", "1")))
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(1)
+
+
+def counting(start: int, size: int) -> bytes:
+    """``size`` bytes of an endless pattern, from ``start`` on."""
+    pattern = bytes(range(251))
+    first = start % 251
+    return (pattern * (size // 251 + 2))[first : first + size]
+
+
+async def wait_a_little(rng: random.Random) -> None:
+    """Between no tick at all and a few, or a moment of real time."""
+    if rng.random() < 0.1:
+        await trio.sleep(rng.random() * 0.0005)
+    for _ in range(rng.randrange(5)):
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+async def race(rng: random.Random, attempt: Callable[[], Awaitable[None]]) -> bool:
+    """Run an attempt and cancel it at a random moment; true if it was cut off."""
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def cancel() -> None:
+            await wait_a_little(rng)
+            scope.cancel()
+
+        nursery.start_soon(cancel)
+        with scope:
+            await attempt()
+        nursery.cancel_scope.cancel()
+    return scope.cancelled_caught
+
+
+@asynccontextmanager
+async def nothing_lost() -> AsyncIterator[None]:
+    """As many descriptors and operations after as before."""
+    ring = TrioDriver.current().ring
+    await trio.testing.wait_all_tasks_blocked()
+    fds, in_flight = open_fds(), ring.in_flight
+    yield
+    with trio.fail_after(10):
+        while (open_fds(), ring.in_flight) != (fds, in_flight):
+            await trio.sleep(0.01)
+
+
+async def test_receives(rng: random.Random) -> None:
+    received = bytearray()
+    cut_off = sent = 0
+    async with nothing_lost():
+        source, sink = await socket_streams()
+        async with source, sink, trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                nonlocal sent
+                while cut_off < CUT_OFF:
+                    size = rng.randrange(1, 6)
+                    await source.send_all(counting(sent, size))
+                    sent += size
+                    for _ in range(4):
+                        await wait_a_little(rng)
+                await source.send_eof()
+
+            async def receive() -> None:
+                received.extend(await sink.receive_some(rng.randrange(1, 10)))
+
+            nursery.start_soon(send)
+            while cut_off < CUT_OFF:
+                cut_off += await race(rng, receive)
+            while data := await sink.receive_some():
+                received.extend(data)
+    assert len(received) == sent
+    assert received == counting(0, sent)
+
+
+async def test_sends(rng: random.Random) -> None:
+    offset = cut_off = 0
+    received = bytearray()
+    async with nothing_lost():
+        ours, theirs = tcp_pair(32768)
+        source, sink = SocketStream(ours), SocketStream(theirs)
+        async with sink, trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                while data := await sink.receive_some(rng.randrange(1, 30_000)):
+                    received.extend(data)
+                    await wait_a_little(rng)
+
+            async def send() -> None:
+                nonlocal offset
+                data = counting(offset, rng.randrange(1, 40_000))
+                offset += await source._transport.send(memoryview(data))
+
+            nursery.start_soon(receive)
+            async with source:
+                while cut_off < CUT_OFF:
+                    cut_off += await race(rng, send)
+    assert len(received) == offset
+    assert received == counting(0, offset)
+
+
+async def test_accepts(rng: random.Random) -> None:
+    clients: list[socket.socket] = []
+    accepted: list[SocketStream] = []
+    cut_off = 0
+    async with nothing_lost():
+        listener = SocketListener(socket.create_server(("127.0.0.1", 0), backlog=4096))
+        address = listener.socket.getsockname()
+
+        async def accept() -> None:
+            accepted.append(await listener.accept())
+
+        while cut_off < CUT_OFF:
+            if rng.random() < 0.2:
+                clients.append(socket.create_connection(address))
+            cut_off += await race(rng, accept)
+        while len(accepted) < len(clients):
+            with trio.fail_after(10):
+                await accept()
+        ports = {stream.socket.getpeername()[1] for stream in accepted}
+        assert ports == {client.getsockname()[1] for client in clients}
+        for client in clients:
+            client.close()
+        for stream in accepted:
+            await stream.aclose()
+        await listener.aclose()
+
+
+async def test_tls_both_ways(contexts: Contexts, rng: random.Random) -> None:
+    """A cancelled send_all of one piece sent nothing of it, a cancelled receive took nothing."""
+    async with nothing_lost():
+        client, server = await handshaken(contexts, buffer_size=32768)
+
+        async def exchange(ours: TlsStream, theirs: TlsStream) -> None:
+            accepted = bytearray()
+            received = bytearray()
+            ended = False
+
+            async def send() -> None:
+                data = rng.randbytes(rng.randrange(1, 20_000))
+                await ours.send_all(data)
+                accepted.extend(data)
+
+            async def receive() -> None:
+                nonlocal ended
+                data = await theirs.receive_some(rng.randrange(1, 30_000))
+                received.extend(data)
+                ended = not data
+
+            async def receive_all() -> None:
+                while not ended:
+                    await race(rng, receive)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive_all)
+                cut_off = 0
+                while cut_off < CUT_OFF // 4:
+                    cut_off += await race(rng, send)
+                await ours.send_eof()
+            assert received == accepted
+
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(exchange, client, server)
+            nursery.start_soon(exchange, server, client)

@@ -1,0 +1,968 @@
+"""``ringtls serve``: the real command with real clients, and the parts of it in this process."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+import trio
+
+from ringtls import TlsStream
+from ringtls._cli import connection, responses
+from ringtls._cli.certificates import make_certificate
+from ringtls._cli.files import quoted, resolve, segments_of
+from ringtls._cli.responses import UnsatisfiableRangeError, parse_range
+from ringtls._cli.serve import Address, parse_address
+
+from .conftest import Contexts
+from .streams import socket_streams, tls_over
+
+MIB = 1024 * 1024
+#: Seconds after which something that should happen is taken for missing.
+PATIENCE = 20.0
+
+TEXT = b"0123456789"
+SMALL = os.urandom(3 * MIB)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory to be served, with things beside it that must not be."""
+    base = tmp_path_factory.mktemp("site")
+    (base / "secret").write_text("secret")
+    (base / "www-other").mkdir()
+    (base / "www-other" / "file").write_text("secret")
+    root = base / "www"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "indexed").mkdir()
+    (root / "indexed" / "index.html").write_text("<p>index")
+    (root / "text.txt").write_bytes(TEXT)
+    (root / "empty").write_bytes(b"")
+    (root / "small").write_bytes(SMALL)
+    (root / "archive.tar.gz").write_bytes(b"x")
+    (root / "sub" / "<b>&\"'.html").write_text("odd")
+    (root / "sub" / os.fsdecode(b"\xff")).write_text("not UTF-8")
+    (root / "inside").symlink_to("text.txt")
+    (root / "outside").symlink_to(base / "secret")
+    (root / "outside-directory").symlink_to(base)
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "fifo")
+    return root
+
+
+class Server:
+    """A running ``ringtls serve`` on a port of the kernel's choice."""
+
+    def __init__(self, contexts: Contexts, site: Path, log: Path, *arguments: str) -> None:
+        self._contexts = contexts
+        self._log = log
+        command = [sys.executable, "-m", "ringtls", "serve", "-d", str(site)]
+        command += ["--bind", "127.0.0.1:0", "--certfile", str(contexts.certificate)]
+        command += ["--keyfile", str(contexts.key), *arguments]
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+        line = self.stdout.readline()
+        match = re.fullmatch(r"Running on https://127\.0\.0\.1:(\d+) \(CTRL \+ C to quit\)\n", line)
+        assert match, f"{line!r}, {self.log()}"
+        self.port = int(match[1])
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def tcp(self, receive_buffer: int | None = None) -> socket.socket:
+        sock = socket.socket()
+        sock.settimeout(PATIENCE)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            sock.connect(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def tls(self, receive_buffer: int | None = None) -> ssl.SSLSocket:
+        """A client for which only close_notify is an end."""
+        return self._contexts.client.wrap_socket(
+            self.tcp(receive_buffer), server_hostname="localhost", suppress_ragged_eofs=False
+        )
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[http.client.HTTPSConnection]:
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, context=self._contexts.client, timeout=PATIENCE
+        )
+        connection.sock = self.tls()
+        with contextlib.closing(connection):
+            yield connection
+
+    def get(self, target: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+        return self.request("GET", target, **headers)
+
+    def request(
+        self, method: str, target: str, **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with self.client() as client:
+            client.request(method, target, headers=named)
+            response = client.getresponse()
+            return response, response.read()
+
+    def works(self) -> bool:
+        return self.get("/text.txt")[1] == TEXT
+
+    def wait_for_log(self, text: str) -> None:
+        wait_until(lambda: text in self.log())
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.stdout.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "this did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def shared(
+    contexts: Contexts, site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """For tests that leave the server as it was."""
+    server = Server(contexts, site, tmp_path_factory.mktemp("log") / "stderr")
+    try:
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.log()
+    finally:
+        server.end()
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(contexts: Contexts, site: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts servers of the test's own."""
+    servers: list[Server] = []
+
+    def start(*arguments: str, directory: Path = site) -> Server:
+        log = tmp_path / f"stderr-{len(servers)}"
+        servers.append(Server(contexts, directory, log, *arguments))
+        return servers[-1]
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.end()
+
+
+# Pure functions
+
+
+@pytest.mark.parametrize(
+    ("value", "size", "expected"),
+    [
+        ("bytes=0-0", 10, (0, 1)),
+        ("bytes=2-4", 10, (2, 5)),
+        ("BYTES=2-4", 10, (2, 5)),
+        ("bytes= 2-4 ", 10, (2, 5)),
+        ("bytes=2-", 10, (2, 10)),
+        ("bytes=2-99", 10, (2, 10)),
+        ("bytes=9-", 10, (9, 10)),
+        ("bytes=-3", 10, (7, 10)),
+        ("bytes=-99", 10, (0, 10)),
+        ("", 10, None),
+        ("bytes=", 10, None),
+        ("bytes=-", 10, None),
+        ("bytes=4-2", 10, None),
+        ("bytes=99-2", 10, None),
+        ("bytes=0-1,3-4", 10, None),
+        ("bytes=a-b", 10, None),
+        ("bytes=+1-2", 10, None),
+        ("bytes=1 - 2", 10, None),
+        ("lines=1-2", 10, None),
+        ("bytes=\N{ARABIC-INDIC DIGIT ONE}-", 10, None),
+        ("bytes=" + "1" * 5000 + "-", 10, None),
+        ("bytes=0-0", 0, None),
+        ("bytes=-1", 0, None),
+    ],
+)
+def test_parse_range(value: str, size: int, expected: tuple[int, int] | None) -> None:
+    assert parse_range(value, size) == expected
+
+
+@pytest.mark.parametrize("value", ["bytes=10-", "bytes=10-20", "bytes=-0", f"bytes={10**18}-"])
+def test_parse_range_unsatisfiable(value: str) -> None:
+    with pytest.raises(UnsatisfiableRangeError):
+        parse_range(value, 10)
+
+
+@pytest.mark.parametrize(
+    ("path", "segments"),
+    [
+        ("/", [""]),
+        ("/a", ["a"]),
+        ("/a/", ["a", ""]),
+        ("/a%20b/%C3%A9", ["a b", "é"]),
+        ("/%ff", [os.fsdecode(b"\xff")]),
+        ("/...", ["..."]),
+        ("/%5Ca", ["\\a"]),
+    ],
+)
+def test_segments_of(path: str, segments: list[str]) -> None:
+    assert segments_of(path) == segments
+    assert segments_of(quoted(segments)) == segments
+
+
+TRAVERSAL = [
+    "/..",
+    "/../secret",
+    "/sub/../text.txt",
+    "/sub/../../secret",
+    "/./text.txt",
+    "/%2e%2e/secret",
+    "/%2E./secret",
+    "/..%2fsecret",
+    "/sub%2fdeep",
+    "/%2fetc%2fpasswd",
+    "//etc/passwd",
+    "/sub//deep/",
+    "/text.txt%00",
+    "/text.txt%00.html",
+]
+
+
+@pytest.mark.parametrize("path", [*TRAVERSAL, "", "*", "text.txt"])
+def test_segments_of_refuses(path: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        segments_of(path)
+
+
+@pytest.mark.parametrize("name", ["outside", "outside-directory", "outside-directory/secret", "no"])
+def test_resolve_refuses(site: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        resolve(site, name.split("/"))
+
+
+def test_resolve_takes_no_sibling_for_a_child(site: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        resolve(site, ["..", "www-other", "file"])
+
+
+def test_resolve(site: Path) -> None:
+    assert resolve(site, ["inside"]) == site / "text.txt"
+    assert resolve(site, [""]) == site
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("localhost:8443", Address("localhost", 8443)),
+        ("0.0.0.0:0", Address("0.0.0.0", 0)),
+        ("[::1]:65535", Address("::1", 65535)),
+    ],
+)
+def test_parse_address(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "localhost", ":1", "[]:1", "localhost:", "h:65536", "h:-1", "h:x", "::1:8443", "h:²"],
+)
+def test_parse_address_refuses(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_address(text)
+
+
+# Requests
+
+
+def test_get(shared: Server) -> None:
+    response, body = shared.get("/text.txt")
+    assert (response.status, response.reason, body) == (200, "OK", TEXT)
+    assert response.headers["Content-Type"] == "text/plain"
+    assert response.headers["Content-Length"] == "10"
+    assert response.headers["Accept-Ranges"] == "bytes"
+    assert response.headers["Server"] == "ringtls"
+    for name in ("Date", "Last-Modified"):
+        assert time.strptime(response.headers[name], "%a, %d %b %Y %H:%M:%S GMT")
+
+
+def test_get_of_several_pieces(shared: Server) -> None:
+    assert shared.get("/small")[1] == SMALL
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/inside", TEXT),
+        ("/text.txt?query=1", TEXT),
+        ("/%74ext.txt", TEXT),
+        ("https://localhost/text.txt", TEXT),
+        ("/empty", b""),
+        ("/indexed/", b"<p>index"),
+        ("/sub/%ff", b"not UTF-8"),
+    ],
+)
+def test_targets(shared: Server, target: str, body: bytes) -> None:
+    response, received = shared.get(target)
+    assert (response.status, received) == (200, body)
+
+
+def test_compressed_files_are_served_as_they_are(shared: Server) -> None:
+    headers = shared.get("/archive.tar.gz")[0].headers
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["Content-Encoding"] is None
+
+
+@pytest.mark.parametrize("target", ["/text.txt", "/small", "/no", "/sub/", "/sub"])
+def test_head_is_get_without_a_body(shared: Server, target: str) -> None:
+    got, _ = shared.get(target)
+    headed, body = shared.request("HEAD", target)
+    assert body == b""
+    assert headed.status == got.status
+    del got.headers["Date"], headed.headers["Date"]
+    assert headed.headers.items() == got.headers.items()
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "content_range", "body"),
+    [
+        ("bytes=2-4", 206, "bytes 2-4/10", b"234"),
+        ("bytes=7-", 206, "bytes 7-9/10", b"789"),
+        ("bytes=-2", 206, "bytes 8-9/10", b"89"),
+        ("bytes=10-", 416, "bytes */10", b"416 Requested Range Not Satisfiable\n"),
+        ("bytes=0-1,4-5", 200, None, TEXT),
+        ("nonsense", 200, None, TEXT),
+    ],
+)
+def test_range(
+    shared: Server, value: str, status: int, content_range: str | None, body: bytes
+) -> None:
+    response, received = shared.get("/text.txt", Range=value)
+    assert (response.status, received) == (status, body)
+    assert response.headers["Content-Range"] == content_range
+
+
+def test_range_of_several_pieces(shared: Server) -> None:
+    assert shared.get("/small", Range=f"bytes=1000-{2 * MIB}")[1] == SMALL[1000 : 2 * MIB + 1]
+
+
+def test_range_is_only_for_get(shared: Server) -> None:
+    response, _ = shared.request("HEAD", "/text.txt", Range="bytes=2-4")
+    assert (response.status, response.headers["Content-Length"]) == (200, "10")
+
+
+def test_if_range(shared: Server) -> None:
+    headers = shared.get("/text.txt")[0].headers
+    for known in (headers["ETag"], headers["Last-Modified"]):
+        assert shared.get("/text.txt", Range="bytes=1-2", If_Range=known)[1] == b"12"
+    assert shared.get("/text.txt", Range="bytes=1-2", If_Range='"other"')[1] == TEXT
+
+
+def test_not_modified(shared: Server) -> None:
+    headers = shared.get("/text.txt")[0].headers
+    etag, modified = headers["ETag"], headers["Last-Modified"]
+    old = "Thu, 01 Jan 1970 00:00:00 GMT"
+    for conditions, status in [
+        ({"If_None_Match": etag}, 304),
+        ({"If_None_Match": f'"other", W/{etag}'}, 304),
+        ({"If_None_Match": "*"}, 304),
+        ({"If_None_Match": '"other"'}, 200),
+        ({"If_Modified_Since": modified}, 304),
+        ({"If_Modified_Since": old}, 200),
+        ({"If_Modified_Since": "nonsense"}, 200),
+        ({"If_None_Match": '"other"', "If_Modified_Since": modified}, 200),
+        ({"If_None_Match": etag, "If_Modified_Since": old}, 304),
+    ]:
+        response, body = shared.get("/text.txt", **conditions)
+        assert (response.status, body) == (status, TEXT if status == 200 else b""), conditions
+        assert response.headers["ETag"] == etag
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *TRAVERSAL,
+        *("/no", "/text.txt/", "/text.txt/x", "/loop", "/fifo", "/" + "x" * 300, "*"),
+        *("/outside", "/outside-directory/", "/outside-directory/secret"),
+    ],
+)
+def test_not_found(shared: Server, target: str) -> None:
+    response, body = shared.get(target)
+    assert (response.status, body) == (404, b"404 Not Found\n")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "BREW"])
+def test_other_methods(shared: Server, method: str) -> None:
+    response, _ = shared.request(method, "/text.txt")
+    assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_directories(shared: Server) -> None:
+    response, _ = shared.get("/sub?a=b")
+    assert (response.status, response.headers["Location"]) == (301, "/sub/?a=b")
+    response, listing = shared.get("/sub/")
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert b'<a href="/sub/deep/">deep/</a>' in listing
+    assert b'<a href="/sub/%3Cb%3E%26%22%27.html">&lt;b&gt;&amp;&quot;&#x27;.html</a>' in listing
+    assert b'<a href="/sub/%FF">' in listing
+    assert b'<a href="/loop">loop</a>' in shared.get("/")[1]
+
+
+def test_redirect_stays_on_this_server(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "\\evil.example").mkdir()
+    server = start(directory=tmp_path)
+    assert server.get("/\\evil.example")[0].headers["Location"] == "/%5Cevil.example/"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_forbidden(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "file").touch(mode=0)
+    assert start(directory=tmp_path).get("/file")[0].status == 403
+
+
+def test_keep_alive(shared: Server) -> None:
+    with shared.client() as client:
+        sock = client.sock
+        for target, body in [("/text.txt", TEXT), ("/small", SMALL), ("/text.txt", TEXT)]:
+            client.request("GET", target)
+            assert client.getresponse().read() == body
+            assert client.sock is sock
+
+
+def read_to_end(sock: ssl.SSLSocket) -> bytes:
+    """All until close_notify; a mere end of the connection raises ssl.SSLEOFError."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def head(target: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def test_pipelining(shared: Server) -> None:
+    with shared.tls() as sock:
+        sock.sendall(head("/text.txt") + head("/no") + head("/text.txt", "Connection: close"))
+        answer = read_to_end(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"404", b"200"]
+    assert answer.count(TEXT) == 2
+
+
+@pytest.mark.parametrize(
+    "request_head", [head("/text.txt", "Connection: close"), b"GET /text.txt HTTP/1.0\r\n\r\n"]
+)
+def test_last_response_says_so(shared: Server, request_head: bytes) -> None:
+    with shared.tls() as sock:
+        sock.sendall(request_head)
+        answer = read_to_end(sock)
+    assert b"\r\nConnection: close\r\n" in answer
+    assert answer.endswith(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
+        (head("/", "A: " + "x" * 100_000), 431),
+        (head("/text.txt") + b"nonsense\r\n\r\n", 400),
+    ],
+)
+def test_bad_requests(shared: Server, data: bytes, status: int) -> None:
+    with shared.tls() as sock:
+        sock.sendall(data)
+        answer = read_to_end(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer)[-1] == b"%d" % status
+    assert shared.works()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Expect": "100-continue"}])
+def test_request_bodies_are_not_read(shared: Server, headers: dict[str, str]) -> None:
+    with shared.client() as client:
+        client.request("POST", "/text.txt", body=bytes(300_000), headers=headers)
+        response = client.getresponse()
+        assert response.status == 405
+        assert response.headers["Connection"] == "close"
+
+
+def test_curl(start: Start, contexts: Contexts) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    server = start()
+    url = f"https://localhost:{server.port}"
+    curl = ["curl", "-sS", "--path-as-is", "--cacert", str(contexts.ca)]
+    run = subprocess.run([*curl, f"{url}/text.txt", f"{url}/small"], capture_output=True)
+    assert run.stdout == TEXT + SMALL
+    run = subprocess.run([*curl, "-f", f"{url}/../secret"], capture_output=True)
+    assert run.returncode == 22, run.stderr
+    assert b"404" in run.stderr
+
+
+def test_openssl_sees_a_clean_end(shared: Server, contexts: Contexts) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{shared.port}", "-ign_eof"]
+    command += ["-CAfile", str(contexts.ca), "-verify_return_error", "-brief"]
+    run = subprocess.run(
+        command, input=head("/text.txt", "Connection: close"), capture_output=True, timeout=PATIENCE
+    )
+    assert run.stdout.endswith(TEXT)
+    assert (run.returncode, b"unexpected eof" in run.stderr) == (0, False), run.stderr
+
+
+def test_development_certificate(site: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ringtls", "serve", "-d", str(site), "--bind", "127.0.0.1:0"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "a cache")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            words = shlex.split(process.stdout.readline())
+            assert words[:3] == ["Try:", "curl", "--cacert"]
+            context = ssl.create_default_context(cafile=words[3])
+            port = int(words[4].removeprefix("https://localhost:").removesuffix("/"))
+            with (
+                socket.create_connection(("127.0.0.1", port), PATIENCE) as tcp,
+                context.wrap_socket(tcp, server_hostname="localhost") as sock,
+            ):
+                assert sock.version() == "TLSv1.3"
+        finally:
+            process.kill()
+
+
+def test_access_log(start: Start) -> None:
+    server = start("--access-log")
+    server.get("/text.txt?q", User_Agent='a "b" \\ \xe9')
+    server.get("/no")
+    assert server.stop() == 0
+    first, second = server.stdout.read().splitlines()
+    pattern = r"127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] (.*)"
+    match = re.fullmatch(pattern, first)
+    assert match
+    assert match[1] == r'"GET /text.txt?q HTTP/1.1" 200 10 "-" "a \x22b\x22 \x5c \xe9"'
+    assert '"GET /no HTTP/1.1" 404 14 "-"' in second
+
+
+def test_large_file_in_little_memory(start: Start, tmp_path: Path) -> None:
+    block = os.urandom(MIB)
+    expected, received = hashlib.sha256(), hashlib.sha256()
+    with (tmp_path / "large").open("wb") as file:
+        for number in range(64):
+            piece = number.to_bytes(8, "big") + block[8:]
+            file.write(piece)
+            expected.update(piece)
+    server = start(directory=tmp_path)
+    with server.client() as client:
+        client.request("GET", "/large")
+        response = client.getresponse()
+        while piece := response.read(MIB):
+            received.update(piece)
+    assert received.digest() == expected.digest()
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert match
+    assert int(match[1]) < 150 * 1024
+
+
+# The drain
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drain_ends_idle_connections(start: Start, number: signal.Signals) -> None:
+    server = start("--graceful-timeout", "3600")
+    with server.tls() as used, server.tls() as fresh, server.tcp() as not_even_tls:
+        used.sendall(head("/text.txt"))
+        assert used.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+        server.process.send_signal(number)
+        assert read_to_end(used) in (b"", TEXT)
+        assert read_to_end(fresh) == b""
+        assert not_even_tls.recv(1) == b""
+    assert server.wait() == 0
+    assert "Traceback" not in server.log()
+
+
+def wait_until_refused(server: Server) -> None:
+    def refused() -> bool:
+        try:
+            server.tcp().close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(refused)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drain_finishes_downloads(start: Start, number: signal.Signals) -> None:
+    server = start("--graceful-timeout", "3600")
+    with server.tls(receive_buffer=65536) as sock:
+        sock.sendall(head("/small"))
+        answer = sock.recv(1000)
+        server.process.send_signal(number)
+        wait_until_refused(server)
+        answer += read_to_end(sock)
+    assert answer.endswith(SMALL)
+    assert server.wait() == 0
+
+
+def test_drain_waits_for_what_is_accepted_but_not_taken_in(start: Start, tmp_path: Path) -> None:
+    content = os.urandom(200_000)  # the stream accepts all of it at once
+    (tmp_path / "file").write_bytes(content)
+    server = start("--graceful-timeout", "3600", directory=tmp_path)
+    with server.tls(receive_buffer=4096) as sock:
+        sock.sendall(head("/file"))
+        answer = sock.recv(100)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until_refused(server)
+        time.sleep(connection.DRAIN_CLOSE_TIMEOUT + 1)
+        answer += read_to_end(sock)
+    assert answer.endswith(content)
+    assert server.wait() == 0
+
+
+def test_request_that_has_begun_is_answered_during_the_drain(start: Start) -> None:
+    server = start("--graceful-timeout", "3600")
+    with server.tls() as sock, server.tls() as other:
+        request = head("/text.txt")
+        sock.sendall(request[:20])
+        other.sendall(head("/text.txt"))
+        assert other.recv(1)  # so the first part of the other request has been read, too
+        server.process.send_signal(signal.SIGTERM)
+        wait_until_refused(server)
+        sock.sendall(request[20:])
+        answer = read_to_end(sock)
+    assert b"\r\nConnection: close\r\n" in answer
+    assert answer.endswith(TEXT)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("second_signal", [False, True])
+def test_drain_has_an_end(start: Start, second_signal: bool) -> None:
+    server = start("--graceful-timeout", "3600" if second_signal else "0.1")
+    with server.tls(receive_buffer=4096) as sock:
+        sock.sendall(head("/small"))
+        assert sock.recv(1)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until_refused(server)
+        if second_signal:
+            server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "1 connection is cut short" in server.log()
+    assert "Traceback" not in server.log()
+
+
+def test_cut_download_ends_with_close_notify(start: Start, tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(64 * MIB)
+    server = start("--graceful-timeout", "0.1", directory=tmp_path)
+    with server.tls(receive_buffer=65536) as sock:
+        sock.sendall(head("/large"))
+        answer = sock.recv(1)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("cut short")
+        answer += read_to_end(sock)
+    assert len(answer) < 64 * MIB
+    assert server.wait() == 0
+
+
+# Bad peers
+
+
+def plain_http(server: Server) -> None:
+    with server.tcp() as sock:
+        sock.sendall(head("/"))
+        sock.recv(65536)
+    server.wait_for_log("handshake failed: plain HTTP sent to the TLS port")
+
+
+def garbage(server: Server) -> None:
+    with server.tcp() as sock:
+        sock.sendall(bytes(range(256)))
+        sock.recv(65536)
+    server.wait_for_log("handshake failed: TLS failed: ")
+
+
+def no_handshake(server: Server) -> None:
+    server.tcp().close()
+    server.wait_for_log("handshake failed: ")
+
+
+def garbage_after_the_handshake(server: Server) -> None:
+    with server.tls() as sock, socket.socket(fileno=os.dup(sock.fileno())) as tcp:
+        tcp.sendall(bytes(range(256)))
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            sock.recv(1)
+    server.wait_for_log(": TLS failed: ")
+
+
+def reset_during_a_download(server: Server) -> None:
+    sock = server.tls(receive_buffer=4096)
+    sock.sendall(head("/small"))
+    assert sock.recv(1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    server.wait_for_log("the connection broke: ")
+
+
+def end_within_a_request(server: Server) -> None:
+    with server.tls() as sock:
+        sock.sendall(b"GET / HT")
+    server.wait_for_log("bad request: ")
+
+
+@pytest.mark.parametrize(
+    "misbehave",
+    [
+        plain_http,
+        garbage,
+        no_handshake,
+        garbage_after_the_handshake,
+        reset_during_a_download,
+        end_within_a_request,
+    ],
+)
+def test_bad_peer_is_logged_in_one_line(start: Start, misbehave: Callable[[Server], None]) -> None:
+    server = start()
+    misbehave(server)
+    assert server.works()
+    assert server.log().count("\n") == 1
+    assert server.stop() == 0
+    assert "Traceback" not in server.log()
+
+
+# Starting
+
+
+def fails(*arguments: str) -> str:
+    """What the command says when it can't start: one line."""
+    command = [sys.executable, "-m", "ringtls", "serve", "--bind", "127.0.0.1:0", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1), run
+    return run.stderr
+
+
+def test_port_in_use(contexts: Contexts) -> None:
+    files = ["--certfile", str(contexts.certificate), "--keyfile", str(contexts.key)]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = fails("--bind", address, *files)
+    assert said.startswith(f"ringtls: can't listen on {address}: Address already in use; ")
+
+
+def test_wrong_key(contexts: Contexts, tmp_path: Path) -> None:
+    other = make_certificate(tmp_path)
+    said = fails("--certfile", str(contexts.certificate), "--keyfile", str(other.key))
+    assert said == f"ringtls: the key in {other.key} is not that of {contexts.certificate}\n"
+
+
+def test_missing_files(contexts: Contexts, tmp_path: Path) -> None:
+    no = tmp_path / "no"
+    reason = "No such file or directory"
+    assert fails("--certfile", str(no)) == f"ringtls: can't read {no}: {reason}\n"
+    said = fails("--certfile", str(contexts.certificate), "--keyfile", str(no))
+    assert said == f"ringtls: can't read {no}: {reason}\n"
+    assert fails("-d", str(no)) == f"ringtls: can't serve the directory {no}: {reason}\n"
+
+
+def test_no_key(contexts: Contexts) -> None:
+    assert "no certificate with its key" in fails("--certfile", str(contexts.certificate))
+    assert fails("--keyfile", str(contexts.key)) == "ringtls: --keyfile needs --certfile\n"
+
+
+def test_certificate_and_key_in_one_file(contexts: Contexts, site: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(contexts.certificate.read_bytes() + contexts.key.read_bytes())
+    one = Contexts(contexts.server, contexts.client, contexts.ca, both, both)
+    server = Server(one, site, tmp_path / "stderr")
+    try:
+        assert server.works()
+    finally:
+        server.end()
+
+
+# In this process
+
+
+class Served:
+    """A connection of this process: the client's side, and a server task for the other."""
+
+    def __init__(self, client: TlsStream, server: TlsStream, root: Path) -> None:
+        self.client = client
+        self.drain = connection.Drain()
+        self._server = server
+        self._root = root
+        self.ended = trio.Event()
+
+    async def serve(self) -> None:
+        await connection.serve_connection(self._root, self.drain, self._server)
+        self.ended.set()
+
+    async def receive_to_end(self) -> bytes:
+        """All until close_notify; a mere end of the connection raises TruncationError."""
+        return b"".join([data async for data in self.client])
+
+
+async def served(
+    contexts: Contexts, root: Path, nursery: trio.Nursery, buffer_size: int | None = None
+) -> Served:
+    both = Served(*tls_over(*await socket_streams(buffer_size), contexts), root)
+    nursery.start_soon(both.serve)
+    return both
+
+
+@pytest.fixture
+def server_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="ringtls.serve")
+    return caplog
+
+
+async def test_handshake_timeout(
+    contexts: Contexts,
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server_log: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(connection, "HANDSHAKE_TIMEOUT", 0.05)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, site, nursery)
+        async with both.client:
+            with pytest.raises(trio.BrokenResourceError):
+                await both.client.do_handshake()
+    assert [record.levelname for record in server_log.records] == ["WARNING"]
+    assert "handshake not complete after 0.05 s" in server_log.text
+
+
+async def test_request_timeout(
+    contexts: Contexts, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "REQUEST_TIMEOUT", 0.2)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, site, nursery)
+            async with both.client:
+                await both.client.send_all(b"GET / HT")
+                assert (await both.receive_to_end()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("REQUEST_TIMEOUT", b""), ("IDLE_TIMEOUT", head("/no"))]
+)
+async def test_idle_timeout(
+    contexts: Contexts, site: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
+) -> None:
+    monkeypatch.setattr(connection, name, 0.2)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, site, nursery)
+            async with both.client:
+                await both.client.do_handshake()
+                await both.client.send_all(data)
+                answer = await both.receive_to_end()
+    assert answer.count(b"HTTP/1.1 ") == (1 if data else 0)
+
+
+async def test_send_timeout(
+    contexts: Contexts,
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server_log: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(connection, "SEND_TIMEOUT", 0.2)
+    monkeypatch.setattr(connection, "DRAIN_CLOSE_TIMEOUT", 0.1)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, site, nursery, buffer_size=16384)
+            async with both.client:
+                await both.client.send_all(head("/small"))
+                await both.client.receive_some(1)
+                both.drain.start()
+                await both.ended.wait()
+    assert "takes in nothing, given up after 0.2 s" in server_log.text
+
+
+async def test_file_that_becomes_shorter(
+    contexts: Contexts, tmp_path: Path, server_log: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(4 * MIB))
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, tmp_path, nursery, buffer_size=16384)
+            async with both.client:
+                await both.client.send_all(head("/file"))
+                answer = bytes(await both.client.receive_some(1))
+                os.truncate(file, 0)
+                answer += await both.receive_to_end()
+    assert b"\r\nContent-Length: 4194304\r\n" in answer
+    assert len(answer) < 4 * MIB
+    assert "a file became shorter while it was sent" in server_log.text
+
+
+async def test_unexpected_error_ends_one_connection(
+    contexts: Contexts,
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server_log: pytest.LogCaptureFixture,
+) -> None:
+    def broken(root: Path, request: responses.Request) -> responses.Response:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(connection, "respond", broken)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, site, nursery)
+            async with both.client:
+                await both.client.send_all(head("/"))
+                assert await both.receive_to_end() == b""
+    assert "ZeroDivisionError" in server_log.text
+
+
+def test_error_of_the_machine_is_not_the_clients(
+    site: Path, monkeypatch: pytest.MonkeyPatch, server_log: pytest.LogCaptureFixture
+) -> None:
+    def exhausted(*arguments: object) -> Path:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(responses, "resolve", exhausted)
+    request = responses.Request("GET", "/text.txt", "1.1", {})
+    assert responses.respond(site, request).status is HTTPStatus.INTERNAL_SERVER_ERROR
+    assert "can't serve /text.txt: [Errno 24] Too many open files" in server_log.text

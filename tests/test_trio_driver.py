@@ -1,0 +1,224 @@
+"""How a trio run drives its ring, and what happens when the ring fails or the run ends."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import socket
+import threading
+from collections.abc import AsyncIterator
+
+import outcome
+import pytest
+import trio
+import trio.testing
+
+from ringtls import SocketListener, SocketStream, open_tcp_stream
+from ringtls._ring import Ring
+from ringtls._trio_driver import TrioDriver
+
+from .conftest import Contexts
+from .peer import meet
+from .streams import open_fds, socket_streams
+
+
+async def test_one_ring_in_a_run() -> None:
+    assert TrioDriver.current() is TrioDriver.current()
+
+
+def test_outside_of_a_run() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(RuntimeError, match=r"inside trio\.run"):
+        SocketStream(ours)
+
+
+def test_several_runs_one_after_the_other() -> None:
+    async def main() -> None:
+        left, right = await socket_streams()
+        async with left, right:
+            await left.send_all(b"x")
+            assert await right.receive_some() == b"x"
+
+    trio.run(main)
+    fds = open_fds()
+    trio.run(main)
+    assert open_fds() == fds
+
+
+def test_several_runs_at_once() -> None:
+    done = []
+
+    async def main() -> None:
+        left, right = await socket_streams()
+        async with left, right:
+            for _ in range(100):
+                await left.send_all(b"x")
+                assert await right.receive_some() == b"x"
+        done.append(True)
+
+    threads = [threading.Thread(target=trio.run, args=(main,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 4
+
+
+@pytest.mark.parametrize("method", ["submit", "reap"])
+def test_a_failure_of_the_ring_reaches_every_waiter(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Nobody sleeps for ever: receives fail, and a close ends."""
+    failed = []
+
+    async def receive(stream: trio.abc.ReceiveStream) -> None:
+        with pytest.raises(trio.BrokenResourceError, match="made up"):
+            await stream.receive_some()
+        failed.append(stream)
+
+    async def main() -> None:
+        left, right = await socket_streams()
+        stream, peer = await meet(contexts, buffer_size=32768)
+        with trio.move_on_after(0.05):
+            await stream.send_all(bytes(10**7))
+
+        def fail(self: Ring) -> None:
+            raise OSError("made up")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive, left)
+            nursery.start_soon(receive, right)
+            nursery.start_soon(stream.aclose)
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr(Ring, method, fail)
+            TrioDriver.current().ring.wake()
+        assert len(failed) == 2
+        with pytest.raises(OSError, match="made up"):
+            await left.receive_some()
+        for each in (left, right):
+            each.socket.close()
+            each._is_owner = False
+        peer.sock.close()
+
+    trio.run(main)
+
+
+def test_the_run_waits_for_a_socket_that_was_closed_in_a_finalizer() -> None:
+    """The late pump: nothing ran on the ring before, and the system tasks are gone."""
+    generators = []
+    sent = []
+
+    async def talk() -> AsyncIterator[None]:
+        left, right = socket.socketpair()
+        try:
+            yield
+        finally:
+            stream = SocketStream(left)
+            with trio.CancelScope(shield=True):
+                await stream.send_all(b"x")
+                sent.append(right.recv(1))
+                nothing = trio.move_on_after(0.01)
+                with nothing:
+                    await stream.receive_some()
+                assert nothing.cancelled_caught
+                await stream.aclose()
+            right.close()
+
+    async def main() -> None:
+        generator = talk()
+        generators.append(generator)
+        await anext(generator)
+
+    fds = open_fds()
+    trio.run(main)
+    generators.clear()
+    gc.collect()
+    assert sent == [b"x"]
+    assert open_fds() == fds
+
+
+def test_the_main_task_fails_while_operations_are_in_flight() -> None:
+    kept = []
+
+    async def main() -> None:
+        left, right = await socket_streams()
+        kept.extend([left, right])
+        trio.lowlevel.spawn_system_task(left.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        raise KeyError
+
+    fds = open_fds()
+    with pytest.warns(ResourceWarning, match="unclosed stream"), pytest.raises(KeyError):
+        trio.run(main)
+    assert open_fds() == fds
+
+
+def test_guest_mode() -> None:
+    """The host's loop runs the ring's thread."""
+    todo: queue.SimpleQueue[object] = queue.SimpleQueue()
+    outcomes: list[outcome.Outcome[bytes]] = []
+
+    async def main() -> bytes:
+        left, right = await socket_streams()
+        async with left, right:
+            await left.send_all(b"guest")
+            return await right.receive_some()
+
+    trio.lowlevel.start_guest_run(
+        main,
+        run_sync_soon_threadsafe=todo.put,
+        done_callback=outcomes.append,
+    )
+    while not outcomes:
+        function = todo.get(timeout=10)
+        assert callable(function)
+        function()
+    assert outcomes[0].unwrap() == b"guest"
+
+
+async def test_listener_and_open_tcp_stream() -> None:
+    listener = SocketListener(socket.create_server(("127.0.0.1", 0)))
+    port = listener.socket.getsockname()[1]
+    client = await open_tcp_stream("127.0.0.1", port)
+    server = await listener.accept()
+    async with client, server:
+        await client.send_all(b"hello")
+        assert await server.receive_some(3) == b"hel"
+        assert await server.receive_some() == b"lo"
+    await listener.aclose()
+    await listener.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+
+
+async def test_closing_a_listener_wakes_those_who_accept() -> None:
+    listener = SocketListener(socket.create_server(("127.0.0.1", 0)))
+    woken = []
+
+    async def accept() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+        woken.append(True)
+
+    fds = open_fds()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        nursery.start_soon(accept)
+        await trio.testing.wait_all_tasks_blocked()
+        await listener.aclose()
+    assert woken == [True, True]
+    assert open_fds() == fds - 1
+
+
+async def test_what_is_no_stream_socket() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as datagram:
+        with pytest.raises(ValueError, match="SOCK_STREAM"):
+            SocketStream(datagram)
+        with pytest.raises(ValueError, match="SOCK_STREAM"):
+            SocketListener(datagram)
+    with socket.socket() as sock, pytest.raises(ValueError, match="listening"):
+        SocketListener(sock)
+    with socket.socket() as sock:
+        sock.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            SocketStream(sock)
