@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ._errors import RingUnavailableError
 
-__all__ = ["KERNEL_FLOOR", "io_uring_disabled", "kernel_version", "unavailable"]
+__all__ = ["KERNEL_FLOOR", "io_uring_disabled", "kernel_version", "remedy", "unavailable"]
 
 KERNEL_FLOOR = (6, 1)
 _SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
@@ -36,7 +36,8 @@ def io_uring_disabled() -> int:
         return 0
 
 
-def _remedy(error: int) -> str:
+def remedy(error: int) -> str:
+    """What to change, for an errno of io_uring_setup(2) or io_uring_register(2)."""
     too_old = kernel_version() < KERNEL_FLOOR
     disabled = io_uring_disabled()
     if error == errno.EINVAL or (error == errno.ENOSYS and too_old):
@@ -69,5 +70,5 @@ def _remedy(error: int) -> str:
 def unavailable(error: int) -> RingUnavailableError:
     """The exception for an errno of io_uring_setup(2) or io_uring_register(2)."""
     return RingUnavailableError(
-        error, f"io_uring is not available: {os.strerror(error)}: {_remedy(error)}"
+        error, f"io_uring is not available: {os.strerror(error)}: {remedy(error)}"
     )

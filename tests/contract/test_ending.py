@@ -333,7 +333,7 @@ def test_c9_async_generator_finalizers(contexts: Contexts) -> None:
 
 async def test_c15_sync_use(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
-    with pytest.raises(TypeError, match="async with"), stream:  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="async with"), stream:
         pass
     await stream.aclose()
     peer.sock.close()

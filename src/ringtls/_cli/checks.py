@@ -22,7 +22,7 @@ from pathlib import Path
 
 import trio
 
-from .._availability import KERNEL_FLOOR, io_uring_disabled, kernel_version, unavailable
+from .._availability import KERNEL_FLOOR, io_uring_disabled, kernel_version, remedy
 from .._errors import RingUnavailableError
 from .._ring import SQ_ENTRIES, Ring
 from .cases import CANCELLED_READING, RETURN
@@ -98,26 +98,18 @@ def _open_ring() -> Iterator[Ring]:
         ring.close(timeout=1.0)
 
 
-def _refusal(error: RingUnavailableError) -> tuple[str, str]:
-    """The two parts of the text: what is refused and why, and what to change."""
-    what, why, remedy = str(error.strerror).split(": ", 2)
-    return f"{what}: {why}", remedy
-
-
 def _kernel() -> Finding:
     found = f"Linux {os.uname().release}"
     if kernel_version() >= KERNEL_FLOOR:
         return Finding(Status.OK, found)
-    _, remedy = _refusal(unavailable(errno.EINVAL))
-    return Finding(Status.FAILED, found, remedy)
+    return Finding(Status.FAILED, found, remedy(errno.EINVAL))
 
 
 def _sysctl() -> Finding:
     disabled = io_uring_disabled()
     if not disabled:
         return Finding(Status.OK, "0 (open to all)")
-    _, remedy = _refusal(unavailable(errno.EPERM))
-    return Finding(Status.WARNING, str(disabled), remedy)
+    return Finding(Status.WARNING, str(disabled), remedy(errno.EPERM))
 
 
 def _seccomp() -> Finding:
@@ -132,7 +124,9 @@ def _io_uring() -> Finding:
         with _open_ring() as ring:
             counters = ring.counters()
     except RingUnavailableError as error:
-        return Finding(Status.FAILED, *_refusal(error))
+        code = error.errno or errno.EIO
+        found = f"io_uring is not available: {os.strerror(code)}"
+        return Finding(Status.FAILED, found, remedy(code))
     found = (
         f"a ring of {counters.sq_entries}/{counters.cq_entries} entries, "
         f"{counters.buffers} buffers of {counters.buffer_size} bytes"
@@ -189,8 +183,8 @@ def _openssl() -> Finding:
     if ssl.OPENSSL_VERSION_INFO >= OPENSSL_FLOOR:
         return Finding(Status.OK, ssl.OPENSSL_VERSION)
     floor = ".".join(map(str, OPENSSL_FLOOR))
-    remedy = f"use a Python that is built with OpenSSL {floor} or newer"
-    return Finding(Status.FAILED, ssl.OPENSSL_VERSION, remedy)
+    use = f"use a Python that is built with OpenSSL {floor} or newer"
+    return Finding(Status.FAILED, ssl.OPENSSL_VERSION, use)
 
 
 def _close_notify() -> Finding:
@@ -200,8 +194,8 @@ def _close_notify() -> Finding:
         return _skipped()
     unclean = [f"{case}: {end.value}" for case, end in ends.items() if end is not End.CLEAN]
     if unclean:
-        remedy = f"see what interferes with connections over loopback; else {REPORT}"
-        return Finding(Status.FAILED, ", ".join(unclean), remedy)
+        see = f"see what interferes with connections over loopback; else {REPORT}"
+        return Finding(Status.FAILED, ", ".join(unclean), see)
     return Finding(Status.OK, f"follows the data when a handler {' or is '.join(ends)}")
 
 
