@@ -32,6 +32,8 @@ class Contexts:
 def contexts_of(ca: Path, certificate: Path, key: Path) -> Contexts:
     server = server_context(certificate, key)
     client = ssl.create_default_context(cafile=str(ca))
+    for context in (server, client):
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # some builds of Python set it
     return Contexts(server, client, ca, certificate, key)
 
 
