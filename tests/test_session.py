@@ -144,8 +144,9 @@ def test_the_end_of_input_during_the_handshake(contexts: Contexts) -> None:
     )
     assert not client.handshake()
     client.feed_end()
-    with pytest.raises(ssl.SSLEOFError):
+    with pytest.raises(ssl.SSLEOFError, match="during the handshake") as caught:
         client.handshake()
+    assert caught.value.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
 def test_garbage_queues_an_alert_and_nothing_after_it(pair: Pair) -> None:

@@ -215,6 +215,7 @@ class TlsSession:
 
 
 def _unexpected_eof(when: str) -> ssl.SSLEOFError:
-    return ssl.SSLEOFError(
-        ssl.SSL_ERROR_EOF, f"the peer ended the connection {when}, without close_notify"
-    )
+    """What OpenSSL would have raised, had it been told of the end (rule 1)."""
+    error = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, f"the peer ended the connection {when}")
+    error.library, error.reason = "SSL", "UNEXPECTED_EOF_WHILE_READING"
+    return error

@@ -22,7 +22,6 @@ import fcntl
 import http
 import logging
 import socket
-import ssl
 import struct
 import termios
 import time
@@ -116,7 +115,8 @@ async def _shake_hands(stream: TlsStream, drain: Drain, peer: str) -> bool:
 
 
 def _handshake_failure(error: trio.BrokenResourceError) -> str:
-    if isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason == "HTTP_REQUEST":
+    # Only errors that OpenSSL itself raised have a reason.
+    if getattr(error.__cause__, "reason", None) == "HTTP_REQUEST":
         return "plain HTTP sent to the TLS port"
     return str(error)
 

@@ -94,7 +94,9 @@ def _end_by(error: OSError, client: ssl.SSLSocket) -> End:
     if isinstance(error, TimeoutError):
         return End.TIMED_OUT
     if isinstance(error, ssl.SSLError):
-        return End.CORRUPT
+        # Some builds of Python do not make an SSLEOFError of it.
+        ended = error.reason == "UNEXPECTED_EOF_WHILE_READING"
+        return End.TRUNCATED if ended else End.CORRUPT
     raise error
 
 

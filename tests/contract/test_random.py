@@ -1,0 +1,193 @@
+"""C1, C2, C3, C7, C8, C9 at random: every end of every kind, at any moment, under any traffic.
+
+A case is a function of its seed: TLS version, side, how our side ends and when, the traffic in
+both directions, how fast the peer is. Whatever it is, what the peer read is a prefix of what was
+offered, holds all that was accepted, and is followed by close_notify and FIN; or the timeout
+passed, and then the peer saw a reset.
+
+RINGTLS_CASES sets the number of cases (500 by default), RINGTLS_SEED the first seed. A case that
+fails names its seed: RINGTLS_CASES=1 RINGTLS_SEED=n runs it alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+
+import trio
+
+from ringtls import CloseOutcome, SocketStream, TlsStream
+from ringtls._closing import Closing
+
+from ..conftest import Contexts
+from ..peer import End, Peer, Transport
+from ..streams import open_fds, tcp_pair
+
+CASES = int(os.environ.get("RINGTLS_CASES", "500"))
+FIRST_SEED = int(os.environ.get("RINGTLS_SEED", "0"))
+
+LEAVES = ("return", "raise", "cancel", "drop", "exit the run")
+PEERS = ("fast", "slow", "stalled")
+
+
+@dataclass
+class Case:
+    """One connection's story."""
+
+    seed: int
+    rng: random.Random = field(init=False)
+    leave: str = field(init=False)
+    peer_speed: str = field(init=False)
+    server_side: bool = field(init=False)
+    moment: float = field(init=False)
+    small_buffers: bool = field(init=False)
+    offered: bytearray = field(init=False, default_factory=bytearray)
+    accepted: int = field(init=False, default=0)
+    outcome: CloseOutcome | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        rng = self.rng = random.Random(self.seed)
+        self.leave = rng.choice(LEAVES)
+        self.peer_speed = rng.choice(PEERS)
+        self.server_side = rng.random() < 0.5
+        self.moment = rng.choice((0, rng.random() * 0.002, rng.random() * 0.02))
+        self.small_buffers = rng.random() < 0.5
+
+    def __str__(self) -> str:
+        side = "server" if self.server_side else "client"
+        return f"seed {self.seed}: {side}, {self.leave} at {self.moment}, {self.peer_speed} peer"
+
+
+class LeaveError(Exception):
+    """Our handler's own exception."""
+
+
+class OurSide:
+    """The stream under test, in a trio run of its own."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.stream: trio.abc.Stream | None = None
+
+    async def run(self) -> None:
+        case = self.case
+        stream = self.stream
+        assert stream is not None
+        if case.leave == "exit the run":
+            with trio.move_on_after(case.moment):
+                await self.talk(stream)
+        elif case.leave == "drop":
+            with trio.move_on_after(case.moment):
+                await self.talk(stream)
+            self.stream = stream = None
+            gc.collect()
+        elif case.leave == "cancel":
+            with trio.move_on_after(case.moment):
+                async with stream:
+                    await self.talk(stream)
+        else:
+            try:
+                async with stream:
+                    with trio.move_on_after(case.moment):
+                        await self.talk(stream)
+                    if case.leave == "raise":
+                        raise LeaveError
+            except LeaveError:
+                return
+
+    async def talk(self, stream: trio.abc.Stream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.send, stream)
+            nursery.start_soon(self.receive, stream)
+
+    async def send(self, stream: trio.abc.Stream) -> None:
+        case = self.case
+        while True:
+            piece = case.rng.randbytes(case.rng.choice((1, 100, 5_000, 200_000)))
+            case.offered += piece
+            await stream.send_all(piece)
+            case.accepted = len(case.offered)
+            if case.rng.random() < 0.2:
+                await trio.sleep(0.001)
+
+    async def receive(self, stream: trio.abc.Stream) -> None:
+        while await stream.receive_some(self.case.rng.choice((1, 1000, None))):
+            await trio.lowlevel.checkpoint()
+        await trio.sleep_forever()
+
+
+def peer_story(peer: Peer, case: Case, ends: list[End]) -> None:
+    """Handshake, perhaps send, and read to the end at the peer's own speed."""
+    rng = random.Random(-case.seed - 1)
+    peer.handshake()
+    for _ in range(rng.randrange(4)):
+        peer.send(rng.randbytes(rng.choice((1, 1000, 30_000))))
+    if case.peer_speed == "stalled":
+        time.sleep(0.03)
+    elif case.peer_speed == "slow":
+        for _ in range(5):
+            time.sleep(0.002)
+    ends.append(peer.end())
+
+
+def play(case: Case, contexts: Contexts) -> End:
+    """Run a case; returns how the peer saw it end."""
+    ours, theirs = tcp_pair(32768 if case.small_buffers else None)
+    peer = Peer(theirs, contexts, server_side=not case.server_side)
+    ends: list[End] = []
+    thread = threading.Thread(target=peer_story, args=(peer, case, ends))
+    side = OurSide(case)
+
+    async def main() -> None:
+        stream = TlsStream(
+            SocketStream(ours),
+            contexts.server if case.server_side else contexts.client,
+            server_side=case.server_side,
+            server_hostname=None if case.server_side else "localhost",
+            shutdown_timeout=2.0,
+        )
+        closings.append(stream._closing)
+        await stream.do_handshake()
+        side.stream = stream
+        del stream
+        await side.run()
+
+    closings: list[Closing] = []
+    thread.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # some cases drop streams on purpose
+        trio.run(main)
+        side.stream = None
+    case.outcome = closings[0].outcome
+    thread.join()
+    return ends[0]
+
+
+def judge(case: Case, end: End) -> None:
+    assert bytes(case.offered).startswith(end.data), case
+    if case.outcome is CloseOutcome.TIMED_OUT:
+        assert end.transport is Transport.RST, case
+        assert not end.close_notify, case
+        return
+    assert case.outcome is CloseOutcome.CLEAN, case
+    assert end.is_clean, (str(case), end.close_notify, end.transport, end.trailing, end.error)
+    assert len(end.data) >= case.accepted, case
+
+
+def test_c1_at_random(versioned_contexts: Contexts) -> None:
+    outcomes: Counter[CloseOutcome | None] = Counter()
+    fds = open_fds()
+    for seed in range(FIRST_SEED, FIRST_SEED + CASES // 2):
+        case = Case(seed)
+        end = play(case, versioned_contexts)
+        judge(case, end)
+        outcomes[case.outcome] += 1
+    print(outcomes)
+    assert open_fds() == fds
+    assert outcomes[CloseOutcome.CLEAN] > CASES // 4
