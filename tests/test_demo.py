@@ -15,11 +15,11 @@ import pytest
 import trio
 
 from ringtls._cli import demo, main
-from ringtls._cli.cases import CASES, Connection
-from ringtls._cli.comparison import Comparison, compare
-from ringtls._cli.measure import RINGTLS, TRIO
-from ringtls._cli.peer import End, Observation, observe_end
-from ringtls._cli.progress import Progress
+from ringtls._cli.demo.cases import CASES, Connection
+from ringtls._cli.demo.comparison import Comparison, compare
+from ringtls._cli.demo.measure import RINGTLS, TRIO
+from ringtls._cli.demo.peer import End, Observation, observe_end
+from ringtls._cli.demo.progress import Progress
 
 from .conftest import Contexts
 

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from ringtls._availability import unavailable
-from ringtls._cli import checks, main
-from ringtls._cli.checks import Check, Finding, Status
-from ringtls._cli.peer import End
+from ringtls._cli import main
+from ringtls._cli.demo.peer import End
+from ringtls._cli.doctor import checks
+from ringtls._cli.doctor.checks import Check, Finding, Status
 
 ROOT = Path(__file__).parent.parent
 

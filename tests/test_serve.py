@@ -26,11 +26,10 @@ import pytest
 import trio
 
 from ringtls import TlsStream
-from ringtls._cli import connection, responses
 from ringtls._cli.certificates import make_certificate
-from ringtls._cli.files import quoted, resolve, segments_of
-from ringtls._cli.responses import UnsatisfiableRangeError, parse_range
-from ringtls._cli.serve import Address, parse_address
+from ringtls._cli.serve import Address, connection, parse_address, responses
+from ringtls._cli.serve.files import quoted, resolve, segments_of
+from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
 
 from .conftest import Contexts
 from .streams import socket_streams, tls_over

@@ -18,6 +18,7 @@ import threading
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -126,8 +127,9 @@ def peer_story(peer: Peer, case: Case, ends: list[End]) -> None:
     """Handshake, perhaps send, and read to the end at the peer's own speed."""
     rng = random.Random(-case.seed - 1)
     peer.handshake()
-    for _ in range(rng.randrange(4)):
-        peer.send(rng.randbytes(rng.choice((1, 1000, 30_000))))
+    with suppress(BrokenPipeError, ConnectionResetError):  # our side has ended already
+        for _ in range(rng.randrange(4)):
+            peer.send(rng.randbytes(rng.choice((1, 1000, 30_000))))
     if case.peer_speed == "stalled":
         time.sleep(0.03)
     elif case.peer_speed == "slow":

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import trio
 
-from .._socket import SocketListener
-from .._tls import TlsListener
+from ..._socket import SocketListener
+from ..._tls import TlsListener
+from ..certificates import make_certificate, server_context
 from .cases import Case, Connection, HandlerFailedError
-from .certificates import make_certificate, server_context
 from .peer import End, observe_end
 
 __all__ = ["RINGTLS", "TRIO", "Contexts", "Server", "measure", "throwaway_contexts"]

@@ -25,7 +25,7 @@ import trio
 
 from ringtls import RingUnavailableError, SocketListener, TlsListener, open_tls_over_tcp_listeners
 
-from .certificates import cached_certificate, server_context
+from ..certificates import cached_certificate, server_context
 from .connection import Drain, access_logger, serve_connection
 
 __all__ = ["Address", "add_parser", "parse_address", "run"]

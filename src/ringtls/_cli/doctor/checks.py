@@ -22,12 +22,12 @@ from pathlib import Path
 
 import trio
 
-from .._availability import KERNEL_FLOOR, io_uring_disabled, kernel_version, remedy
-from .._errors import RingUnavailableError
-from .._ring import SQ_ENTRIES, Ring
-from .cases import CANCELLED_READING, RETURN
-from .measure import RINGTLS, measure, throwaway_contexts
-from .peer import End
+from ..._availability import KERNEL_FLOOR, io_uring_disabled, kernel_version, remedy
+from ..._errors import RingUnavailableError
+from ..._ring import SQ_ENTRIES, Ring
+from ..demo.cases import CANCELLED_READING, RETURN
+from ..demo.measure import RINGTLS, measure, throwaway_contexts
+from ..demo.peer import End
 
 __all__ = ["CHECKS", "Check", "Finding", "Result", "Status", "run_checks"]
 
