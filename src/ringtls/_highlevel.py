@@ -14,6 +14,7 @@ import trio
 
 from ._socket import SocketListener, SocketStream
 from ._tls import TlsListener, TlsStream
+from ._trio_driver import TrioDriver
 
 __all__ = [
     "open_tcp_stream",
@@ -41,6 +42,7 @@ async def open_tcp_stream(
       OSError: no address of the host could be connected to.
       RingUnavailableError: there is no io_uring here.
     """
+    TrioDriver.current()
     stream = await trio.open_tcp_stream(
         host, port, happy_eyeballs_delay=happy_eyeballs_delay, local_address=local_address
     )
@@ -90,6 +92,7 @@ async def open_tls_over_tcp_listeners(
       OSError: the address can't be had, as when the port is in use.
       RingUnavailableError: there is no io_uring here.
     """
+    TrioDriver.current()  # raises before there is anything to be closed
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
     return [
         TlsListener(SocketListener(listener.socket), ssl_context, https_compatible=https_compatible)

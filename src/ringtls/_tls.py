@@ -126,7 +126,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self._ensure_handshake()
             left = memoryview(data).cast("B")
             while left:
-                await self._transport.wait_for_room()
+                await self._transport.wait_sent()
                 self._check_sendable()
                 taken = self._call_session(partial(self._session.write, left[:PIECE]))
                 if taken is None:
@@ -140,7 +140,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         with self._sending:
             self._check_sendable()
             await self._driver.checkpoint_if_cancelled()
-            if not await self._transport.wait_for_room():
+            if not await self._transport.wait_sent():
                 await self._driver.cancel_shielded_checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -201,7 +201,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 await self._receive_input()
             if data:
                 raise trio.BrokenResourceError("the peer sent data where unwrap() needs its end")
-            await self._driver.cancel_shielded_checkpoint()
+            if not await self._transport.wait_sent(below=1):
+                await self._driver.cancel_shielded_checkpoint()
+            self._check_usable()
             assert self._transport_stream is not None
             transport_stream, self._transport_stream = self._transport_stream, None
             self._unwrapped = True
@@ -211,6 +213,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     # The end
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self, *, shutdown_timeout: float | None = None) -> None:
         """Send what is accepted, close_notify and FIN; wait until the kernel has them.
 
@@ -227,6 +230,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._closing.start(shutdown_timeout)
         await self._closing.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 

@@ -82,7 +82,7 @@ class Driver(Protocol):
 
 
 class Transport(Protocol):
-    """What TLS needs of a byte stream. Nothing here but ``receive`` and ``wait_for_room`` waits."""
+    """What TLS needs of a byte stream. Only ``receive`` and ``wait_sent`` wait."""
 
     @property
     def driver(self) -> Driver: ...
@@ -105,8 +105,13 @@ class Transport(Protocol):
     def check_sendable(self) -> None:
         """Raise trio.BrokenResourceError if an earlier send failed."""
 
-    async def wait_for_room(self) -> bool:
-        """Wait until less than HIGH_WATER bytes are unsent. True if that took a while."""
+    async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
+        """Wait until less than ``below`` bytes are unsent. True if that took a while.
+
+        Raises:
+          trio.BrokenResourceError: they can't be sent.
+          trio.ClosedResourceError: the stream was closed while this waited.
+        """
 
     def begin_close(
         self,
@@ -140,10 +145,9 @@ class RingTransport:
 
     __slots__ = (
         "_close_request",
+        "_operations",
         "_outbox",
         "_progress",
-        "_receiving",
-        "_sending",
         "closing",
         "driver",
         "name",
@@ -159,13 +163,12 @@ class RingTransport:
         self._progress = driver.signal()
         self._outbox = Outbox(driver.ring, sock.fileno(), self._progress.wake)
         self._close_request: Request | None = None
-        self._receiving: Operation | None = None
-        self._sending: Operation | None = None
+        self._operations: set[Operation] = set()
 
     # As the transport of a TLS stream
 
     async def receive(self, sink: Sink) -> int:
-        received = await self._receive(self.driver.ring.recv(self._fd(), RECEIVE_SIZE, sink=sink))
+        received = await self._perform(self.driver.ring.recv(self._fd(), RECEIVE_SIZE, sink=sink))
         assert isinstance(received, int)
         return received
 
@@ -176,10 +179,10 @@ class RingTransport:
         if self._outbox.error is not None:
             raise broken(self._outbox.error)
 
-    async def wait_for_room(self) -> bool:
+    async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
         waited = False
         self.check_open()
-        while self._outbox.pending >= HIGH_WATER:
+        while self._outbox.pending >= below:
             await self._progress.wait()
             waited = True
             self.check_open()
@@ -190,18 +193,18 @@ class RingTransport:
 
     async def receive_bytes(self, max_bytes: int) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" at the end of input."""
-        received = await self._receive(self.driver.ring.recv(self._fd(), max_bytes))
+        received = await self._perform(self.driver.ring.recv(self._fd(), max_bytes))
         return received if isinstance(received, bytes) else b""
 
     async def send(self, data: memoryview) -> int:
         """Send from the caller's memory; returns how much went out."""
-        sent = await self._send(self.driver.ring.send(self._fd(), data[:LARGEST_SEND]))
+        sent = await self._perform(self.driver.ring.send(self._fd(), data[:LARGEST_SEND]))
         assert isinstance(sent, int)
         return sent
 
     async def wait_writable(self) -> None:
         """Wait until a send would not block."""
-        await self._send(self.driver.ring.poll_writable(self._fd()))
+        await self._perform(self.driver.ring.poll_writable(self._fd()))
 
     # Ending
 
@@ -212,9 +215,8 @@ class RingTransport:
         on_closed: Callable[[], object],
     ) -> None:
         self.closing = True
-        for operation in (self._receiving, self._sending):
-            if operation is not None and not operation.done:
-                operation.cancel()
+        for operation in self._operations:
+            operation.cancel()
         self._progress.wake()
 
         def closed(request: Request) -> None:
@@ -256,26 +258,16 @@ class RingTransport:
         if self.closing:
             raise trio.ClosedResourceError("this stream was closed")
 
-    async def _receive(self, request: Request) -> int | bytes:
-        self._receiving = Operation(self.driver.ring, request)
-        try:
-            return await self._wait(self._receiving)
-        finally:
-            self._receiving = None
-
-    async def _send(self, request: Request) -> int | bytes:
-        self._sending = Operation(self.driver.ring, request)
-        try:
-            return await self._wait(self._sending)
-        finally:
-            self._sending = None
-
-    async def _wait(self, operation: Operation) -> int | bytes:
+    async def _perform(self, request: Request) -> int | bytes:
+        operation = Operation(self.driver.ring, request)
+        self._operations.add(operation)
         try:
             result = await self.driver.wait(operation)
         except OSError as error:
             self.check_open()
             raise broken(error) from error
+        finally:
+            self._operations.discard(operation)
         self.check_open()
         return result
 
