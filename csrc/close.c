@@ -5,7 +5,7 @@
  * close(2) over unread input makes the kernel send RST, and that can destroy
  * data which the peer has not read yet. So a close request
  *
- *   - cancels the receives and polls on its fd,
+ *   - cancels what waits for input on its fd,
  *   - reads and throws away what comes, from the start (a peer that is itself
  *     blocked in a send would else never read our last bytes),
  *   - and closes the fd when three things are true: the caller has released
@@ -30,7 +30,8 @@
 static bool is_read(const struct rtl_request *q)
 {
 	return q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
-	       q->opcode == RTL_POLL || q->opcode == RTL_ACCEPT;
+	       q->opcode == RTL_POLL || q->opcode == RTL_ACCEPT ||
+	       q->opcode == RTL_CONNECT;
 }
 
 static bool others(const struct rtl_ring *r, const struct rtl_request *q,
@@ -80,15 +81,15 @@ void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q)
 static bool has_ended(const struct rtl_ring *r, const struct rtl_request *q,
 		      int result)
 {
-	bool safe = q->u.close.released && all_acknowledged(q->fd);
+	bool again = result == -ECANCELED ||
+		     (rtl_is_passing(result) && q->tries < RTL_MAX_TRIES);
 
-	if (result == -EINTR || result == -EAGAIN)
-		return false;
-	if (result > 0)
-		return safe && q->u.close.seen >= q->u.close.limit;
-	if (result == -ECANCELED && r->hurried)
-		return safe || now_ns() >= ns_of(&q->deadline);
-	return true;
+	if (now_ns() >= ns_of(&q->deadline))
+		return true;
+	if (result <= 0 && !again)
+		return true;
+	return (r->hurried || q->u.close.seen >= q->u.close.limit) &&
+	       q->u.close.released && all_acknowledged(q->fd);
 }
 
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
@@ -111,6 +112,8 @@ void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result)
 	q->state = RTL_HELD;
 	if (result > 0)
 		q->u.close.seen += (uint64_t)result;
+	else if (rtl_is_passing(result))
+		q->tries++;
 	q->u.close.at_end = has_ended(r, q, result);
 	rtl_close_step(r, q);
 }
@@ -127,14 +130,13 @@ void rtl_close_fd_event(struct rtl_ring *r, int fd)
 	}
 }
 
-int64_t rtl_close(struct rtl_ring *r, int fd, uint64_t discard_limit,
-		  int64_t deadline_ns)
+int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
+	      int64_t deadline_ns)
 {
 	struct rtl_request *q, *o, *next;
-	int error;
+	int error = rtl_table_add(r, id, RTL_CLOSE, fd, &q);
 
-	q = rtl_table_add(r, RTL_CLOSE, fd, &error);
-	if (!q)
+	if (error)
 		return error;
 	q->state = RTL_HELD;
 	q->u.close.limit = discard_limit;
@@ -145,7 +147,7 @@ int64_t rtl_close(struct rtl_ring *r, int fd, uint64_t discard_limit,
 			rtl_cancel(r, o->id);
 	}
 	rtl_close_step(r, q);
-	return (int64_t)q->id;
+	return 0;
 }
 
 int rtl_release(struct rtl_ring *r, uint64_t close_id)

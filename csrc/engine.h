@@ -5,8 +5,8 @@
  * Rules, and the module that keeps each:
  *
  *  1. A request is in the table from the call that makes it until its
- *     terminal CQE (table.c). Its id, which is its user_data, is a counter
- *     and never used again; id 0 marks CQEs that nobody waits for.
+ *     terminal CQE (table.c). The caller chooses its id, which is its
+ *     user_data, and never uses an id again.
  *  2. A call never fails because the submission queue is full. Requests wait
  *     in a FIFO until rtl_submit() finds room for them (submit.c).
  *  3. Buffers of the receive pool are the kernel's, except those lent to the
@@ -15,8 +15,11 @@
  *  4. A file descriptor handed to rtl_close() is closed by the engine, after
  *     the last request on it has ended (close.c).
  *  5. Only the thread that made a ring may use it.
+ *  6. A cancellation or a deadline that meets its request on the way between
+ *     two queues of the kernel is lost. So their answers are looked at, and
+ *     they are repeated until the request ends (reap.c).
  *
- * Functions return 0, a count or an id, or -errno.
+ * Functions return 0, a count, or -errno.
  */
 #ifndef RTL_ENGINE_H
 #define RTL_ENGINE_H
@@ -41,7 +44,7 @@ struct rtl_counters {
 	uint64_t retries;	/* requests issued again (-ENOBUFS, -EAGAIN) */
 	uint64_t cq_overflows;	/* times the CQ was seen overflown */
 	uint64_t in_flight;	/* requests in the table */
-	uint64_t silent;	/* CQEs expected that nobody waits for */
+	uint64_t silent;	/* cancellations and deadlines out */
 	uint64_t buffers_lent;
 	uint64_t buffers;
 	uint64_t buffer_size;
@@ -55,27 +58,27 @@ enum rtl_column { RTL_ID, RTL_RESULT, RTL_BUFFER, RTL_ROW };
 
 #define RTL_NO_DEADLINE (-1)
 
-int rtl_open(struct rtl_ring **out, unsigned int sq_entries,
+int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int cq_entries, unsigned int buffers,
 	     unsigned int buffer_size);
 int rtl_free(struct rtl_ring *r);
 
-int rtl_eventfd(const struct rtl_ring *r);
 void *rtl_pool(const struct rtl_ring *r);
 void rtl_counters(const struct rtl_ring *r, struct rtl_counters *out);
 int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode);
 
-int64_t rtl_recv(struct rtl_ring *r, int fd, unsigned int len);
-int64_t rtl_recv_into(struct rtl_ring *r, int fd, void *buf, unsigned int len);
-int64_t rtl_send(struct rtl_ring *r, int fd, const void *buf, unsigned int len,
-		 int64_t deadline_ns);
-int64_t rtl_accept(struct rtl_ring *r, int fd);
-int64_t rtl_connect(struct rtl_ring *r, int fd, int family, const char *host,
-		    unsigned int port);
-int64_t rtl_poll(struct rtl_ring *r, int fd, unsigned int mask,
-		 int64_t deadline_ns);
-int64_t rtl_close(struct rtl_ring *r, int fd, uint64_t discard_limit,
-		  int64_t deadline_ns);
+int rtl_recv(struct rtl_ring *r, uint64_t id, int fd, unsigned int len);
+int rtl_recv_into(struct rtl_ring *r, uint64_t id, int fd, void *buf,
+		  unsigned int len);
+int rtl_send(struct rtl_ring *r, uint64_t id, int fd, const void *buf,
+	     unsigned int len, int64_t deadline_ns);
+int rtl_accept(struct rtl_ring *r, uint64_t id, int fd);
+int rtl_connect(struct rtl_ring *r, uint64_t id, int fd, int family,
+		const char *host, unsigned int port);
+int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
+	     int64_t deadline_ns);
+int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
+	      int64_t deadline_ns);
 int rtl_release(struct rtl_ring *r, uint64_t close_id);
 void rtl_hurry(struct rtl_ring *r);
 int rtl_cancel(struct rtl_ring *r, uint64_t id);

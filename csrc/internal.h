@@ -54,6 +54,15 @@ struct rtl_request {
 	} u;
 };
 
+/*
+ * user_data of what acts upon a request: a cancellation, its deadline. Ids
+ * are smaller.
+ */
+#define RTL_UPON (UINT64_C(1) << 63)
+
+/* A request that meets a passing shortage is issued again this many times. */
+#define RTL_MAX_TRIES 64u
+
 #define RTL_NS_PER_SECOND INT64_C(1000000000)
 
 struct rtl_fifo {
@@ -64,7 +73,6 @@ struct rtl_fifo {
 struct rtl_ring {
 	struct io_uring uring;
 	int eventfd;
-	uint64_t last_id;
 	struct rtl_counters n;
 
 	bool hurried;			/* close.c */
@@ -91,8 +99,8 @@ struct rtl_ring {
 /* table.c */
 int rtl_table_init(struct rtl_ring *r);
 void rtl_table_exit(struct rtl_ring *r);
-struct rtl_request *rtl_table_add(struct rtl_ring *r, enum rtl_opcode opcode,
-				  int fd, int *error);
+int rtl_table_add(struct rtl_ring *r, uint64_t id, enum rtl_opcode opcode,
+		  int fd, struct rtl_request **out);
 struct rtl_request *rtl_table_find(const struct rtl_ring *r, uint64_t id);
 void rtl_table_remove(struct rtl_ring *r, struct rtl_request *q);
 
@@ -112,6 +120,9 @@ int rtl_pool_init(struct rtl_ring *r, unsigned int buffers,
 void rtl_pool_exit(struct rtl_ring *r);
 void rtl_pool_lend(struct rtl_ring *r, uint16_t bid);
 void rtl_pool_take_back(struct rtl_ring *r);
+
+/* reap.c */
+bool rtl_is_passing(int result);
 
 /* close.c */
 #define RTL_TRASH_SIZE 65536u

@@ -9,8 +9,8 @@
 
 #include "internal.h"
 
-/* A request that meets a passing shortage is issued again this many times. */
-#define MAX_TRIES 64u
+/* How long to sleep when the kernel could not take everything. */
+#define SHORTAGE_NS (RTL_NS_PER_SECOND / 100)
 
 static unsigned int sq_flags(const struct rtl_ring *r)
 {
@@ -22,17 +22,38 @@ static bool work_waits(const struct rtl_ring *r)
 	return sq_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
+/* Nothing was transferred, and another time something may be. */
+bool rtl_is_passing(int result)
+{
+	return result == -EAGAIN || result == -EINTR || result == -ENOMEM ||
+	       result == -ENOBUFS;
+}
+
 static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
 {
 	bool dry = q->opcode == RTL_RECV && result == -ENOBUFS;
-	bool passing = result == -EAGAIN || result == -EINTR ||
-		       result == -ENOMEM || result == -ENOBUFS;
 
-	if (q->cancelling || !passing || (!dry && ++q->tries > MAX_TRIES))
+	if (q->cancelling || !rtl_is_passing(result) ||
+	    (!dry && ++q->tries > RTL_MAX_TRIES))
 		return false;
 	r->n.retries++;
 	rtl_queue(r, q);
 	return true;
+}
+
+/*
+ * The answer to a cancellation, or of a deadline. -ENOENT and -EALREADY: the
+ * request could not be got hold of. -EINVAL: the deadline was parted from its
+ * request, because the kernel took only the first of the two.
+ */
+static void complete_upon(struct rtl_ring *r, uint64_t id, int result)
+{
+	struct rtl_request *q = rtl_table_find(r, id);
+
+	r->n.silent--;
+	if (q && q->state == RTL_FLYING &&
+	    (result == -ENOENT || result == -EALREADY || result == -EINVAL))
+		rtl_want_cancel(r, q);
 }
 
 /* Returns the number of rows written: 0 or 1. */
@@ -44,8 +65,8 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 	int fd;
 
 	r->n.completed++;
-	if (!cqe->user_data) {
-		r->n.silent--;
+	if (cqe->user_data & RTL_UPON) {
+		complete_upon(r, cqe->user_data & ~RTL_UPON, result);
 		return 0;
 	}
 	q = rtl_table_find(r, cqe->user_data);
@@ -55,19 +76,20 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 		rtl_close_discarded(r, q, result);
 		return 0;
 	}
-	if (try_again(r, q, result))
-		return 0;
-	if (q->cancelling && result == -ENOBUFS)
-		result = -ECANCELED;
-	row[RTL_ID] = (int64_t)q->id;
-	row[RTL_RESULT] = result;
 	row[RTL_BUFFER] = -1;
 	if (cqe->flags & IORING_CQE_F_BUFFER) {
 		uint16_t bid = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
 
-		row[RTL_BUFFER] = bid;
 		rtl_pool_lend(r, bid);
+		if (result > 0)
+			row[RTL_BUFFER] = bid;
 	}
+	if (try_again(r, q, result))
+		return 0;
+	if (q->cancelling && rtl_is_passing(result))
+		result = -ECANCELED;
+	row[RTL_ID] = (int64_t)q->id;
+	row[RTL_RESULT] = result;
 	fd = q->fd;
 	rtl_table_remove(r, q);
 	rtl_close_fd_event(r, fd);
@@ -141,10 +163,7 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 /* Submit, then sleep until there is a completion: 0, -ETIME or -EINTR. */
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 {
-	struct __kernel_timespec ts = {
-		.tv_sec = timeout_ns / RTL_NS_PER_SECOND,
-		.tv_nsec = timeout_ns % RTL_NS_PER_SECOND,
-	};
+	struct __kernel_timespec ts;
 	struct io_uring_cqe *cqe;
 	int ret;
 
@@ -153,5 +172,9 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 		return ret;
 	if (rtl_ready(r))
 		return 0;
+	if (ret && timeout_ns > SHORTAGE_NS)
+		timeout_ns = SHORTAGE_NS;
+	ts.tv_sec = timeout_ns / RTL_NS_PER_SECOND;
+	ts.tv_nsec = timeout_ns % RTL_NS_PER_SECOND;
 	return io_uring_wait_cqes(&r->uring, &cqe, 1, &ts, NULL);
 }

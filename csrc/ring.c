@@ -2,8 +2,6 @@
 /* A ring's birth and death. */
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -44,15 +42,8 @@ static int open_uring(struct rtl_ring *r, unsigned int sq_entries,
 	return 0;
 }
 
-static int open_eventfd(struct rtl_ring *r)
-{
-	r->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (r->eventfd < 0)
-		return -errno;
-	return io_uring_register_eventfd(&r->uring, r->eventfd);
-}
-
-int rtl_open(struct rtl_ring **out, unsigned int sq_entries,
+/* The eventfd is the caller's; it must stay open as long as the ring. */
+int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int cq_entries, unsigned int buffers,
 	     unsigned int buffer_size)
 {
@@ -65,25 +56,23 @@ int rtl_open(struct rtl_ring **out, unsigned int sq_entries,
 		return -ENOMEM;
 	rtl_fifo_init(&r->queued);
 	rtl_fifo_init(&r->ended);
-	r->eventfd = -1;
+	r->eventfd = eventfd;
 	ret = open_uring(r, sq_entries, cq_entries);
 	if (ret)
 		goto no_uring;
 	ret = rtl_table_init(r);
 	if (ret)
 		goto no_table;
-	ret = open_eventfd(r);
+	ret = io_uring_register_eventfd(&r->uring, eventfd);
 	if (ret)
-		goto no_eventfd;
+		goto no_pool;
 	ret = rtl_pool_init(r, buffers, buffer_size);
 	if (ret)
-		goto no_eventfd;
+		goto no_pool;
 	*out = r;
 	return 0;
 
-no_eventfd:
-	if (r->eventfd >= 0)
-		close(r->eventfd);
+no_pool:
 	rtl_table_exit(r);
 no_table:
 	io_uring_queue_exit(&r->uring);
@@ -101,16 +90,10 @@ int rtl_free(struct rtl_ring *r)
 	if (r->n.in_flight)
 		return -EBUSY;
 	io_uring_queue_exit(&r->uring);
-	close(r->eventfd);
 	rtl_pool_exit(r);
 	rtl_table_exit(r);
 	free(r);
 	return 0;
-}
-
-int rtl_eventfd(const struct rtl_ring *r)
-{
-	return r->eventfd;
 }
 
 void *rtl_pool(const struct rtl_ring *r)

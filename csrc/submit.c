@@ -70,69 +70,67 @@ void rtl_set_deadline(struct rtl_request *q, int64_t deadline_ns)
 	q->deadline.tv_nsec = deadline_ns % RTL_NS_PER_SECOND;
 }
 
-static int64_t add(struct rtl_ring *r, enum rtl_opcode opcode, int fd,
-		   struct rtl_request **out)
+static int add(struct rtl_ring *r, uint64_t id, enum rtl_opcode opcode, int fd,
+	       struct rtl_request **out)
 {
-	int error;
+	int error = rtl_table_add(r, id, opcode, fd, out);
 
-	*out = rtl_table_add(r, opcode, fd, &error);
-	if (!*out)
-		return error;
-	rtl_queue(r, *out);
-	return (int64_t)(*out)->id;
+	if (!error)
+		rtl_queue(r, *out);
+	return error;
 }
 
-int64_t rtl_recv_into(struct rtl_ring *r, int fd, void *buf, unsigned int len)
+int rtl_recv_into(struct rtl_ring *r, uint64_t id, int fd, void *buf,
+		  unsigned int len)
 {
 	struct rtl_request *q;
-	int64_t id = add(r, RTL_RECV_INTO, fd, &q);
+	int error = add(r, id, RTL_RECV_INTO, fd, &q);
 
-	if (id > 0) {
+	if (!error) {
 		q->u.buf.base = buf;
 		q->u.buf.len = len;
 	}
-	return id;
+	return error;
 }
 
-int64_t rtl_recv(struct rtl_ring *r, int fd, unsigned int len)
+int rtl_recv(struct rtl_ring *r, uint64_t id, int fd, unsigned int len)
 {
 	struct rtl_request *q;
-	int64_t id = add(r, RTL_RECV, fd, &q);
+	int error = add(r, id, RTL_RECV, fd, &q);
 
-	if (id > 0)
+	if (!error)
 		q->u.buf.len = len;
-	return id;
+	return error;
 }
 
-int64_t rtl_send(struct rtl_ring *r, int fd, const void *buf, unsigned int len,
-		 int64_t deadline_ns)
+int rtl_send(struct rtl_ring *r, uint64_t id, int fd, const void *buf,
+	     unsigned int len, int64_t deadline_ns)
 {
 	struct rtl_request *q;
-	int64_t id = add(r, RTL_SEND, fd, &q);
+	int error = add(r, id, RTL_SEND, fd, &q);
 
-	if (id > 0) {
+	if (!error) {
 		q->u.buf.base = (void *)(uintptr_t)buf;
 		q->u.buf.len = len;
 		rtl_set_deadline(q, deadline_ns);
 	}
-	return id;
+	return error;
 }
 
-int64_t rtl_accept(struct rtl_ring *r, int fd)
+int rtl_accept(struct rtl_ring *r, uint64_t id, int fd)
 {
 	struct rtl_request *q;
 
-	return add(r, RTL_ACCEPT, fd, &q);
+	return add(r, id, RTL_ACCEPT, fd, &q);
 }
 
-int64_t rtl_connect(struct rtl_ring *r, int fd, int family, const char *host,
-		    unsigned int port)
+int rtl_connect(struct rtl_ring *r, uint64_t id, int fd, int family,
+		const char *host, unsigned int port)
 {
 	struct sockaddr_in6 addr = { 0 };
 	struct sockaddr_in *v4 = (struct sockaddr_in *)&addr;
 	struct rtl_request *q;
-	int64_t id;
-	int ok;
+	int error, ok;
 
 	if (port > UINT16_MAX)
 		return -EINVAL;
@@ -146,23 +144,23 @@ int64_t rtl_connect(struct rtl_ring *r, int fd, int family, const char *host,
 		return -errno;
 	if (!ok)
 		return -EINVAL;
-	id = add(r, RTL_CONNECT, fd, &q);
-	if (id > 0)
+	error = add(r, id, RTL_CONNECT, fd, &q);
+	if (!error)
 		q->u.addr = addr;
-	return id;
+	return error;
 }
 
-int64_t rtl_poll(struct rtl_ring *r, int fd, unsigned int mask,
-		 int64_t deadline_ns)
+int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
+	     int64_t deadline_ns)
 {
 	struct rtl_request *q;
-	int64_t id = add(r, RTL_POLL, fd, &q);
+	int error = add(r, id, RTL_POLL, fd, &q);
 
-	if (id > 0) {
+	if (!error) {
 		q->u.mask = mask;
 		rtl_set_deadline(q, deadline_ns);
 	}
-	return id;
+	return error;
 }
 
 void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q)
@@ -261,7 +259,7 @@ static void prepare_deadline(struct rtl_ring *r, struct rtl_request *q,
 		until = &q->u.close.until;
 	}
 	io_uring_prep_link_timeout(sqe, until, IORING_TIMEOUT_ABS);
-	io_uring_sqe_set_data64(sqe, 0);
+	io_uring_sqe_set_data64(sqe, q->id | RTL_UPON);
 	r->n.silent++;
 }
 
@@ -291,7 +289,7 @@ static void stage(struct rtl_ring *r)
 
 		rtl_uncancel(q);
 		io_uring_prep_cancel64(sqe, q->id, 0);
-		io_uring_sqe_set_data64(sqe, 0);
+		io_uring_sqe_set_data64(sqe, q->id | RTL_UPON);
 		r->n.silent++;
 		room--;
 	}

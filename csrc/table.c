@@ -6,6 +6,7 @@
  * than one step only where a long-lived request is in the way.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 
 #include "internal.h"
@@ -88,24 +89,35 @@ static int grow_by_fd(struct rtl_ring *r, int fd)
 	return 0;
 }
 
-struct rtl_request *rtl_table_add(struct rtl_ring *r, enum rtl_opcode opcode,
-				  int fd, int *error)
+/* by_fd[] grows for descriptors that exist, so their limit is its limit. */
+static int make_room(struct rtl_ring *r, int fd)
+{
+	int error;
+
+	if (fd < 0)
+		return -EBADF;
+	if ((r->n.in_flight + 1) * 2 > r->table_size) {
+		error = grow_table(r);
+		if (error)
+			return error;
+	}
+	if ((size_t)fd < r->by_fd_size)
+		return 0;
+	return fcntl(fd, F_GETFD) < 0 ? -errno : grow_by_fd(r, fd);
+}
+
+int rtl_table_add(struct rtl_ring *r, uint64_t id, enum rtl_opcode opcode,
+		  int fd, struct rtl_request **out)
 {
 	struct rtl_request *q;
+	int error = make_room(r, fd);
 
-	if (fd < 0) {
-		*error = -EBADF;
-		return NULL;
-	}
-	*error = -ENOMEM;
-	if ((r->n.in_flight + 1) * 2 > r->table_size && grow_table(r))
-		return NULL;
-	if ((size_t)fd >= r->by_fd_size && grow_by_fd(r, fd))
-		return NULL;
+	if (error)
+		return error;
 	q = calloc(1, sizeof(*q));
 	if (!q)
-		return NULL;
-	q->id = ++r->last_id;
+		return -ENOMEM;
+	q->id = id;
 	q->opcode = opcode;
 	q->fd = fd;
 	q->fd_next = r->by_fd[fd];
@@ -115,7 +127,8 @@ struct rtl_request *rtl_table_add(struct rtl_ring *r, enum rtl_opcode opcode,
 	r->by_fd[fd] = q;
 	place(r->table, r->table_size, q);
 	r->n.in_flight++;
-	return q;
+	*out = q;
+	return 0;
 }
 
 static size_t cell_of(const struct rtl_ring *r, uint64_t id)

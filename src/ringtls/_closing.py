@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ._session import TlsSession
     from ._transport import Transport
 
-__all__ = ["TRANSITIONS", "CloseOutcome", "Closing", "Event", "Phase"]
+__all__ = ["TRANSITIONS", "CloseOutcome", "Closing", "Event", "Phase", "checked_timeout"]
 
 logger = logging.getLogger("ringtls")
 
@@ -142,9 +142,9 @@ class Closing:
         """Begin the end. Later calls do nothing."""
         if self.started:
             return
+        deadline = time.monotonic() + checked_timeout(self.timeout if timeout is None else timeout)
         self._step(Event.CLOSE)
         self._say_farewell()
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         self._begin(deadline, self._flushed)
 
     def abort(self) -> None:
@@ -234,6 +234,17 @@ class Closing:
 
     def _step(self, event: Event) -> None:
         self._phase = TRANSITIONS[self._phase, event]
+
+
+def checked_timeout(seconds: float) -> float:
+    """A timeout as it was given.
+
+    Raises:
+      ValueError: it is negative or not a number.
+    """
+    if not seconds >= 0:
+        raise ValueError(f"a timeout must be >= 0, not {seconds}")
+    return seconds
 
 
 def _caller() -> str:

@@ -85,6 +85,7 @@ class Request:
         "on_done",
         "opcode",
         "pin",
+        "released",
         "result",
         "sink",
         "state",
@@ -109,6 +110,7 @@ class Request:
         self.result = 0
         self.data: bytes | None = None
         self.failure: BaseException | None = None
+        self.released = False  # of a CLOSE: the fd is the ring's to close
 
     def advance(self, event: Event) -> None:
         try:
@@ -128,7 +130,7 @@ class Request:
     def error(self) -> OSError | None:
         """The failure as an exception that names the operation, or None."""
         if self.failure is not None:
-            error = OSError(errno.EIO, f"{self.label}: the ring has failed: {self.failure!r}")
+            error = OSError(errno.EIO, f"{self.label}: {self.failure!r}")
             error.__cause__ = self.failure
             return error
         if self.result < 0:

@@ -3,15 +3,18 @@
 Rules:
 
 1. The ring's table owns every request in flight, and the request owns its buffer. Nothing
-   else needs to keep either alive.
+   else needs to keep either alive. A request is in the table before the engine hears of it, so
+   that an exception in between (a KeyboardInterrupt comes anywhere) leaves nothing unowned.
 2. One thread uses a ring. From any other thread, and from a garbage collector's finalizer,
    only ``abandon`` and ``wake`` may be called.
 3. Nothing is sent to the kernel before ``submit``, and nothing comes back before ``reap``.
 4. Data received into the pool is passed on within ``reap``: to the request's sink, or as a
-   copy. So the pool never holds what nobody asks for.
+   copy. So the pool never holds what nobody asks for. Until then the buffers must not be given
+   back, so the callbacks that ``reap`` calls may make requests, but not submit or reap.
 5. If the ring itself fails, every request in flight ends with that failure. Its buffers stay
    owned, because the kernel may still have them.
-6. After a fork the child's ring is dead: it is the parent's.
+6. What can't be drained is never freed: the kernel may write to it as long as the process lives.
+7. After a fork the child's ring is dead: it is the parent's.
 
 This module knows no event loop, and is the only one that touches the C extension.
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import logging
 import os
 import select
 import socket
@@ -33,12 +37,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import _engine
 from ._availability import unavailable
+from ._errors import RingUnavailableError
 from ._operation import Event, Opcode, Request, Sink, State
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Ring", "RingCounters", "reset_connection"]
+
+logger = logging.getLogger("ringtls")
 
 _ffi: Any = _engine.ffi
 _lib: Any = _engine.lib
@@ -50,8 +57,11 @@ BUFFERS = 64
 BUFFER_SIZE = 65536
 REAP_ROWS = 256
 
-#: The engine waits for no longer than this in one call, so that signals are noticed.
-_LONGEST_WAIT_NS = 3600 * 10**9
+#: Seconds that the engine waits at most in one call.
+_LONGEST_WAIT = 3600.0
+
+#: Seconds after the machine's start that no deadline is later than: more than a century.
+_LATEST_DEADLINE = 4e9
 
 OnDone = Callable[[Request], object]
 
@@ -109,6 +119,8 @@ class Ring:
     """An io_uring and the requests it has in flight.
 
     Args:
+      wakeup_fd: an eventfd that outlives the ring; by default it has one of its own. It is
+        readable when there may be completions.
       buffers: how many buffers the receive pool has; a power of two.
       buffer_size: size of each, in bytes.
 
@@ -116,14 +128,31 @@ class Ring:
       RingUnavailableError: there is no io_uring here; the text says what to change.
     """
 
-    def __init__(self, *, buffers: int = BUFFERS, buffer_size: int = BUFFER_SIZE) -> None:
-        self._engine = _open_engine(buffers, buffer_size)
-        self.wakeup_fd: int = _lib.rtl_eventfd(self._engine)
+    def __init__(
+        self,
+        *,
+        wakeup_fd: int | None = None,
+        buffers: int = BUFFERS,
+        buffer_size: int = BUFFER_SIZE,
+    ) -> None:
+        self._owns_wakeup_fd = wakeup_fd is None
+        self.wakeup_fd = (
+            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
+        )
+        try:
+            self._engine = _open_engine(self.wakeup_fd, buffers, buffer_size)
+        except RingUnavailableError:
+            self._close_wakeup_fd()
+            raise
         self.forked = False
+        self._closed = False
+        self._reaping = False
         self._thread = threading.get_ident()
+        self._last_id = 0
         self._in_flight: dict[int, Request] = {}
         self._abandoned: deque[Request] = deque()
         self._failure: BaseException | None = None
+        self._wake_lock = threading.RLock()  # a finalizer may run inside of wake()
         self._rows = _ffi.new("int64_t[]", REAP_ROWS * _lib.RTL_ROW)
         pool = memoryview(_ffi.buffer(_lib.rtl_pool(self._engine), buffers * buffer_size))
         self._pool = [pool[i * buffer_size : (i + 1) * buffer_size] for i in range(buffers)]
@@ -139,13 +168,13 @@ class Ring:
         one, and else is the operation's result."""
         request = Request(Opcode.RECV, fd, sink=sink, on_done=on_done)
         size = min(max_bytes, self._buffer_size)
-        return self._submitted(request, _lib.rtl_recv(self._usable(), fd, size))
+        return self._start(request, _lib.rtl_recv, size)
 
     def recv_into(self, fd: int, buffer: Buffer, *, on_done: OnDone | None = None) -> Request:
         """Receive into the caller's memory, which is pinned until the end of the request."""
         pin = _ffi.from_buffer(buffer, require_writable=True)
         request = Request(Opcode.RECV_INTO, fd, pin=pin, on_done=on_done)
-        return self._submitted(request, _lib.rtl_recv_into(self._usable(), fd, pin, len(pin)))
+        return self._start(request, _lib.rtl_recv_into, pin, len(pin))
 
     def send(
         self,
@@ -162,13 +191,11 @@ class Ring:
         """
         pin = _ffi.from_buffer(buffer)
         request = Request(Opcode.SEND, fd, pin=pin, on_done=on_done)
-        ns = _deadline_ns(deadline)
-        return self._submitted(request, _lib.rtl_send(self._usable(), fd, pin, len(pin), ns))
+        return self._start(request, _lib.rtl_send, pin, len(pin), _deadline_ns(deadline))
 
     def accept(self, fd: int, *, on_done: OnDone | None = None) -> Request:
         """Accept a connection; the result is its fd (close-on-exec)."""
-        request = Request(Opcode.ACCEPT, fd, on_done=on_done)
-        return self._submitted(request, _lib.rtl_accept(self._usable(), fd))
+        return self._start(Request(Opcode.ACCEPT, fd, on_done=on_done), _lib.rtl_accept)
 
     def connect(
         self,
@@ -181,32 +208,24 @@ class Ring:
     ) -> Request:
         """Connect to a numeric IPv4 or IPv6 address."""
         request = Request(Opcode.CONNECT, fd, on_done=on_done)
-        engine = self._usable()
-        return self._submitted(
-            request, _lib.rtl_connect(engine, fd, family, host.encode("ascii"), port)
-        )
+        return self._start(request, _lib.rtl_connect, family, host.encode("ascii"), port)
 
     def poll_writable(self, fd: int, *, on_done: OnDone | None = None) -> Request:
         """Wait until a send would not block; the result is a poll(2) mask."""
         request = Request(Opcode.POLL, fd, on_done=on_done)
-        return self._submitted(
-            request,
-            _lib.rtl_poll(self._usable(), fd, select.POLLOUT, _lib.RTL_NO_DEADLINE),
-        )
+        return self._start(request, _lib.rtl_poll, select.POLLOUT, _deadline_ns(None))
 
     def close_fd(
         self, fd: int, *, discard_limit: int, deadline: float, on_done: OnDone | None = None
     ) -> Request:
         """Take over an fd: discard its input and, once released, close it (csrc/close.c)."""
         request = Request(Opcode.CLOSE, fd, on_done=on_done)
-        ns = _deadline_ns(deadline)
-        return self._submitted(request, _lib.rtl_close(self._usable(), fd, discard_limit, ns))
+        return self._start(request, _lib.rtl_close, discard_limit, _deadline_ns(deadline))
 
     def timer(self, deadline: float, *, on_done: OnDone | None = None) -> Request:
         """End with ECANCELED at a time of ``time.monotonic()``: a poll for nothing."""
         request = Request(Opcode.POLL, self.wakeup_fd, on_done=on_done)
-        engine, ns = self._usable(), _deadline_ns(deadline)
-        return self._submitted(request, _lib.rtl_poll(engine, self.wakeup_fd, 0, ns))
+        return self._start(request, _lib.rtl_poll, 0, _deadline_ns(deadline))
 
     def release(self, closing: Request) -> bool:
         """Let a close_fd() request close its fd: all that is to be sent has been sent.
@@ -217,6 +236,7 @@ class Ring:
         if closing.is_over or self._failure is not None:
             return False
         _lib.rtl_release(self._usable(), closing.id)
+        closing.released = True
         return True
 
     def hurry(self) -> None:
@@ -228,25 +248,37 @@ class Ring:
         """Ask for the request's end; it comes as a completion (rule 5 of _operation)."""
         engine = self._usable()
         request.advance(Event.CANCEL)
-        if request.state is State.CANCELLING:
-            _lib.rtl_cancel(engine, request.id)
+        if request.state is not State.CANCELLING:
+            return
+        unknown = _lib.rtl_cancel(engine, request.id) == -errno.ENOENT
+        if unknown and not self._reaping:  # it never got to the engine: see rule 1
+            del self._in_flight[request.id]
+            request.complete(-errno.ECANCELED)
 
     def abandon(self, request: Request) -> None:
         """Nobody waits for this request any more. May be called from any thread."""
-        self._abandoned.append(request)
-        self.wake()
+        if self._closed:
+            _discard(request)
+        else:
+            self._abandoned.append(request)
+            self.wake()
 
     def wake(self) -> None:
         """Make the wake-up descriptor readable. May be called from any thread."""
-        if not self.forked and self._engine is not None:
-            os.eventfd_write(self.wakeup_fd, 1)
+        with self._wake_lock:
+            if not (self.forked or self._closed):
+                os.eventfd_write(self.wakeup_fd, 1)
 
-    def _submitted(self, request: Request, result: int) -> Request:
-        if result < 0:
-            raise OSError(-result, f"{request.label}: {os.strerror(-result)}")
-        request.id = result
+    def _start(self, request: Request, function: Any, *arguments: Any) -> Request:
+        engine = self._usable()
+        self._last_id += 1
+        request.id = self._last_id
         request.advance(Event.SUBMIT)
-        self._in_flight[result] = request
+        self._in_flight[request.id] = request
+        result = function(engine, request.id, request.fd, *arguments)
+        if result < 0:
+            del self._in_flight[request.id]
+            raise OSError(-result, f"{request.label}: {os.strerror(-result)}")
         return request
 
     # Driving
@@ -260,8 +292,8 @@ class Ring:
             it comes soon.
         """
         engine = self._usable()
-        while self._abandoned:
-            self._dismiss(self._abandoned.popleft())
+        self._refuse_reentry()
+        self._dismiss_abandoned()
         result = _lib.rtl_submit(engine)
         if result < 0:
             if -result not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
@@ -269,23 +301,44 @@ class Ring:
             self.wake()
 
     def reap(self) -> None:
-        """Complete every request that the kernel is done with."""
+        """Complete every request that the kernel is done with.
+
+        Raises:
+          BaseException: what a callback raised, after all the others were called.
+        """
         engine = self._usable()
-        while _lib.rtl_ready(engine):
-            count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
-            if count < 0:
-                raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
-            columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
-            for id_, result, buffer in zip(columns, columns, columns, strict=True):
-                request = self._in_flight.pop(id_)
-                if buffer >= 0:
-                    self._pass_on(request, self._pool[buffer][:result])
-                request.complete(result)
+        self._refuse_reentry()
+        failures: list[BaseException] = []
+        self._reaping = True
+        try:
+            while _lib.rtl_ready(engine):
+                count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
+                if count < 0:
+                    raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
+                columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
+                for id_, result, buffer in zip(columns, columns, columns, strict=True):
+                    self._complete(id_, result, buffer, failures)
+        finally:
+            self._reaping = False
+        if failures:
+            raise failures[0]
+
+    def _complete(self, id_: int, result: int, buffer: int, failures: list[BaseException]) -> None:
+        request = self._in_flight.pop(id_)
+        if buffer >= 0:
+            try:
+                self._pass_on(request, self._pool[buffer][:result])
+            except BaseException as failure:
+                request.failure = failure
+        try:
+            request.complete(result)
+        except BaseException as failure:
+            failures.append(failure)
 
     def wait(self, timeout: float) -> None:
         """Submit, then sleep until there is a completion or ``timeout`` seconds are over."""
         self.submit()
-        ns = min(int(max(timeout, 0.0) * 1e9), _LONGEST_WAIT_NS)
+        ns = int(min(max(timeout, 0.0), _LONGEST_WAIT) * 1e9)
         result = _lib.rtl_wait(self._usable(), ns)
         if result < 0 and -result not in (errno.ETIME, errno.EINTR, errno.EAGAIN):
             raise OSError(-result, f"io_uring wait: {os.strerror(-result)}")
@@ -304,13 +357,19 @@ class Ring:
         elif view:
             request.sink(view)
 
-    def _dismiss(self, request: Request) -> None:
-        if request.state is State.SUBMITTED:
-            self.cancel(request)
-        if request.state is State.CANCELLING:
-            request.on_done = _discard
-        elif request.state is State.DONE:
-            _discard(request)
+    def _dismiss_abandoned(self) -> None:
+        while self._abandoned:
+            request = self._abandoned.popleft()
+            if request.state is State.SUBMITTED:
+                self.cancel(request)
+            if request.state is State.CANCELLING:
+                request.on_done = _discard
+            elif request.state is State.DONE:
+                _discard(request)
+
+    def _refuse_reentry(self) -> None:
+        if self._reaping:
+            raise RuntimeError("a callback of the ring must not drive it (rule 4)")
 
     def _usable(self) -> Any:
         if self._failure is not None:
@@ -320,7 +379,7 @@ class Ring:
                 "this connection belongs to the parent process: "
                 "a forked child can't use it, open a new one"
             )
-        if self._engine is None:
+        if self._closed:
             raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
         if threading.get_ident() != self._thread:
             raise RuntimeError("a ring may be used only in the thread that made it")
@@ -336,7 +395,12 @@ class Ring:
         self._in_flight = {}
         for request in doomed:
             request.failure = failure
-            request.complete(-errno.EIO)
+            if request.released:
+                os.close(request.fd)
+            try:
+                request.complete(-errno.EIO)
+            except Exception:
+                logger.exception("callback of %r", request)
 
     def close(self, timeout: float) -> bool:
         """Cancel and drain, for at most ``timeout`` seconds, then free the ring.
@@ -344,17 +408,29 @@ class Ring:
         Returns:
           False if something could not be drained: then nothing was freed, and never will be.
         """
-        if self._engine is None or self.forked:
+        if self._closed or self.forked:
             return True
-        _open_rings.discard(self)
-        if self._failure is None and threading.get_ident() == self._thread:
-            self._drain(time.monotonic() + timeout)
-        if self._in_flight or self._failure is not None:
-            _park(self)
-            return False
-        engine, self._engine = self._engine, None
-        _lib.rtl_free(engine)
-        return True
+        self._refuse_reentry()
+        drained = False
+        try:
+            if threading.get_ident() == self._thread and self._failure is None:
+                self._dismiss_abandoned()
+                self._drain(time.monotonic() + timeout)
+                drained = not self._in_flight
+        finally:
+            with self._wake_lock:
+                self._closed = True
+            if drained:
+                _lib.rtl_free(self._engine)
+                self._close_wakeup_fd()
+            else:
+                _park(self)
+            _open_rings.discard(self)
+        return drained
+
+    def _close_wakeup_fd(self) -> None:
+        if self._owns_wakeup_fd:
+            os.close(self.wakeup_fd)
 
     def cancel_all(self, *, reads_only: bool) -> None:
         """Ask for the end of every request, or of those that nobody else would notice."""
@@ -395,12 +471,12 @@ class Ring:
         return [o for o in Opcode if _lib.rtl_supports(self._usable(), int(o)) != 1]
 
 
-def _open_engine(buffers: int, buffer_size: int) -> Any:
+def _open_engine(wakeup_fd: int, buffers: int, buffer_size: int) -> Any:
     """A ring of the usual size, or a smaller one where memory is short."""
     out = _ffi.new("struct rtl_ring **")
     sq_entries, cq_entries = SQ_ENTRIES, CQ_ENTRIES
     while True:
-        result = _lib.rtl_open(out, sq_entries, cq_entries, buffers, buffer_size)
+        result = _lib.rtl_open(out, wakeup_fd, sq_entries, cq_entries, buffers, buffer_size)
         if result == 0:
             return out[0]
         if result != -errno.ENOMEM or sq_entries <= SMALLEST_RING:
@@ -410,11 +486,15 @@ def _open_engine(buffers: int, buffer_size: int) -> Any:
 
 
 def _deadline_ns(deadline: float | None) -> int:
-    return _lib.RTL_NO_DEADLINE if deadline is None else int(deadline * 1e9)
+    if deadline is None:
+        return int(_lib.RTL_NO_DEADLINE)
+    return int(min(max(deadline, 0.0), _LATEST_DEADLINE) * 1e9)
 
 
 def _discard(request: Request) -> None:
     """Let go of a result that nobody will take: an fd is closed, bytes are dropped."""
+    if request.state is not State.DONE:
+        return
     if request.opcode is Opcode.ACCEPT and request.result >= 0 and request.failure is None:
         os.close(request.result)
     request.data = None

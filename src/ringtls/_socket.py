@@ -1,4 +1,8 @@
-"""SocketStream and SocketListener: trio's interfaces over sockets on the ring."""
+"""SocketStream and SocketListener: trio's interfaces over sockets on the ring.
+
+A KeyboardInterrupt comes out where the task would wait: between making an operation and waiting
+for it, it would lose the operation's result.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from ._closing import SHUTDOWN_TIMEOUT, Closing
 from ._conflict import ConflictDetector
@@ -98,6 +103,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             return self.socket.getsockopt(level, option, buffersize)
         return self.socket.getsockopt(level, option)
 
+    @enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``.
 
@@ -116,12 +122,14 @@ class SocketStream(trio.abc.HalfCloseableStream):
                 sent = await self._transport.send(left)
                 left = left[sent:]
 
+    @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """See trio.abc.SendStream."""
         with self._sending:
             self._check_sendable()
             await self._transport.wait_writable()
 
+    @enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes (by default 64 KiB); b"" at the end.
 
@@ -134,6 +142,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         with self._receiving:
             return await self._transport.receive_bytes(max_bytes)
 
+    @enable_ki_protection
     async def send_eof(self) -> None:
         """Send FIN. Receiving goes on."""
         with self._sending:
@@ -147,6 +156,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
                 raise broken(error) from error
             self._sent_eof = True
 
+    @enable_ki_protection
     async def aclose(self) -> None:
         """Send FIN and close. The ring reads what the peer still sends, and throws it away."""
         self._closing.start()
@@ -195,6 +205,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         self.socket = _take_over(sock)
         self.socket.setblocking(True)
 
+    @enable_ki_protection
     async def accept(self) -> SocketStream:
         """Accept one connection. Several tasks may do so at once.
 
@@ -220,6 +231,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
                 socket.socket(listening.family, listening.type, listening.proto, fileno=fd)
             )
 
+    @enable_ki_protection
     async def aclose(self) -> None:
         """Stop listening. Tasks in ``accept`` wake with trio.ClosedResourceError."""
         if self.socket.fileno() >= 0:

@@ -10,6 +10,8 @@ Rules:
 3. All that needs input waits in ``_receive_input``: one task receives, the others wait for
    what it brings.
 4. The end is the Closing's. It outlives this object.
+5. A KeyboardInterrupt comes out where the task would wait, and not between two steps that
+   belong together.
 
 Nothing here awaits anything but the transport and its driver.
 """
@@ -21,8 +23,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
-from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome
+from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome, checked_timeout
 from ._conflict import ConflictDetector
 from ._session import TlsSession
 from ._socket import SocketStream, checked_max_bytes
@@ -87,7 +90,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._transport_stream: SocketStream | None = transport_stream
         self._driver = self._transport.driver
         self._input_arrived = self._driver.signal()
-        self._closing.take_charge(self._session, shutdown_timeout, self._input_arrived.wake)
+        self._closing.take_charge(
+            self._session, checked_timeout(shutdown_timeout), self._input_arrived.wake
+        )
         self._receiving_input = False
         self._unwrapped = False
         self._sending = ConflictDetector("another task is sending on this TlsStream")
@@ -96,6 +101,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     # Data
 
+    @enable_ki_protection
     async def do_handshake(self) -> None:
         """Shake hands, if that has not happened yet. The other methods do it where needed.
 
@@ -110,6 +116,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         if not await self._ensure_handshake():
             await self._driver.cancel_shielded_checkpoint()
 
+    @enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Accept all of ``data`` for sending, in order.
 
@@ -135,6 +142,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                     left = left[taken:]
             await self._driver.cancel_shielded_checkpoint()
 
+    @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until ``send_all`` would accept something at once. See trio.abc.SendStream."""
         with self._sending:
@@ -143,6 +151,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             if not await self._transport.wait_sent():
                 await self._driver.cancel_shielded_checkpoint()
 
+    @enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
 
@@ -164,6 +173,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 await self._driver.cancel_shielded_checkpoint()
             return data
 
+    @enable_ki_protection
     async def send_eof(self) -> None:
         """Send close_notify, and no FIN: the other direction goes on.
 
@@ -179,6 +189,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._call_session(self._session.close_output)
             await self._driver.cancel_shielded_checkpoint()
 
+    @enable_ki_protection
     async def unwrap(self) -> tuple[SocketStream, bytes]:
         """End TLS and keep the connection.
 
@@ -213,7 +224,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     # The end
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     async def aclose(self, *, shutdown_timeout: float | None = None) -> None:
         """Send what is accepted, close_notify and FIN; wait until the kernel has them.
 
@@ -230,10 +241,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._closing.start(shutdown_timeout)
         await self._closing.wait()
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
+    @enable_ki_protection
     def close_unclean(self) -> None:
         """Reset the connection at once, without close_notify. Does not wait.
 
@@ -254,7 +266,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     @shutdown_timeout.setter
     def shutdown_timeout(self, seconds: float) -> None:
-        self._closing.timeout = seconds
+        self._closing.timeout = checked_timeout(seconds)
 
     def __enter__(self) -> NoReturn:
         raise TypeError("use 'async with' with a TlsStream, not 'with'")

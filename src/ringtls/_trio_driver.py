@@ -160,7 +160,7 @@ class TrioDriver(trio.abc.Instrument):
     # The instrument
 
     def before_io_wait(self, timeout: float) -> None:
-        if self.failure is not None:
+        if self.failure is not None or self.ring.forked:
             return
         try:
             self.ring.submit()
@@ -176,7 +176,7 @@ class TrioDriver(trio.abc.Instrument):
         self.ring.close(timeout=1.0)
 
     def _reap(self) -> None:
-        if self.failure is not None:
+        if self.failure is not None or self.ring.forked:
             return
         try:
             self.ring.reap()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -182,6 +183,17 @@ async def test_c3_timeout_of_one_call(contexts: Contexts) -> None:
     await stream.aclose(shutdown_timeout=0.1)
     assert stream.close_outcome is CloseOutcome.TIMED_OUT
     peer.sock.close()
+
+
+async def test_c3_any_timeout(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, shutdown_timeout=math.inf)
+    for wrong in (-1, math.nan):
+        with pytest.raises(ValueError, match="timeout"):
+            stream.shutdown_timeout = wrong
+        with pytest.raises(ValueError, match="timeout"):
+            await stream.aclose(shutdown_timeout=wrong)
+    await stream.aclose()
+    assert (await in_thread(peer.end)).is_clean
 
 
 async def test_c3_a_peer_that_is_gone_is_no_error(contexts: Contexts) -> None:

@@ -6,9 +6,11 @@ import errno
 import gc
 import os
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -318,3 +320,177 @@ def test_h8_receive_into_the_callers_memory(ring: Ring, pair: Pair) -> None:
     assert buffer == b"..data.."
     with pytest.raises((TypeError, BufferError, ValueError)):
         ring.recv_into(ours.fileno(), b"read-only")
+
+
+def test_h4_a_cancellation_that_comes_at_the_wrong_moment_is_repeated(ring: Ring) -> None:
+    """The send is between two queues of the kernel when the peer has just made room."""
+    for round_ in range(30):
+        ours, theirs = tcp_pair(32768)
+        theirs.setblocking(False)
+        with ours, theirs:
+            operation = Operation(ring, ring.send(ours.fileno(), bytes(30_000_000)))
+            ring.submit()
+            for _ in range(round_ % 4):
+                with suppress(BlockingIOError):
+                    theirs.recv(100_000)
+            operation.cancel()
+            finish(ring, operation)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02])
+def test_h4_a_deadline_holds(ring: Ring, after: float) -> None:
+    for _ in range(10):
+        ours, theirs = tcp_pair(8192)
+        with ours, theirs:
+            deadline = time.monotonic() + after
+            send = ring.send(ours.fileno(), bytes(30_000_000), deadline=deadline)
+            finish(ring, Operation(ring, send))
+
+
+def test_h2_an_exception_between_the_table_and_the_engine(ring: Ring, pair: Pair) -> None:
+    """A KeyboardInterrupt may come anywhere: the request then ends by its cancellation."""
+
+    def interrupted(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    request = Request(Opcode.RECV, pair[0].fileno())
+    with pytest.raises(KeyboardInterrupt):
+        ring._start(request, interrupted)
+    assert ring.in_flight == 1
+    ring.cancel(request)
+    assert request.result == -errno.ECANCELED
+    assert ring.in_flight == 0
+
+
+def test_h4_a_sink_that_raises_fails_its_own_operation(ring: Ring) -> None:
+    def refuse(view: object) -> None:
+        raise MemoryError("no room")
+
+    pairs = [tcp_pair(), tcp_pair()]
+    operations = [
+        Operation(ring, ring.recv(pairs[0][0].fileno(), 100, sink=refuse)),
+        Operation(ring, ring.recv(pairs[1][0].fileno(), 100)),
+    ]
+    for _, theirs in pairs:
+        theirs.sendall(b"precious")
+    finish(ring, *operations)
+    with pytest.raises(OSError, match="no room"):
+        operations[0].take()
+    assert operations[1].take() == b"precious"
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+def test_h6_callbacks_must_not_drive_the_ring(ring: Ring, pair: Pair) -> None:
+    called: list[Request] = []
+
+    def submit(request: Request) -> None:
+        called.append(request)
+        ring.submit()
+
+    ring.send(pair[0].fileno(), b"x", on_done=submit)
+    other = Operation(ring, ring.send(pair[0].fileno(), b"x"))
+    with pytest.raises(RuntimeError, match="must not drive"):
+        finish(ring, other)
+    assert called
+    assert other.take() == 1
+
+
+def test_h7_a_drain_that_is_interrupted_frees_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Ring, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    ring = Ring(buffers=4, buffer_size=4096)
+    buffer = bytearray(100)
+    ring.recv_into(pair[0].fileno(), buffer)
+    ring.submit()
+    monkeypatch.setattr(Ring, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ring.close(timeout=1.0)
+    del ring
+    gc.collect()
+    with pytest.raises(BufferError):
+        buffer.append(1)
+
+
+def test_h7_another_thread_frees_nothing() -> None:
+    ring = Ring(buffers=4, buffer_size=4096)
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(ring.close(timeout=1.0)))
+    thread.start()
+    thread.join()
+    assert results == [False]
+
+
+def test_h7_an_accepted_fd_that_nobody_took(ring: Ring) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        before = open_fds()
+        for close_first in (False, True):
+            ring = Ring(buffers=4, buffer_size=4096)
+            operation = Operation(ring, ring.accept(listener.fileno()))
+            with socket.create_connection(listener.getsockname()):
+                finish(ring, operation)
+                if close_first:
+                    assert ring.close(timeout=1.0)
+                del operation
+                assert ring.close(timeout=1.0)
+        assert open_fds() == before
+
+
+def close_of(ring: Ring, sock: socket.socket, seconds: float) -> Operation:
+    """Shut the socket's output and hand it to the ring."""
+    deadline = time.monotonic() + seconds
+    request = ring.close_fd(sock.fileno(), discard_limit=1 << 30, deadline=deadline)
+    sock.shutdown(socket.SHUT_WR)
+    sock.detach()
+    assert ring.release(request)
+    return Operation(ring, request)
+
+
+def test_h7_a_ring_that_fails_closes_what_it_was_given(pair: Pair) -> None:
+    ring = Ring(buffers=4, buffer_size=4096)
+    operation = close_of(ring, pair[0], 60)
+    ring.submit()
+    fds = open_fds()
+    ring.fail(ValueError("made up"))
+    assert operation.done
+    assert open_fds() == fds - 1
+    assert not ring.close(timeout=1.0)
+
+
+def test_h7_a_peer_that_floods_does_not_hold_up_a_close(ring: Ring) -> None:
+    """What we sent is never all acknowledged, and there is always input."""
+    ours, theirs = tcp_pair(32768)
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    with theirs:
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65536))
+        ours.setblocking(True)
+        operation = close_of(ring, ours, 0.1)
+        limit = time.monotonic() + 10
+        while not operation.done:
+            assert time.monotonic() < limit
+            with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                while True:
+                    theirs.send(bytes(1000))
+            ring.wait(0.001)
+            ring.reap()
+
+
+def test_h7_in_a_hurry_trickling_input_is_not_waited_for(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    operation = close_of(ring, ours, 60)
+    ring.submit()
+    ring.hurry()
+    deadline = time.monotonic() + 10
+    while not operation.done:
+        assert time.monotonic() < deadline
+        with suppress(BrokenPipeError, ConnectionResetError):
+            theirs.sendall(b"x")
+        ring.wait(0.001)
+        ring.reap()
