@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import ssl
@@ -183,6 +184,8 @@ async def test_unwrap_while_the_peer_sends(contexts: Contexts) -> None:
         await client.send_all(b"unexpected")
         with pytest.raises(trio.BrokenResourceError, match="sent data"):
             await server.unwrap()
+        assert await server.receive_some() == b"u"
+        assert await server.receive_some() == b"nexpected"
 
 
 async def test_a_certificate_that_does_not_fit(contexts: Contexts) -> None:
@@ -221,8 +224,34 @@ async def test_wrong_arguments(contexts: Contexts) -> None:
             TlsStream(stream, contexts.client)  # check_hostname needs a name
         with pytest.raises(TypeError, match="SocketStream"):
             TlsStream(object(), contexts.client)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="timeout"):
+            TlsStream(stream, contexts.server, server_side=True, shutdown_timeout=-1)
         await stream.send_all(b"and the connection is still ours")
         assert await other.receive_some() == b"and the connection is still ours"
+
+
+async def test_one_tls_stream_for_a_connection(contexts: Contexts) -> None:
+    client, server = await socket_streams()
+    stream = TlsStream(client, contexts.client, server_hostname="localhost")
+    with pytest.raises(ValueError, match="another TlsStream"):
+        TlsStream(client, contexts.client, server_hostname="localhost")
+    await stream.aclose()
+    await server.aclose()
+
+
+async def test_failures_leave_no_reference_cycles(contexts: Contexts) -> None:
+    gc.collect()
+    for _ in range(20):
+        stream, peer = await meet(contexts)
+        peer.sock.sendall(b"\x17\x03\x03\x00\x05junk!")
+        try:
+            async with stream:
+                await stream.receive_some()
+        except trio.BrokenResourceError:
+            pass
+        peer.sock.close()
+    del stream, peer
+    assert not [o for o in gc.get_objects() if isinstance(o, TlsStream)]
 
 
 async def test_serving_and_connecting(contexts: Contexts) -> None:

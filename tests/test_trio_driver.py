@@ -13,12 +13,12 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls import SocketListener, SocketStream, open_tcp_stream
+from ringtls import CloseOutcome, SocketListener, SocketStream, TlsStream, open_tcp_stream
 from ringtls._ring import Ring
 from ringtls._trio_driver import TrioDriver
 
 from .conftest import Contexts
-from .peer import meet
+from .peer import Peer, Transport, meet
 from .streams import open_fds, socket_streams
 
 
@@ -101,6 +101,66 @@ def test_a_failure_of_the_ring_reaches_every_waiter(
         peer.sock.close()
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("how", ["aclose", "close_unclean", "drop", "end of run"])
+def test_streams_end_after_the_ring_has_failed(contexts: Contexts, how: str) -> None:
+    """Nothing was in flight when it failed; the peer is reset."""
+    kept: list[TlsStream] = []
+    peers: list[Peer] = []
+
+    async def main() -> None:
+        stream, peer = await meet(contexts)
+        peers.append(peer)
+        TrioDriver.current()._fail(OSError("made up"))
+        if how == "aclose":
+            await stream.aclose()
+            await stream.aclose()
+            assert stream.close_outcome is CloseOutcome.PEER_RESET
+        elif how == "close_unclean":
+            stream.close_unclean()
+        elif how == "drop":
+            with pytest.warns(ResourceWarning, match="unclosed stream"):
+                del stream
+            await trio.sleep(0.01)
+        else:
+            kept.append(stream)
+
+    if how == "end of run":
+        with pytest.warns(ResourceWarning, match="unclosed stream"):
+            trio.run(main)
+    else:
+        trio.run(main)
+    assert peers[0].end().transport is Transport.RST
+
+
+@pytest.mark.filterwarnings("error")
+def test_streams_left_open_where_warnings_are_errors(
+    contexts: Contexts, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[tuple[TlsStream, Peer]] = []
+
+    async def main() -> None:
+        for _ in range(3):
+            kept.append(await meet(contexts))
+
+    trio.run(main)
+    for _, peer in kept:
+        assert peer.end().is_clean
+    assert caplog.text.count("unclosed stream") == 3
+
+
+def test_closing_in_a_later_run(contexts: Contexts) -> None:
+    kept: list[tuple[TlsStream, Peer]] = []
+
+    async def main() -> None:
+        stream, peer = await meet(contexts)
+        await stream.aclose()
+        kept.append((stream, peer))
+
+    trio.run(main)
+    trio.run(kept[0][0].aclose)
+    assert kept[0][1].end().is_clean
 
 
 def test_the_run_waits_for_a_socket_that_was_closed_in_a_finalizer() -> None:

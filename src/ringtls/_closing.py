@@ -10,6 +10,7 @@ task, or the stream object, is gone. A task may wait for it, and is not needed f
     FLUSHING   BROKEN    LINGERING  reset: the peer is gone
     FLUSHING   EXPIRED   LINGERING  reset: so that the peer can't mistake it for an end
     FLUSHING   ABORT     LINGERING  reset
+    FLUSHING   RELEASED  CLOSED     the run crashed, and its ring reset what it still had
     LINGERING  RELEASED  CLOSED     the socket is closed, nothing is in flight
 
 From LINGERING on the outcome is known, and nobody waits any more. (RFC 8446, section 6.1.)
@@ -20,6 +21,7 @@ from __future__ import annotations
 import enum
 import errno
 import logging
+import os
 import sys
 import time
 import warnings
@@ -38,7 +40,7 @@ logger = logging.getLogger("ringtls")
 #: Seconds that a connection's end may take.
 SHUTDOWN_TIMEOUT = 5.0
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class CloseOutcome(enum.Enum):
@@ -55,6 +57,9 @@ class CloseOutcome(enum.Enum):
 
     BEFORE_HANDSHAKE = "before handshake"
     """FIN only: without a handshake there is nothing to notify."""
+
+    DURING_RENEGOTIATION = "during a renegotiation"
+    """OpenSSL sends no close_notify during a handshake; the connection was reset."""
 
     AFTER_FATAL_ALERT = "after fatal alert"
     """A TLS error had ended the session; its alert was sent, then FIN."""
@@ -86,6 +91,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.FLUSHING, Event.BROKEN): Phase.LINGERING,
     (Phase.FLUSHING, Event.EXPIRED): Phase.LINGERING,
     (Phase.FLUSHING, Event.ABORT): Phase.LINGERING,
+    (Phase.FLUSHING, Event.RELEASED): Phase.CLOSED,
     (Phase.LINGERING, Event.RELEASED): Phase.CLOSED,
 }
 
@@ -93,6 +99,14 @@ _OUTCOMES = {
     Event.BROKEN: CloseOutcome.PEER_RESET,
     Event.EXPIRED: CloseOutcome.TIMED_OUT,
     Event.ABORT: CloseOutcome.UNCLEAN,
+    Event.RELEASED: CloseOutcome.TIMED_OUT,
+}
+
+
+_ENDED_BY_FIN = {
+    CloseOutcome.CLEAN,
+    CloseOutcome.BEFORE_HANDSHAKE,
+    CloseOutcome.AFTER_FATAL_ALERT,
 }
 
 
@@ -142,6 +156,7 @@ class Closing:
         """Begin the end. Later calls do nothing."""
         if self.started:
             return
+        self.transport.driver.check_process()
         deadline = time.monotonic() + checked_timeout(self.timeout if timeout is None else timeout)
         self._step(Event.CLOSE)
         self._say_farewell()
@@ -149,16 +164,21 @@ class Closing:
 
     def abort(self) -> None:
         """Reset the connection at once. Nothing, if its end is settled already."""
-        if self._phase is Phase.OPEN:
-            self._begin(time.monotonic(), _ignore)
-        if self._phase <= Phase.FLUSHING:
-            self._settle(Event.ABORT)
+        self.transport.driver.check_process()
+        was_open = not self.started
+        if self._phase > Phase.FLUSHING:
+            return
+        self._settle(Event.ABORT)
+        if was_open:
+            self._begin(time.monotonic(), self._flushed)
+        self._end_transport()
 
     async def wait(self) -> None:
         """Wait until the outcome is known. No cancellation ends this; the timeout does."""
-        if self._phase is not Phase.FLUSHING:
-            self.transport.driver.call_soon(self._settled.wake)
-        await self._settled.wait_uncancellable()
+        if self._phase is Phase.FLUSHING:
+            await self._settled.wait_uncancellable()
+        else:
+            await self.transport.driver.uncancellable_checkpoint()
 
     # Dropped streams
 
@@ -167,15 +187,10 @@ class Closing:
         driver = self.transport.driver
         if not self.started and not driver.ring.forked:
             driver.call_soon(self.start)
-            self._warn()
+            self.warn_unclosed()
 
-    def adopt(self) -> None:
-        """The run ends, and the stream is still open."""
-        if not self.started:
-            self.start()
-            self._warn()
-
-    def _warn(self) -> None:
+    def warn_unclosed(self) -> None:
+        """Give the ResourceWarning of a stream that nobody closed."""
         warnings.warn(
             f"unclosed stream to {self.transport.name}, made at {self.made_at}; "
             "it is closed in the background. Use 'async with' to close it in time",
@@ -194,8 +209,10 @@ class Closing:
             self._farewell = CloseOutcome.BEFORE_HANDSHAKE
         else:
             session.close_output()
-        if session.failure is not None and not session.close_notify_sent:
-            self._farewell = CloseOutcome.AFTER_FATAL_ALERT
+            if session.failure is not None and not session.close_notify_sent:
+                self._farewell = CloseOutcome.AFTER_FATAL_ALERT
+            elif not session.close_notify_sent:
+                self._farewell = CloseOutcome.DURING_RENEGOTIATION
         self.transport.enqueue(session.take_output())
 
     def _begin(self, deadline: float, on_flushed: Callable[[OSError | None], object]) -> None:
@@ -212,24 +229,31 @@ class Closing:
             self._settle(Event.EXPIRED)
         else:
             self._settle(Event.BROKEN)
+        self._end_transport()
 
     def _settle(self, event: Event) -> None:
         self._step(event)
         self.outcome = _OUTCOMES.get(event, self._farewell)
+        self._settled.wake()
+
+    def _end_transport(self) -> None:
         try:
-            if event is Event.FLUSHED:
+            if self.outcome in _ENDED_BY_FIN:
                 self.transport.end_output()
             else:
                 self.transport.reset()
         except OSError:
-            if event is not Event.ABORT:
+            if self.outcome is not CloseOutcome.UNCLEAN:
                 self.outcome = CloseOutcome.PEER_RESET
         if self.outcome is not CloseOutcome.CLEAN:
+            assert self.outcome is not None
             logger.info("connection to %s ended: %s", self.transport.name, self.outcome.value)
-        self._settled.wake()
 
     def _released(self) -> None:
-        self._step(Event.RELEASED)
+        if self._phase is Phase.FLUSHING:
+            self._settle(Event.RELEASED)
+        else:
+            self._step(Event.RELEASED)
         self.transport.driver.unregister(self)
 
     def _step(self, event: Event) -> None:

@@ -6,8 +6,10 @@ Rules:
 2. At most one send is in flight. When it ends, what has gathered meanwhile goes as one send.
 3. A send that ends short goes on where it ended: a TLS record is never torn.
 4. Nothing a task does, or has done to it, takes bytes out again.
-5. After ``finish`` every send has the deadline. The callback comes once: when all is sent, or
-   the connection broke, or the deadline passed.
+5. After ``finish`` every send has the deadline, and there is at least one try. The callback
+   comes once: when all is sent, or the connection broke, or the deadline passed.
+6. Nothing here raises for what becomes of the connection, or of the ring: it is kept in
+   ``error``.
 
 This module knows no event loop.
 """
@@ -37,6 +39,7 @@ class Outbox:
 
     __slots__ = (
         "_deadline",
+        "_deadline_applies",
         "_fd",
         "_on_finished",
         "_on_progress",
@@ -56,6 +59,7 @@ class Outbox:
         self._sending = memoryview(b"")
         self._request: Request | None = None
         self._deadline: float | None = None
+        self._deadline_applies = False  # to the send in flight
         self._on_finished: Callable[[OSError | None], object] | None = None
         self.pending = 0
         self.error: OSError | None = None
@@ -83,26 +87,34 @@ class Outbox:
             data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
             self._queue.clear()
             self._sending = memoryview(data)
-        self._request = self._ring.send(
-            self._fd, self._sending, deadline=self._deadline, on_done=self._sent
-        )
+        self._deadline_applies = self._deadline is not None
+        try:
+            self._request = self._ring.send(
+                self._fd, self._sending, deadline=self._deadline, on_done=self._sent
+            )
+        except OSError as error:
+            self._break(error)
 
     def _sent(self, request: Request) -> None:
         self._request = None
         if request.result >= 0:
             self._sending = self._sending[request.result :]
             self.pending -= request.result
-        elif self._is_expired():
-            self._break(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
         elif request.result != -errno.ECANCELED or self._deadline is None:
             self._break(request.error())
+        if self.pending and self._is_expired():
+            self._break(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
         if self.pending:
             self._send()
         self._on_progress()
         self._report_if_finished()
 
     def _is_expired(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
+        return (
+            self._deadline_applies
+            and self._deadline is not None
+            and time.monotonic() >= self._deadline
+        )
 
     def _break(self, error: OSError | None) -> None:
         self.error = error

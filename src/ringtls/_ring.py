@@ -32,6 +32,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -441,6 +442,9 @@ class Ring:
     def _drain(self, deadline: float) -> None:
         for request in self.requests():
             if request.opcode is Opcode.CLOSE:
+                if not request.released:
+                    with suppress(OSError):  # not connected: there is nothing to reset
+                        reset_connection(request.fd)
                 self.release(request)
             elif request.opcode is Opcode.ACCEPT:
                 request.on_done = _discard

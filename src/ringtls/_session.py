@@ -69,7 +69,7 @@ class TlsSession:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._https_compatible = https_compatible
-        self._unread: deque[bytes] = deque()
+        self._unread: deque[memoryview] = deque()
         self._held_output = 0
         self._input_ended = False
         self.handshake_done = False
@@ -131,6 +131,8 @@ class TlsSession:
         """
         if self._unread:
             return self._read_unread(max_bytes)
+        if self.failure is not None:
+            raise _without_frames(self.failure)
         if self.close_notify_received:
             return b""
         if self._incoming.pending or self.object.pending():
@@ -144,6 +146,10 @@ class TlsSession:
         raise TruncationError(
             "the connection ended without close_notify: what was received may be incomplete"
         )
+
+    def put_back(self, data: bytes) -> None:
+        """Have the next ``read`` give this again."""
+        self._unread.appendleft(memoryview(data))
 
     def write(self, data: Buffer) -> int | None:
         """Encrypt; returns how much of ``data`` was taken.
@@ -165,16 +171,17 @@ class TlsSession:
         self._save_unread()
         if self.failure is not None:
             return
-        self.close_notify_sent = True
+        pending = self._outgoing.pending
         try:
             self.object.unwrap()
-        except ssl.SSLWantReadError:
-            pass  # our alert is queued, the peer's is yet to come: the usual answer
-        except ssl.SSLError as error:
-            self.close_notify_sent = self._outgoing.pending > self._held_output
-            self._fail(error)
-        else:
             self.close_notify_received = True
+        except ssl.SSLWantReadError:
+            pass  # the peer's alert is yet to come: the usual answer
+        except ssl.SSLError as error:
+            if error.reason == "SHUTDOWN_WHILE_IN_INIT":
+                return  # the peer renegotiates
+            self._fail(error)
+        self.close_notify_sent = self._outgoing.pending > pending
 
     # Helpers
 
@@ -195,7 +202,7 @@ class TlsSession:
         data = self._unread.popleft()
         if len(data) > max_bytes:
             self._unread.appendleft(data[max_bytes:])
-        return data[:max_bytes]
+        return bytes(data[:max_bytes])
 
     def _save_unread(self) -> None:
         while not self.close_notify_received and (self._incoming.pending or self.object.pending()):
@@ -206,12 +213,19 @@ class TlsSession:
             if data is None:
                 return
             if data:
-                self._unread.append(data)
+                self._unread.append(memoryview(data))
 
     def _fail(self, error: ssl.SSLError) -> ssl.SSLError:
-        self.failure = error
+        self.failure = _without_frames(error)
         self._held_output = 0
         return error
+
+
+def _without_frames(error: ssl.SSLError) -> ssl.SSLError:
+    """A copy to keep: an error that was raised refers to frames, and they to the stream."""
+    copy = type(error)(*error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def _unexpected_eof(when: str) -> ssl.SSLEOFError:

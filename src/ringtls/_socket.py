@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, final
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._closing import SHUTDOWN_TIMEOUT, Closing
+from ._closing import Closing
 from ._conflict import ConflictDetector
 from ._operation import Operation
 from ._transport import RECEIVE_SIZE, RingTransport, broken
@@ -77,6 +77,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     _is_owner = False
 
+    @enable_ki_protection
     def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
         _check_stream_type(sock)
         driver = TrioDriver.current()
@@ -148,6 +149,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         with self._sending:
             await trio.lowlevel.checkpoint()
             self._transport.check_open()
+            self._transport.driver.check_process()
             if self._sent_eof:
                 return
             try:
@@ -165,12 +167,14 @@ class SocketStream(trio.abc.HalfCloseableStream):
     def surrender(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
         self._transport.check_open()
+        if not self._is_owner:
+            raise ValueError("this stream is below another TlsStream already")
         self._is_owner = False
         return self._transport, self._closing
 
     def take_back(self) -> None:
         """The connection is no longer TLS: it ends as a socket does."""
-        self._closing.take_charge(None, SHUTDOWN_TIMEOUT, None)
+        self._closing.take_charge(None, self._closing.timeout, None)
         self._is_owner = True
 
     def _check_sendable(self) -> None:

@@ -66,6 +66,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     _is_owner = False
 
+    @enable_ki_protection
     def __init__(
         self,
         transport_stream: SocketStream,
@@ -163,7 +164,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         """
         max_bytes = checked_max_bytes(max_bytes)
         with self._receiving:
-            self._check_usable()
+            self._check_open()
             await self._driver.checkpoint_if_cancelled()
             waited = await self._ensure_handshake()
             while (data := self._call_session(partial(self._session.read, max_bytes))) is None:
@@ -186,7 +187,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._check_usable()
             await self._driver.checkpoint_if_cancelled()
             await self._ensure_handshake()
+            self._transport.check_sendable()
             self._call_session(self._session.close_output)
+            self._check_usable()
+            if not self._session.close_notify_sent:
+                raise trio.BrokenResourceError("no close_notify is possible while renegotiating")
             await self._driver.cancel_shielded_checkpoint()
 
     @enable_ki_protection
@@ -211,6 +216,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             while (data := self._call_session(partial(self._session.read, 1))) is None:
                 await self._receive_input()
             if data:
+                self._session.put_back(data)
                 raise trio.BrokenResourceError("the peer sent data where unwrap() needs its end")
             if not await self._transport.wait_sent(below=1):
                 await self._driver.cancel_shielded_checkpoint()
@@ -236,7 +242,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         ``trio.aclose_forcefully(stream)`` is graceful too; ``close_unclean()`` is not.
         """
         if self._unwrapped:
-            await self._driver.cancel_shielded_checkpoint()
+            await self._driver.uncancellable_checkpoint()
             return
         self._closing.start(shutdown_timeout)
         await self._closing.wait()
@@ -341,11 +347,14 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     # Helpers
 
-    def _check_usable(self) -> None:
+    def _check_open(self) -> None:
         if self._unwrapped:
             raise trio.ClosedResourceError("this stream was unwrapped")
         if self._closing.started:
             raise trio.ClosedResourceError("this stream was closed")
+
+    def _check_usable(self) -> None:
+        self._check_open()
         if self._session.failure is not None:
             raise _broken(self._session.failure)
 
@@ -419,13 +428,18 @@ class TlsListener(trio.abc.Listener[TlsStream]):
 
     async def accept(self) -> TlsStream:
         """Accept a connection; see SocketListener.accept."""
-        return TlsStream(
-            await self.transport_listener.accept(),
-            self._ssl_context,
-            server_side=True,
-            https_compatible=self._https_compatible,
-            shutdown_timeout=self._shutdown_timeout,
-        )
+        transport_stream = await self.transport_listener.accept()
+        try:
+            return TlsStream(
+                transport_stream,
+                self._ssl_context,
+                server_side=True,
+                https_compatible=self._https_compatible,
+                shutdown_timeout=self._shutdown_timeout,
+            )
+        except BaseException:
+            await trio.aclose_forcefully(transport_stream)
+            raise
 
     async def aclose(self) -> None:
         """Close the listener below."""

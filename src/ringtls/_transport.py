@@ -72,6 +72,9 @@ class Driver(Protocol):
     async def cancel_shielded_checkpoint(self) -> None:
         """Let others run; a cancellation stays for the next checkpoint."""
 
+    async def uncancellable_checkpoint(self) -> None:
+        """The same, and a KeyboardInterrupt stays too. The run need not be this driver's."""
+
     def register(self, closing: Closing) -> None:
         """The end of this run must wait for this connection's end, and see to it."""
 
@@ -79,6 +82,9 @@ class Driver(Protocol):
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Run a function in the ring's thread. May be called from any thread."""
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child: what it inherited is its parent's."""
 
 
 class Transport(Protocol):
@@ -145,6 +151,7 @@ class RingTransport:
 
     __slots__ = (
         "_close_request",
+        "_input_error",
         "_operations",
         "_outbox",
         "_progress",
@@ -163,12 +170,21 @@ class RingTransport:
         self._progress = driver.signal()
         self._outbox = Outbox(driver.ring, sock.fileno(), self._progress.wake)
         self._close_request: Request | None = None
+        self._input_error: trio.BrokenResourceError | None = None
         self._operations: set[Operation] = set()
 
     # As the transport of a TLS stream
 
     async def receive(self, sink: Sink) -> int:
-        received = await self._perform(self.driver.ring.recv(self._fd(), RECEIVE_SIZE, sink=sink))
+        if self._input_error is not None:  # the kernel reports a reset only once
+            raise self._input_error
+        try:
+            received = await self._perform(
+                self.driver.ring.recv(self._fd(), RECEIVE_SIZE, sink=sink)
+            )
+        except trio.BrokenResourceError as error:
+            self._input_error = error.with_traceback(None)
+            raise
         assert isinstance(received, int)
         return received
 
@@ -216,7 +232,8 @@ class RingTransport:
     ) -> None:
         self.closing = True
         for operation in self._operations:
-            operation.cancel()
+            if not operation.done:
+                operation.cancel()
         self._progress.wake()
 
         def closed(request: Request) -> None:
@@ -224,10 +241,15 @@ class RingTransport:
                 on_flushed(request.error())
             on_closed()
 
-        self._close_request = self.driver.ring.close_fd(
-            self.socket.fileno(), discard_limit=DISCARD_LIMIT, deadline=deadline, on_done=closed
-        )
-        self._outbox.finish(deadline, on_flushed)
+        try:
+            self._close_request = self.driver.ring.close_fd(
+                self.socket.fileno(), discard_limit=DISCARD_LIMIT, deadline=deadline, on_done=closed
+            )
+        except OSError as error:  # the ring has failed
+            on_flushed(error)
+            on_closed()
+        else:
+            self._outbox.finish(deadline, on_flushed)
 
     def end_output(self) -> None:
         try:
@@ -242,8 +264,7 @@ class RingTransport:
             self._release()
 
     def _release(self) -> None:
-        assert self._close_request is not None
-        if self.driver.ring.release(self._close_request):
+        if self._close_request is not None and self.driver.ring.release(self._close_request):
             self.socket.detach()  # the ring closes it
         else:
             self.socket.close()

@@ -12,18 +12,19 @@ Rules:
    is caught, and ends every request in flight with itself as the reason.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
    a. The main task is done and the system tasks are cancelled. The pump stays until it is the
-      last of them and nothing is in flight; reads that nobody is left to take are cancelled.
+      last of them and every close that has begun is done.
    b. Async generators are finalized, one by one, and may close streams. System tasks can't be
       started any more, so a second pump is started in the nursery of trio's run_sync_soon
       task, the only one that is still open.
    c. That nursery is cancelled: no user code is left. Streams still open are closed here, as
-      if they had been dropped.
+      if they had been dropped, and what else is in flight has GRACE seconds to end.
    After the run the ring is drained and freed.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from ._operation import Operation
 
 __all__ = ["TrioDriver"]
+
+logger = logging.getLogger("ringtls")
 
 #: Seconds that sends which nobody waits for may take after the last task has ended.
 GRACE = 5.0
@@ -148,6 +151,11 @@ class TrioDriver(trio.abc.Instrument):
     async def cancel_shielded_checkpoint(self) -> None:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
+    async def uncancellable_checkpoint(self) -> None:
+        task = current_task()
+        trio.lowlevel.current_trio_token().run_sync_soon(reschedule, task)
+        await trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED)
+
     def register(self, closing: Closing) -> None:
         self._closings.add(closing)
 
@@ -156,6 +164,13 @@ class TrioDriver(trio.abc.Instrument):
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._token.run_sync_soon(function)
+
+    def check_process(self) -> None:
+        if self.ring.forked:
+            raise RuntimeError(
+                "this connection belongs to the parent process: "
+                "a forked child can't use it, open a new one"
+            )
 
     # The instrument
 
@@ -200,7 +215,7 @@ class TrioDriver(trio.abc.Instrument):
             raise
         finally:
             self._pump_runs = False
-            if self._closings:
+            if self._closings or self.ring.in_flight:
                 self._ask_for_late_pump()
 
     async def _next_wakeup(self) -> None:
@@ -235,18 +250,33 @@ class TrioDriver(trio.abc.Instrument):
                 await self._next_wakeup()
         finally:
             trio.lowlevel.remove_instrument(watch)
+        if late:
+            self._adopt_open_streams()
         if self.failure is not None:
             return
-        if late:
-            for closing in list(self._closings):
-                closing.adopt()
         self.ring.cancel_all(reads_only=True)
         self.ring.hurry()
-        deadline = time.monotonic() + GRACE
-        timer = self.ring.timer(deadline)
-        while self.failure is None and self.ring.in_flight > (not timer.is_over):
-            if timer.is_over and not any(closing.started for closing in self._closings):
-                break
+        while self.failure is None and any(closing.started for closing in self._closings):
+            await self._next_wakeup()
+        if late:
+            await self._drain_rest()
+
+    def _adopt_open_streams(self) -> None:
+        left_open = [closing for closing in self._closings if not closing.started]
+        for closing in left_open:
+            closing.start()
+        for closing in left_open:
+            try:
+                closing.warn_unclosed()
+            except ResourceWarning as warning:  # the user's filter makes it an error
+                logger.error("%s", warning)
+
+    async def _drain_rest(self) -> None:
+        """What nobody waits for may take GRACE seconds."""
+        if self.failure is not None or not self.ring.in_flight:
+            return
+        timer = self.ring.timer(time.monotonic() + GRACE)
+        while self.failure is None and not timer.is_over and self.ring.in_flight > 1:
             await self._next_wakeup()
         if self.failure is None and not timer.is_over:
             self.ring.cancel(timer)

@@ -51,6 +51,24 @@ def test_c8_still_open_at_the_end_of_the_run(contexts: Contexts) -> None:
     assert end.data == b"last words"
 
 
+async def test_c14_a_child_that_goes_on_with_the_run(contexts: Contexts) -> None:
+    """What is being sent, and the close, are the parent's."""
+    stream, peer = await meet(contexts, buffer_size=8192)
+    data = os.urandom(120_000)
+    await stream.send_all(data)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.aclose)
+        await trio.sleep(0.05)
+        child = os.fork()
+        if child == 0:
+            await trio.sleep(0.1)
+            os._exit(0)
+        await in_thread(os.waitpid, child, 0)
+        end = await in_thread(peer.end)
+    assert end.is_clean
+    assert end.data == data
+
+
 async def test_c14_fork(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
     child = os.fork()
@@ -62,6 +80,17 @@ async def test_c14_fork(contexts: Contexts) -> None:
             status = 0 if "parent" in str(error) else 2
         finally:
             os._exit(status)
+    _, status = await in_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for close in (stream.close_unclean, lambda: stream.aclose().send(None)):
+            try:
+                close()
+            except RuntimeError:
+                refused += 1
+        os._exit(0 if refused == 2 else 1)
     _, status = await in_thread(os.waitpid, child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     await stream.send_all(b"from the parent")

@@ -196,6 +196,15 @@ async def test_c3_any_timeout(contexts: Contexts) -> None:
     assert (await in_thread(peer.end)).is_clean
 
 
+async def test_c3_no_time_at_all(contexts: Contexts) -> None:
+    """There is one try, and a peer that takes it in gets a clean end."""
+    stream, peer = await meet(contexts)
+    await stream.send_all(b"last words")
+    await stream.aclose(shutdown_timeout=0)
+    assert stream.close_outcome is CloseOutcome.CLEAN
+    assert (await in_thread(peer.end)).is_clean
+
+
 async def test_c3_a_peer_that_is_gone_is_no_error(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
     peer.vanish()

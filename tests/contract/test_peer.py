@@ -141,6 +141,29 @@ async def test_c12_half_close(versioned_contexts: Contexts, server_side: bool) -
     assert (await in_thread(peer.end)).is_clean  # and so close_notify went out once
 
 
+async def test_c11_a_reset_is_no_end(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, https_compatible=True)
+    peer.vanish()
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+    await stream.aclose()
+
+
+async def test_c12_after_a_tls_error_there_is_none(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    await in_thread(peer.send, b"good")
+    await in_thread(peer.sock.sendall, b"\x17\x03\x03\x00\x05junk!")
+    assert await stream.receive_some(1) == b"g"
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_eof()
+    assert await stream.receive_some() == b"ood"
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+    await stream.aclose()
+    peer.sock.close()
+
+
 async def test_c12_what_was_received_before_stays_readable(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
     await in_thread(peer.send, bytes(40_000))
