@@ -10,8 +10,10 @@ import enum
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -21,6 +23,16 @@ from .conftest import Contexts
 from .streams import tcp_pair
 
 TIMEOUT = 20.0
+
+
+def trio_socket_stream(sock: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+MakeTransport = Callable[[socket.socket], trio.abc.Stream]
+
+#: What ``meet`` puts below TLS: a stream on the ring, or trio's with the adapter.
+transport: MakeTransport = SocketStream
 
 
 class Transport(enum.Enum):
@@ -116,13 +128,13 @@ class Peer:
             try:
                 ciphertext = self.sock.recv(65536)
             except (ConnectionResetError, BrokenPipeError):
-                transport = Transport.RST
+                seen = Transport.RST
                 break
             if not ciphertext:
-                transport = Transport.FIN
+                seen = Transport.FIN
                 break
             self._incoming.write(ciphertext)
-        return End(bytes(data), close_notify, transport, self._incoming.pending, error)
+        return End(bytes(data), close_notify, seen, self._incoming.pending, error)
 
     def end(self) -> End:
         """Read to the end, then close."""
@@ -154,11 +166,14 @@ async def meet(
     https_compatible: bool = False,
     shutdown_timeout: float = 5.0,
     handshake: bool = True,
-) -> tuple[TlsStream, Peer]:
-    """A stream of ours and a peer, connected; ``server_side`` says what ours is."""
+) -> tuple[TlsStream[Any], Peer]:
+    """A stream of ours and a peer, connected; ``server_side`` says what ours is.
+
+    What is below our TLS is what ``transport`` is set to.
+    """
     ours, theirs = tcp_pair(buffer_size)
-    stream = TlsStream(
-        SocketStream(ours),
+    stream: TlsStream[Any] = TlsStream(
+        transport(ours),
         contexts.server if server_side else contexts.client,
         server_side=server_side,
         server_hostname=None if server_side else "localhost",

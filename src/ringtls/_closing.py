@@ -185,7 +185,7 @@ class Closing:
     def drop(self) -> None:
         """The stream was garbage-collected, perhaps in another thread."""
         driver = self.transport.driver
-        if not self.started and not driver.ring.forked:
+        if not self.started and not driver.is_forked:
             driver.call_soon(self.start)
             self.warn_unclosed()
 

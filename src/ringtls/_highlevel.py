@@ -42,7 +42,7 @@ async def open_tcp_stream(
       OSError: no address of the host could be connected to.
       RingUnavailableError: there is no io_uring here.
     """
-    TrioDriver.current()
+    TrioDriver.current().ring  # noqa: B018
     stream = await trio.open_tcp_stream(
         host, port, happy_eyeballs_delay=happy_eyeballs_delay, local_address=local_address
     )
@@ -92,7 +92,7 @@ async def open_tls_over_tcp_listeners(
       OSError: the address can't be had, as when the port is in use.
       RingUnavailableError: there is no io_uring here.
     """
-    TrioDriver.current()  # raises before there is anything to be closed
+    TrioDriver.current().ring  # noqa: B018 raises before there is anything to be closed
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
     return [
         TlsListener(SocketListener(listener.socket), ssl_context, https_compatible=https_compatible)

@@ -344,13 +344,6 @@ class Ring:
         if result < 0 and -result not in (errno.ETIME, errno.EINTR, errno.EAGAIN):
             raise OSError(-result, f"io_uring wait: {os.strerror(-result)}")
 
-    def acknowledge_wakeup(self) -> None:
-        """Make the wake-up descriptor unreadable again. Look for completions after this."""
-        try:
-            os.eventfd_read(self.wakeup_fd)
-        except BlockingIOError:
-            return
-
     @staticmethod
     def _pass_on(request: Request, view: memoryview) -> None:
         if request.sink is None:

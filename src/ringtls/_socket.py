@@ -81,7 +81,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
     def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
         _check_stream_type(sock)
         driver = TrioDriver.current()
-        self._transport = RingTransport(driver, _take_over(sock))
+        ring = driver.ring  # if there is none, the socket stays the caller's
+        self._transport = RingTransport(driver, ring, _take_over(sock))
         with suppress(OSError):
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._closing = Closing(self._transport)
@@ -206,6 +207,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError("SocketListener needs a listening socket")
         self._driver = TrioDriver.current()
+        self._ring = self._driver.ring  # if there is none, the socket stays the caller's
         self.socket = _take_over(sock)
         self.socket.setblocking(True)
 
@@ -220,7 +222,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
           OSError: among others EMFILE and ENFILE, when no file descriptor is left.
         """
         listening = self.socket
-        ring = self._driver.ring
+        ring = self._ring
         while True:
             if listening.fileno() < 0:
                 raise trio.ClosedResourceError("this listener was closed")
@@ -239,7 +241,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
     async def aclose(self) -> None:
         """Stop listening. Tasks in ``accept`` wake with trio.ClosedResourceError."""
         if self.socket.fileno() >= 0:
-            ring = self._driver.ring
+            ring = self._ring
             request = ring.close_fd(
                 self.socket.fileno(), discard_limit=0, deadline=time.monotonic()
             )

@@ -20,20 +20,32 @@ from __future__ import annotations
 
 import ssl
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome, checked_timeout
+from ._adapter import StreamTransport
+from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome, Closing, checked_timeout
 from ._conflict import ConflictDetector
 from ._session import TlsSession
 from ._socket import SocketStream, checked_max_bytes
+from ._trio_driver import TrioDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import TypeVar
+
+    from ._transport import Transport
+
     T = TypeVar("T")
+    #: What is below TLS; a plain TlsStream is one over a SocketStream.
+    StreamT = TypeVar("StreamT", bound=trio.abc.Stream, default=SocketStream)
+else:
+    from typing import TypeVar
+
+    StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
 __all__ = ["TlsListener", "TlsStream"]
 
@@ -42,7 +54,7 @@ PIECE = 128 * 1024
 
 
 @final
-class TlsStream(trio.abc.HalfCloseableStream):
+class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
     """A TLS connection that always ends with close_notify.
 
     Like trio.SSLStream, but for its end: leaving ``async with stream``, or ``aclose()``, sends
@@ -51,7 +63,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
     usable.
 
     Args:
-      transport_stream: the connection; it belongs to this object from now on.
+      transport_stream: the connection, any stream of trio's interface; it belongs to this
+        object from now on. The best is a ringtls.SocketStream. Others do without io_uring.
       ssl_context: as for trio.SSLStream. Options that hide truncation have no effect.
       server_hostname: the name that the server's certificate must have.
       server_side: true for the side that has the certificate.
@@ -69,7 +82,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
     @enable_ki_protection
     def __init__(
         self,
-        transport_stream: SocketStream,
+        transport_stream: StreamT,
         ssl_context: ssl.SSLContext,
         *,
         server_hostname: str | bytes | None = None,
@@ -77,8 +90,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     ) -> None:
-        if not isinstance(transport_stream, SocketStream):
-            raise TypeError(f"TlsStream needs a ringtls.SocketStream, not {transport_stream!r}")
+        if not isinstance(transport_stream, trio.abc.Stream):
+            raise TypeError(f"TlsStream needs a trio.abc.Stream, not {transport_stream!r}")
         if isinstance(server_hostname, bytes):
             server_hostname = server_hostname.decode("ascii")
         self._session = TlsSession(
@@ -87,8 +100,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
             server_hostname=server_hostname,
             https_compatible=https_compatible,
         )
-        self._transport, self._closing = transport_stream.surrender()
-        self._transport_stream: SocketStream | None = transport_stream
+        self._transport, self._closing = _take_over(transport_stream)
+        self._transport_stream: StreamT | None = transport_stream
         self._driver = self._transport.driver
         self._input_arrived = self._driver.signal()
         self._closing.take_charge(
@@ -96,6 +109,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         )
         self._receiving_input = False
         self._unwrapped = False
+        self._input_error: trio.BrokenResourceError | None = None
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
         self._is_owner = True
@@ -195,7 +209,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self._driver.cancel_shielded_checkpoint()
 
     @enable_ki_protection
-    async def unwrap(self) -> tuple[SocketStream, bytes]:
+    async def unwrap(self) -> tuple[StreamT, bytes]:
         """End TLS and keep the connection.
 
         Sends close_notify and waits for the peer's. Read to the end (b"") first if the peer may
@@ -225,7 +239,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
             transport_stream, self._transport_stream = self._transport_stream, None
             self._unwrapped = True
             self._is_owner = False
-            transport_stream.take_back()
+            if isinstance(transport_stream, SocketStream):
+                transport_stream.take_back()
+            else:
+                self._driver.unregister(self._closing)
             return transport_stream, self._session.take_trailing_input()
 
     # The end
@@ -287,7 +304,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
     # What is known of the connection
 
     @property
-    def transport_stream(self) -> SocketStream:
+    def transport_stream(self) -> StreamT:
         """The stream below. None of its data methods may be used."""
         if self._transport_stream is None:
             raise trio.ClosedResourceError("this stream was unwrapped")
@@ -386,6 +403,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def _receive_input(self) -> None:
         """Wait for input; a task that finds another one at it waits for that one's."""
+        if self._input_error is not None:  # the kernel reports a reset only once
+            raise self._input_error
         if self._receiving_input:
             await self._input_arrived.wait()
         else:
@@ -393,6 +412,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
             try:
                 if not await self._transport.receive(self._session.feed):
                     self._session.feed_end()
+            except trio.BrokenResourceError as error:
+                self._input_error = trio.BrokenResourceError(*error.args)
+                self._input_error.__cause__ = error.__cause__
+                raise
             finally:
                 self._receiving_input = False
                 self._input_arrived.wake()
@@ -400,7 +423,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
 
 @final
-class TlsListener(trio.abc.Listener[TlsStream]):
+class TlsListener(trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
     """Accepts TLS connections: trio.SSLListener for TlsStream.
 
     The handshake is made by the accepted stream, so a peer that dawdles holds up nobody else.
@@ -415,7 +438,7 @@ class TlsListener(trio.abc.Listener[TlsStream]):
 
     def __init__(
         self,
-        transport_listener: trio.abc.Listener[SocketStream],
+        transport_listener: trio.abc.Listener[StreamT],
         ssl_context: ssl.SSLContext,
         *,
         https_compatible: bool = False,
@@ -426,7 +449,7 @@ class TlsListener(trio.abc.Listener[TlsStream]):
         self._https_compatible = https_compatible
         self._shutdown_timeout = shutdown_timeout
 
-    async def accept(self) -> TlsStream:
+    async def accept(self) -> TlsStream[StreamT]:
         """Accept a connection; see SocketListener.accept."""
         transport_stream = await self.transport_listener.accept()
         try:
@@ -444,6 +467,13 @@ class TlsListener(trio.abc.Listener[TlsStream]):
     async def aclose(self) -> None:
         """Close the listener below."""
         await self.transport_listener.aclose()
+
+
+def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
+    if isinstance(stream, SocketStream):
+        return stream.surrender()
+    transport = StreamTransport(TrioDriver.current(), stream)
+    return transport, Closing(transport)
 
 
 def _broken(error: ssl.SSLError) -> trio.BrokenResourceError:

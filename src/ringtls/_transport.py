@@ -57,6 +57,10 @@ class Driver(Protocol):
     @property
     def ring(self) -> Ring: ...
 
+    @property
+    def is_forked(self) -> bool:
+        """True in a child of the process that made this."""
+
     def signal(self) -> Signal: ...
 
     async def wait(self, operation: Operation) -> int | bytes:
@@ -151,40 +155,32 @@ class RingTransport:
 
     __slots__ = (
         "_close_request",
-        "_input_error",
         "_operations",
         "_outbox",
         "_progress",
+        "_ring",
         "closing",
         "driver",
         "name",
         "socket",
     )
 
-    def __init__(self, driver: Driver, sock: socket.socket) -> None:
+    def __init__(self, driver: Driver, ring: Ring, sock: socket.socket) -> None:
         sock.setblocking(True)
         self.driver = driver
+        self._ring = ring
         self.socket = sock
         self.closing = False
         self.name = _peer_name(sock)
         self._progress = driver.signal()
-        self._outbox = Outbox(driver.ring, sock.fileno(), self._progress.wake)
+        self._outbox = Outbox(ring, sock.fileno(), self._progress.wake)
         self._close_request: Request | None = None
-        self._input_error: trio.BrokenResourceError | None = None
         self._operations: set[Operation] = set()
 
     # As the transport of a TLS stream
 
     async def receive(self, sink: Sink) -> int:
-        if self._input_error is not None:  # the kernel reports a reset only once
-            raise self._input_error
-        try:
-            received = await self._perform(
-                self.driver.ring.recv(self._fd(), RECEIVE_SIZE, sink=sink)
-            )
-        except trio.BrokenResourceError as error:
-            self._input_error = error.with_traceback(None)
-            raise
+        received = await self._perform(self._ring.recv(self._fd(), RECEIVE_SIZE, sink=sink))
         assert isinstance(received, int)
         return received
 
@@ -209,18 +205,18 @@ class RingTransport:
 
     async def receive_bytes(self, max_bytes: int) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" at the end of input."""
-        received = await self._perform(self.driver.ring.recv(self._fd(), max_bytes))
+        received = await self._perform(self._ring.recv(self._fd(), max_bytes))
         return received if isinstance(received, bytes) else b""
 
     async def send(self, data: memoryview) -> int:
         """Send from the caller's memory; returns how much went out."""
-        sent = await self._perform(self.driver.ring.send(self._fd(), data[:LARGEST_SEND]))
+        sent = await self._perform(self._ring.send(self._fd(), data[:LARGEST_SEND]))
         assert isinstance(sent, int)
         return sent
 
     async def wait_writable(self) -> None:
         """Wait until a send would not block."""
-        await self._perform(self.driver.ring.poll_writable(self._fd()))
+        await self._perform(self._ring.poll_writable(self._fd()))
 
     # Ending
 
@@ -242,7 +238,7 @@ class RingTransport:
             on_closed()
 
         try:
-            self._close_request = self.driver.ring.close_fd(
+            self._close_request = self._ring.close_fd(
                 self.socket.fileno(), discard_limit=DISCARD_LIMIT, deadline=deadline, on_done=closed
             )
         except OSError as error:  # the ring has failed
@@ -264,7 +260,7 @@ class RingTransport:
             self._release()
 
     def _release(self) -> None:
-        if self._close_request is not None and self.driver.ring.release(self._close_request):
+        if self._close_request is not None and self._ring.release(self._close_request):
             self.socket.detach()  # the ring closes it
         else:
             self.socket.close()
@@ -280,7 +276,7 @@ class RingTransport:
             raise trio.ClosedResourceError("this stream was closed")
 
     async def _perform(self, request: Request) -> int | bytes:
-        operation = Operation(self.driver.ring, request)
+        operation = Operation(self._ring, request)
         self._operations.add(operation)
         try:
             result = await self.driver.wait(operation)

@@ -2,11 +2,12 @@
 
 Rules:
 
-1. Each run has one ring, made on first use. An instrument submits before trio sleeps and
-   reaps after it woke, so a task runs in the tick in which its operation completed.
+1. Each run has one driver, and one ring if it needs one: streams over other streams do
+   not. An instrument submits before trio sleeps and reaps after it woke, so a task runs in the
+   tick in which its operation completed.
 2. Nothing is rescheduled before the sleep: trio has computed its timeout by then. What is
    complete without a CQE makes the eventfd readable instead (csrc/submit.c).
-3. The pump, a system task, waits for the eventfd, so that epoll wakes. It clears the eventfd
+3. The pump, a system task, waits for the driver's eventfd, so that epoll wakes. It clears it
    and looks once more; all other dispatching is the instrument's.
 4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
    is caught, and ends every request in flight with itself as the reason.
@@ -15,7 +16,7 @@ Rules:
       last of them and every close that has begun is done.
    b. Async generators are finalized, one by one, and may close streams. System tasks can't be
       started any more, so a second pump is started in the nursery of trio's run_sync_soon
-      task, the only one that is still open.
+      task, the only one that is still open. Other tasks of ours then run there as well.
    c. That nursery is cancelled: no user code is left. Streams still open are closed here, as
       if they had been dropped, and what else is in flight has GRACE seconds to end.
    After the run the ring is drained and freed.
@@ -25,8 +26,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -56,6 +59,7 @@ class TrioSignal:
         self._tasks: set[Task] = set()
 
     def wake(self) -> None:
+        """Have the pump look again."""
         while self._tasks:
             reschedule(self._tasks.pop())
 
@@ -77,23 +81,27 @@ class TrioSignal:
 class _WakeOnTaskExit(trio.abc.Instrument):
     """Lets the pump see that it is the last system task."""
 
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
 
     def task_exited(self, task: Task) -> None:
-        self._ring.wake()
+        self._wake()
 
 
 class TrioDriver(trio.abc.Instrument):
-    """The ring of the current trio run, and how its tasks wait for it."""
+    """What the streams of one trio run share, and how its tasks wait for the ring."""
 
     def __init__(self) -> None:
-        self.ring = Ring()
         self.failure: BaseException | None = None
+        self._ring: Ring | None = None
+        self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._process = os.getpid()
         self._token = trio.lowlevel.current_trio_token()
         self._closings: set[Closing] = set()
         self._pump_runs = False
+        self._late_nursery: trio.Nursery | None = None
         self._late_pump_asked_for = False
+        self._late_tasks: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
     def current(cls) -> TrioDriver:
@@ -101,7 +109,6 @@ class TrioDriver(trio.abc.Instrument):
 
         Raises:
           RuntimeError: not called from inside a trio run.
-          RingUnavailableError: there is no io_uring here.
         """
         try:
             return _current.get()
@@ -122,6 +129,32 @@ class TrioDriver(trio.abc.Instrument):
         self._pump_runs = True
 
     # What streams use (Driver of _transport)
+
+    @property
+    def ring(self) -> Ring:
+        """The ring of this run, made on first use.
+
+        Raises:
+          RingUnavailableError: there is no io_uring here.
+        """
+        if self._ring is None:
+            self._ring = Ring(wakeup_fd=self._wakeup_fd)
+        return self._ring
+
+    @property
+    def is_forked(self) -> bool:
+        return os.getpid() != self._process
+
+    def start_task(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a system task, also at the end of the run. It must shield itself."""
+        if self._late_nursery is not None:
+            self._late_nursery.start_soon(function)
+            return
+        try:
+            trio.lowlevel.spawn_system_task(function)
+        except RuntimeError:  # rule 5b
+            self._late_tasks.append(function)
+            self._ask_for_late_pump()
 
     def signal(self) -> TrioSignal:
         return TrioSignal()
@@ -166,7 +199,7 @@ class TrioDriver(trio.abc.Instrument):
         self._token.run_sync_soon(function)
 
     def check_process(self) -> None:
-        if self.ring.forked:
+        if self.is_forked:
             raise RuntimeError(
                 "this connection belongs to the parent process: "
                 "a forked child can't use it, open a new one"
@@ -175,33 +208,40 @@ class TrioDriver(trio.abc.Instrument):
     # The instrument
 
     def before_io_wait(self, timeout: float) -> None:
-        if self.failure is not None or self.ring.forked:
+        ring = self._ring
+        if ring is None or ring.forked or self.failure is not None:
             return
         try:
-            self.ring.submit()
+            ring.submit()
         except BaseException as failure:
             self._fail(failure)
-        if not self._pump_runs and self.ring.in_flight:
+        if not self._pump_runs and ring.in_flight:
             self._ask_for_late_pump()
 
     def after_io_wait(self, timeout: float) -> None:
         self._reap()
 
     def after_run(self) -> None:
-        self.ring.close(timeout=1.0)
+        if self._ring is None or self._ring.close(timeout=1.0):
+            os.close(self._wakeup_fd)  # else the kernel may still write to it
 
     def _reap(self) -> None:
-        if self.failure is not None or self.ring.forked:
+        ring = self._ring
+        if ring is None or ring.forked or self.failure is not None:
             return
         try:
-            self.ring.reap()
+            ring.reap()
         except BaseException as failure:
             self._fail(failure)
 
     def _fail(self, failure: BaseException) -> None:
         self.failure = failure
         self.ring.fail(failure)
-        self.ring.wake()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the pump look again."""
+        os.eventfd_write(self._wakeup_fd, 1)
 
     # The pump
 
@@ -215,13 +255,18 @@ class TrioDriver(trio.abc.Instrument):
             raise
         finally:
             self._pump_runs = False
-            if self._closings or self.ring.in_flight:
+            if self._closings or self._in_flight:
                 self._ask_for_late_pump()
 
     async def _next_wakeup(self) -> None:
-        await trio.lowlevel.wait_readable(self.ring.wakeup_fd)
-        self.ring.acknowledge_wakeup()
+        await trio.lowlevel.wait_readable(self._wakeup_fd)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wakeup_fd)
         self._reap()
+
+    @property
+    def _in_flight(self) -> int:
+        return 0 if self._ring is None else self._ring.in_flight
 
     def _ask_for_late_pump(self) -> None:
         if not self._late_pump_asked_for:
@@ -237,13 +282,16 @@ class TrioDriver(trio.abc.Instrument):
             self._token.run_sync_soon(self._start_late_pump)
             return
         self._pump_runs = True
+        self._late_nursery = nursery
+        for function in self._late_tasks:
+            nursery.start_soon(function)
         nursery.start_soon(partial(self._pump, late=True), name="ringtls late pump")
 
     async def _drain(self, late: bool) -> None:
         """Stay until this is the last task, and then until nothing is in flight (rule 5)."""
         nursery = current_task().parent_nursery
         assert nursery is not None
-        watch = _WakeOnTaskExit(self.ring)
+        watch = _WakeOnTaskExit(self.wake)
         trio.lowlevel.add_instrument(watch)
         try:
             while len(nursery.child_tasks) > 1:
@@ -252,14 +300,13 @@ class TrioDriver(trio.abc.Instrument):
             trio.lowlevel.remove_instrument(watch)
         if late:
             self._adopt_open_streams()
-        if self.failure is not None:
-            return
-        self.ring.cancel_all(reads_only=True)
-        self.ring.hurry()
-        while self.failure is None and any(closing.started for closing in self._closings):
+        if self._ring is not None and self.failure is None:
+            self._ring.cancel_all(reads_only=True)
+            self._ring.hurry()
+        while any(closing.started for closing in self._closings):
             await self._next_wakeup()
-        if late:
-            await self._drain_rest()
+        if late and self._ring is not None:
+            await self._drain_rest(self._ring)
 
     def _adopt_open_streams(self) -> None:
         left_open = [closing for closing in self._closings if not closing.started]
@@ -271,15 +318,15 @@ class TrioDriver(trio.abc.Instrument):
             except ResourceWarning as warning:  # the user's filter makes it an error
                 logger.error("%s", warning)
 
-    async def _drain_rest(self) -> None:
+    async def _drain_rest(self, ring: Ring) -> None:
         """What nobody waits for may take GRACE seconds."""
-        if self.failure is not None or not self.ring.in_flight:
+        if self.failure is not None or not ring.in_flight:
             return
-        timer = self.ring.timer(time.monotonic() + GRACE)
-        while self.failure is None and not timer.is_over and self.ring.in_flight > 1:
+        timer = ring.timer(time.monotonic() + GRACE)
+        while self.failure is None and not timer.is_over and ring.in_flight > 1:
             await self._next_wakeup()
         if self.failure is None and not timer.is_over:
-            self.ring.cancel(timer)
+            ring.cancel(timer)
 
 
 _current: RunVar[TrioDriver] = RunVar("ringtls driver")

@@ -15,6 +15,8 @@ from ringtls import TlsStream
 from ..conftest import Contexts
 from ..peer import Peer, meet
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 @pytest.mark.parametrize("how", ["reference", "cycle", "thread"])
 async def test_c8_dropped(contexts: Contexts, how: str) -> None:

@@ -18,6 +18,8 @@ from ringtls import CloseOutcome, TlsStream
 from ..conftest import Contexts
 from ..peer import End, Peer, Transport, meet
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Leave = Callable[[TlsStream], Awaitable[None]]
 
 
@@ -196,8 +198,10 @@ async def test_c3_any_timeout(contexts: Contexts) -> None:
     assert (await in_thread(peer.end)).is_clean
 
 
-async def test_c3_no_time_at_all(contexts: Contexts) -> None:
+async def test_c3_no_time_at_all(contexts: Contexts, request: pytest.FixtureRequest) -> None:
     """There is one try, and a peer that takes it in gets a clean end."""
+    if "adapter" in request.node.name:
+        pytest.skip("a trio stream's send_all does not try under a deadline that has passed")
     stream, peer = await meet(contexts)
     await stream.send_all(b"last words")
     await stream.aclose(shutdown_timeout=0)

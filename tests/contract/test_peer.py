@@ -15,6 +15,8 @@ from ..conftest import Contexts
 from ..peer import End, Peer, Transport, meet
 from ..streams import open_fds, tcp_pair
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 async def test_c5_the_alert_goes_out_and_no_close_notify_after_it(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)

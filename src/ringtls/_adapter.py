@@ -1,0 +1,222 @@
+"""The transport over any trio stream, with the promises of the one on the ring.
+
+For streams in memory, for TLS in TLS, and for machines where io_uring is forbidden.
+
+Rules:
+
+1. A trio stream's ``send_all`` that is cancelled loses track of what was sent. So only a system
+   task of our own calls it, one at a time, and nothing but the end's deadline cancels it.
+2. At the end input is read and thrown away, as the ring does it: a peer that is blocked in a
+   send would else never read our last bytes. After FIN that goes on for a moment.
+3. What the stream below does at its own end is its own affair. It is waited for until the
+   deadline.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._transport import HIGH_WATER, broken
+
+if TYPE_CHECKING:
+    from ._operation import Sink
+    from ._trio_driver import TrioDriver
+
+__all__ = ["StreamTransport"]
+
+#: Seconds after our FIN in which input is thrown away, if the deadline is not nearer.
+LINGER = 1.0
+
+#: What a stream may raise because of its connection.
+_CONNECTION_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+
+#: struct linger for SO_LINGER: close(2) resets the connection.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class StreamTransport:
+    """A trio stream as the transport of TLS (Transport of _transport)."""
+
+    def __init__(self, driver: TrioDriver, stream: trio.abc.Stream) -> None:
+        self.driver = driver
+        self.name = repr(stream)
+        self._stream = stream
+        self._queue: deque[bytes] = deque()
+        self._pending = 0
+        self._error: OSError | None = None
+        self._progress = driver.signal()
+        self._input_ended = trio.Event()
+        self._receiving: trio.CancelScope | None = None
+        self._sending: trio.CancelScope | None = None
+        self._deadline = 0.0
+        self._on_flushed: Callable[[OSError | None], object] | None = None
+        self._on_closed: Callable[[], object] | None = None
+
+    # Data
+
+    async def receive(self, sink: Sink) -> int:
+        self._check_open()
+        with trio.CancelScope() as self._receiving:
+            try:
+                data = await self._stream.receive_some()
+            except _CONNECTION_ERRORS as error:
+                self._check_open()
+                raise broken(_as_os_error(error)) from error
+            finally:
+                self._receiving = None
+                if self._is_closing:
+                    self.driver.start_task(self._discard_input)
+        self._check_open()
+        if data:
+            sink(data)
+        return len(data)
+
+    def enqueue(self, data: bytes) -> None:
+        if not data or self._error is not None:
+            return
+        self.driver.check_process()
+        self._queue.append(data)
+        self._pending += len(data)
+        if self._sending is None:
+            self._sending = trio.CancelScope(shield=True)
+            self.driver.start_task(self._send_queued)
+
+    def check_sendable(self) -> None:
+        if self._error is not None:
+            raise broken(self._error)
+
+    async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
+        waited = False
+        self._check_open()
+        while self._pending >= below:
+            await self._progress.wait()
+            waited = True
+            self._check_open()
+        self.check_sendable()
+        return waited
+
+    # The end
+
+    def begin_close(
+        self,
+        deadline: float,
+        on_flushed: Callable[[OSError | None], object],
+        on_closed: Callable[[], object],
+    ) -> None:
+        self._deadline = deadline
+        self._on_flushed = on_flushed
+        self._on_closed = on_closed
+        self._progress.wake()
+        if self._receiving is not None:
+            self._receiving.cancel()
+        else:
+            self.driver.start_task(self._discard_input)
+        if self._sending is not None:
+            self._sending.deadline = self._time_of(deadline)
+        else:
+            self._report_flushed()
+
+    def end_output(self) -> None:
+        self.driver.start_task(self._close)
+
+    def reset(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+        self.driver.start_task(self._abandon)
+
+    # The system tasks
+
+    async def _send_queued(self) -> None:
+        assert self._sending is not None
+        with self._sending:
+            try:
+                while self._queue:
+                    data = b"".join(self._queue)
+                    self._queue.clear()
+                    await self._stream.send_all(data)
+                    self._pending -= len(data)
+                    self._progress.wake()
+            except _CONNECTION_ERRORS as error:
+                self._break(_as_os_error(error))
+        if self._sending.cancelled_caught:
+            self._break(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+        self._sending = None
+        self._report_flushed()
+
+    async def _discard_input(self) -> None:
+        with (
+            trio.CancelScope(shield=True, deadline=self._time_of(self._deadline)),
+            suppress(*_CONNECTION_ERRORS),
+        ):
+            while await self._stream.receive_some():
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        self._input_ended.set()
+
+    async def _close(self) -> None:
+        end = self._time_of(self._deadline)
+        linger = min(end, trio.current_time() + LINGER)
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            with trio.CancelScope(shield=True, deadline=linger), suppress(*_CONNECTION_ERRORS):
+                await self._stream.send_eof()
+                await self._input_ended.wait()
+        with trio.CancelScope(shield=True, deadline=end), suppress(*_CONNECTION_ERRORS):
+            await self._stream.aclose()
+        self._report_closed()
+
+    async def _abandon(self) -> None:
+        if isinstance(self._stream, trio.SocketStream):
+            with suppress(OSError):
+                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        with trio.CancelScope(shield=True), suppress(*_CONNECTION_ERRORS):
+            await trio.aclose_forcefully(self._stream)
+        self._report_closed()
+
+    # Helpers
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._on_closed is not None
+
+    def _check_open(self) -> None:
+        self.driver.check_process()
+        if self._is_closing:
+            raise trio.ClosedResourceError("this stream was closed")
+
+    def _time_of(self, deadline: float) -> float:
+        """A time of time.monotonic() as one of the run's clock."""
+        return trio.current_time() + deadline - time.monotonic()
+
+    def _break(self, error: OSError) -> None:
+        self._error = error
+        self._queue.clear()
+        self._pending = 0
+        self._progress.wake()
+
+    def _report_flushed(self) -> None:
+        if self._on_flushed is not None and not self._pending:
+            on_flushed, self._on_flushed = self._on_flushed, None
+            on_flushed(self._error)
+
+    def _report_closed(self) -> None:
+        assert self._on_closed is not None
+        self._on_closed()
+        self.driver.wake()
+
+
+def _as_os_error(error: BaseException) -> OSError:
+    """What TLS is told of an error of the stream below."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error.__cause__, OSError):
+        return error.__cause__
+    return OSError(errno.EPIPE, str(error) or type(error).__name__)
