@@ -17,6 +17,7 @@ def test_public_names() -> None:
         "RingUnavailableError",
         "SocketListener",
         "SocketStream",
+        "Statistics",
         "TlsListener",
         "TlsStream",
         "TruncationError",
@@ -24,6 +25,7 @@ def test_public_names() -> None:
         "open_tls_over_tcp_listeners",
         "open_tls_over_tcp_stream",
         "serve_tls_over_tcp",
+        "statistics",
     ]
     public = {name for name in vars(ringtls) if not name.startswith("_")}
     assert public <= {*ringtls.__all__, "blocking"}

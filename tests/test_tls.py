@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import re
 import socket
 import ssl
-import subprocess
 
 import pytest
 import trio
@@ -284,34 +282,3 @@ async def test_a_port_in_use(contexts: Contexts) -> None:
     ):
         port = taken.getsockname()[1]
         await open_tls_over_tcp_listeners(port, contexts.server, host="127.0.0.1")
-
-
-async def test_openssl_s_server(contexts: Contexts) -> None:
-    """C1 against a server that is not Python: it says how the connection ended."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = ["openssl", "s_server", "-accept", str(port), "-naccept", "1", "-state"]
-    command += ["-cert", str(contexts.certificate), "-key", str(contexts.key)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as server:
-        try:
-            stream = await connect_when_ready(port, contexts)
-            async with stream:
-                await stream.send_all(b"hello, openssl\n")
-            output, _ = await in_thread(server.communicate, None, 20)
-        finally:
-            server.kill()
-    assert b"hello, openssl" in output
-    assert re.search(rb"SSL3 alert read:warning:close notify", output)
-
-
-async def connect_when_ready(port: int, contexts: Contexts) -> TlsStream:
-    with trio.fail_after(20):
-        while True:
-            try:
-                return await open_tls_over_tcp_stream(
-                    "localhost", port, ssl_context=contexts.client
-                )
-            except OSError:
-                await trio.sleep(0.05)

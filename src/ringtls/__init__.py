@@ -7,9 +7,11 @@ from ._highlevel import (
     open_tls_over_tcp_listeners,
     open_tls_over_tcp_stream,
     serve_tls_over_tcp,
+    statistics,
 )
 from ._operation import Operation
 from ._socket import SocketListener, SocketStream
+from ._statistics import Statistics
 from ._tls import TlsListener, TlsStream
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "RingUnavailableError",
     "SocketListener",
     "SocketStream",
+    "Statistics",
     "TlsListener",
     "TlsStream",
     "TruncationError",
@@ -25,4 +28,5 @@ __all__ = [
     "open_tls_over_tcp_listeners",
     "open_tls_over_tcp_stream",
     "serve_tls_over_tcp",
+    "statistics",
 ]

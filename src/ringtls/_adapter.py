@@ -79,6 +79,7 @@ class StreamTransport:
         self._check_open()
         if data:
             sink(data)
+        self.driver.tally.bytes_received += len(data)
         return len(data)
 
     def enqueue(self, data: bytes) -> None:
@@ -145,6 +146,7 @@ class StreamTransport:
                     self._queue.clear()
                     await self._stream.send_all(data)
                     self._pending -= len(data)
+                    self.driver.tally.bytes_sent += len(data)
                     self._progress.wake()
             except _CONNECTION_ERRORS as error:
                 self._break(_as_os_error(error))

@@ -186,8 +186,12 @@ class Closing:
         """The stream was garbage-collected, perhaps in another thread."""
         driver = self.transport.driver
         if not self.started and not driver.is_forked:
-            driver.call_soon(self.start)
+            driver.call_soon(self._start_as_orphan)
             self.warn_unclosed()
+
+    def _start_as_orphan(self) -> None:
+        self.transport.driver.tally.orphans_adopted += 1
+        self.start()
 
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of a stream that nobody closed."""
@@ -245,8 +249,9 @@ class Closing:
         except OSError:
             if self.outcome is not CloseOutcome.UNCLEAN:
                 self.outcome = CloseOutcome.PEER_RESET
+        assert self.outcome is not None
+        self.transport.driver.tally.closings[self.outcome] += 1
         if self.outcome is not CloseOutcome.CLEAN:
-            assert self.outcome is not None
             logger.info("connection to %s ended: %s", self.transport.name, self.outcome.value)
 
     def _released(self) -> None:

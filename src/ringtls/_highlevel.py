@@ -1,4 +1,4 @@
-"""trio's helpers for opening and serving connections, for ringtls' streams.
+"""trio's helpers for opening and serving connections, for ringtls' streams; and their figures.
 
 Resolving names, and the race between addresses (happy eyeballs), are trio's; the connected
 or listening sockets are then taken over.
@@ -13,6 +13,7 @@ from typing import NoReturn
 import trio
 
 from ._socket import SocketListener, SocketStream
+from ._statistics import Statistics
 from ._tls import TlsListener, TlsStream
 from ._trio_driver import TrioDriver
 
@@ -21,6 +22,7 @@ __all__ = [
     "open_tls_over_tcp_listeners",
     "open_tls_over_tcp_stream",
     "serve_tls_over_tcp",
+    "statistics",
 ]
 
 #: Seconds to wait for one address before the next is tried (RFC 8305, section 5).
@@ -125,3 +127,12 @@ async def serve_tls_over_tcp(
     await trio.serve_listeners(
         handler, listeners, handler_nursery=handler_nursery, task_status=task_status
     )
+
+
+def statistics() -> Statistics:
+    """The figures of the current trio run's streams. Cheap; may be called at any time.
+
+    Raises:
+      RuntimeError: not called from inside a trio run.
+    """
+    return TrioDriver.current().statistics()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._operation import Request
     from ._ring import Ring
+    from ._statistics import Tally
 
 __all__ = ["Outbox"]
 
@@ -34,6 +35,7 @@ class Outbox:
     """The outgoing bytes of one socket.
 
     Args:
+      tally: where the bytes that went out are counted.
       on_progress: called whenever ``pending`` has shrunk or ``error`` was set.
     """
 
@@ -47,12 +49,16 @@ class Outbox:
         "_request",
         "_ring",
         "_sending",
+        "_tally",
         "error",
         "pending",
     )
 
-    def __init__(self, ring: Ring, fd: int, on_progress: Callable[[], object]) -> None:
+    def __init__(
+        self, ring: Ring, fd: int, tally: Tally, on_progress: Callable[[], object]
+    ) -> None:
         self._ring = ring
+        self._tally = tally
         self._fd = fd
         self._on_progress = on_progress
         self._queue: deque[bytes] = deque()
@@ -100,6 +106,7 @@ class Outbox:
         if request.result >= 0:
             self._sending = self._sending[request.result :]
             self.pending -= request.result
+            self._tally.bytes_sent += request.result
         elif request.result != -errno.ECANCELED or self._deadline is None:
             self._break(request.error())
         if self.pending and self._is_expired():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._closing import Closing
     from ._operation import Request, Sink
     from ._ring import Ring
+    from ._statistics import Tally
 
 __all__ = ["HIGH_WATER", "RECEIVE_SIZE", "Driver", "RingTransport", "Signal", "Transport", "broken"]
 
@@ -60,6 +61,9 @@ class Driver(Protocol):
     @property
     def is_forked(self) -> bool:
         """True in a child of the process that made this."""
+
+    @property
+    def tally(self) -> Tally: ...
 
     def signal(self) -> Signal: ...
 
@@ -173,7 +177,7 @@ class RingTransport:
         self.closing = False
         self.name = _peer_name(sock)
         self._progress = driver.signal()
-        self._outbox = Outbox(ring, sock.fileno(), self._progress.wake)
+        self._outbox = Outbox(ring, sock.fileno(), driver.tally, self._progress.wake)
         self._close_request: Request | None = None
         self._operations: set[Operation] = set()
 
@@ -182,6 +186,7 @@ class RingTransport:
     async def receive(self, sink: Sink) -> int:
         received = await self._perform(self._ring.recv(self._fd(), RECEIVE_SIZE, sink=sink))
         assert isinstance(received, int)
+        self.driver.tally.bytes_received += received
         return received
 
     def enqueue(self, data: bytes) -> None:
@@ -206,12 +211,15 @@ class RingTransport:
     async def receive_bytes(self, max_bytes: int) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" at the end of input."""
         received = await self._perform(self._ring.recv(self._fd(), max_bytes))
-        return received if isinstance(received, bytes) else b""
+        data = received if isinstance(received, bytes) else b""
+        self.driver.tally.bytes_received += len(data)
+        return data
 
     async def send(self, data: memoryview) -> int:
         """Send from the caller's memory; returns how much went out."""
         sent = await self._perform(self._ring.send(self._fd(), data[:LARGEST_SEND]))
         assert isinstance(sent, int)
+        self.driver.tally.bytes_sent += sent
         return sent
 
     async def wait_writable(self) -> None:

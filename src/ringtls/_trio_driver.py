@@ -37,6 +37,7 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
 from ._ring import Ring
+from ._statistics import Statistics, Tally
 
 if TYPE_CHECKING:
     from ._closing import Closing
@@ -98,6 +99,7 @@ class TrioDriver(trio.abc.Instrument):
         self._process = os.getpid()
         self._token = trio.lowlevel.current_trio_token()
         self._closings: set[Closing] = set()
+        self.tally = Tally()
         self._pump_runs = False
         self._late_nursery: trio.Nursery | None = None
         self._late_pump_asked_for = False
@@ -204,6 +206,24 @@ class TrioDriver(trio.abc.Instrument):
                 "this connection belongs to the parent process: "
                 "a forked child can't use it, open a new one"
             )
+
+    def statistics(self) -> Statistics:
+        """The figures of this run."""
+        closing = sum(closing.started for closing in self._closings)
+        engine = None if self._ring is None else self._ring.counters()
+        return Statistics(
+            connections_open=len(self._closings) - closing,
+            connections_closing=closing,
+            closings=dict(self.tally.closings),
+            orphans_adopted=self.tally.orphans_adopted,
+            bytes_sent=self.tally.bytes_sent,
+            bytes_received=self.tally.bytes_received,
+            operations_in_flight=self._in_flight,
+            operations_submitted=engine.submitted if engine else 0,
+            operations_retried=engine.retries if engine else 0,
+            buffers_in_use=engine.buffers_lent if engine else 0,
+            completion_queue_overflows=engine.cq_overflows if engine else 0,
+        )
 
     # The instrument
 
@@ -312,6 +332,7 @@ class TrioDriver(trio.abc.Instrument):
         left_open = [closing for closing in self._closings if not closing.started]
         for closing in left_open:
             closing.start()
+            self.tally.orphans_adopted += 1
         for closing in left_open:
             try:
                 closing.warn_unclosed()

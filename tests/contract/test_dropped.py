@@ -38,6 +38,55 @@ async def test_c8_dropped(contexts: Contexts, how: str) -> None:
     assert end.data == b"last words"
 
 
+async def test_c8_dropped_in_the_middle_of_a_send(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, buffer_size=32768)
+    sent = os.urandom(1_000_000)
+    with trio.move_on_after(0.05):
+        await stream.send_all(sent)
+    with pytest.warns(ResourceWarning, match="unclosed stream"):
+        del stream
+        gc.collect()
+    end = await in_thread(peer.end)
+    assert end.is_clean
+    assert end.data
+    assert sent.startswith(end.data)
+
+
+async def test_c8_dropped_after_a_receive_was_cut_off(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    with trio.move_on_after(0.01):
+        await stream.receive_some()
+    with pytest.warns(ResourceWarning, match="unclosed stream"):
+        del stream
+        gc.collect()
+    assert (await in_thread(peer.end)).is_clean
+
+
+async def test_c8_dropped_during_the_handshake(contexts: Contexts) -> None:
+    """C6 then: there is nothing to notify."""
+    stream, peer = await meet(contexts, server_side=False, handshake=False)
+    with trio.move_on_after(0.01):
+        await stream.do_handshake()
+    with pytest.warns(ResourceWarning, match="unclosed stream"):
+        del stream
+        gc.collect()
+    assert await in_thread(peer.sock.recv, 65536)
+    assert await in_thread(peer.sock.recv, 65536) == b""
+    peer.sock.close()
+
+
+def test_c8_after_the_main_task_raised(contexts: Contexts) -> None:
+    kept: list[tuple[TlsStream, Peer]] = []
+
+    async def main() -> None:
+        kept.append(await meet(contexts))
+        raise KeyError
+
+    with pytest.warns(ResourceWarning, match="unclosed stream"), pytest.raises(KeyError):
+        trio.run(main)
+    assert kept[0][1].end().is_clean
+
+
 def test_c8_still_open_at_the_end_of_the_run(contexts: Contexts) -> None:
     kept: list[tuple[TlsStream, Peer]] = []
 
@@ -69,6 +118,28 @@ async def test_c14_a_child_that_goes_on_with_the_run(contexts: Contexts) -> None
         end = await in_thread(peer.end)
     assert end.is_clean
     assert end.data == data
+
+
+def test_c14_a_run_of_its_own_in_a_child(contexts: Contexts) -> None:
+    """The child of a process that has had runs can have its own."""
+
+    async def main() -> None:
+        stream, peer = await meet(contexts)
+        async with stream:
+            await stream.send_all(b"x")
+        assert (await in_thread(peer.end)).is_clean
+
+    trio.run(main)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            trio.run(main)
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 async def test_c14_fork(contexts: Contexts) -> None:

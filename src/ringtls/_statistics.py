@@ -1,0 +1,59 @@
+"""What a trio run's streams have done so far, in figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._closing import CloseOutcome
+
+__all__ = ["Statistics", "Tally"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted as it happens."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    orphans_adopted: int = 0
+    closings: Counter[CloseOutcome] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The figures of one trio run, since its start where they are not of this moment."""
+
+    connections_open: int
+    """Streams whose end has not begun."""
+
+    connections_closing: int
+    """Connections whose end has begun and whose socket is not closed yet."""
+
+    closings: Mapping[CloseOutcome, int]
+    """How many connections ended how."""
+
+    orphans_adopted: int
+    """Streams that nobody closed, and that were closed in the background."""
+
+    bytes_sent: int
+    """Bytes that the kernel, or the stream below, took."""
+
+    bytes_received: int
+
+    operations_in_flight: int
+    """What the ring has submitted and not completed; 0 without a ring."""
+
+    operations_submitted: int
+    """Submission queue entries that the kernel took, cancellations and deadlines included."""
+
+    operations_retried: int
+    """Operations issued again after a passing shortage, as when the receive pool was empty."""
+
+    buffers_in_use: int
+    """Buffers of the receive pool that hold data which is being passed on."""
+
+    completion_queue_overflows: int

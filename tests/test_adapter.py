@@ -1,0 +1,122 @@
+"""TLS over other streams than the ring's: in memory, over trio's sockets, over TLS."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from ringtls import CloseOutcome, TlsStream, TruncationError, statistics
+
+from .conftest import Contexts
+from .peer import trio_socket_stream
+from .streams import clog, handshaken, tcp_pair
+
+ROOT = Path(__file__).parent.parent
+
+Pair = tuple[TlsStream[trio.abc.Stream], TlsStream[trio.abc.Stream]]
+
+
+async def over(left: trio.abc.Stream, right: trio.abc.Stream, contexts: Contexts) -> Pair:
+    """TLS over two connected streams, the handshake done."""
+    client = TlsStream(left, contexts.client, server_hostname="localhost")
+    server = TlsStream(right, contexts.server, server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        nursery.start_soon(server.do_handshake)
+    return client, server
+
+
+async def test_trio_check_over_memory_streams(contexts: Contexts) -> None:
+    async def streams() -> Pair:
+        return await over(*trio.testing.memory_stream_pair(), contexts)
+
+    await trio.testing.check_half_closeable_stream(streams, None)
+
+
+async def test_trio_check_over_trio_sockets(contexts: Contexts) -> None:
+    async def streams() -> Pair:
+        left, right = tcp_pair()
+        return await over(trio_socket_stream(left), trio_socket_stream(right), contexts)
+
+    async def clogged() -> Pair:
+        left, right = tcp_pair(16384)
+        pair = await over(trio_socket_stream(left), trio_socket_stream(right), contexts)
+        for stream in pair:
+            stream.shutdown_timeout = 0.1  # the check closes them one after the other
+            await clog(stream)
+        return pair
+
+    await trio.testing.check_half_closeable_stream(streams, clogged)
+
+
+async def test_tls_in_tls(contexts: Contexts) -> None:
+    outer = await handshaken(contexts)
+    client, server = await over(*outer, contexts)
+    async with server, client:
+        await client.send_all(b"twice encrypted")
+        assert await server.receive_some() == b"twice encrypted"
+        await client.send_eof()
+        assert await server.receive_some() == b""
+    assert client.close_outcome is CloseOutcome.CLEAN
+    with trio.fail_after(10):  # they end in the background
+        while statistics().connections_closing or statistics().connections_open:
+            await trio.sleep(0.01)
+    assert [stream.close_outcome for stream in outer] == [CloseOutcome.CLEAN] * 2
+
+
+async def test_the_inner_stream_ends_without_close_notify(contexts: Contexts) -> None:
+    outer = await handshaken(contexts)
+    client, server = await over(*outer, contexts)
+    await outer[0].send_eof()
+    with pytest.raises(TruncationError):
+        await server.receive_some()
+    client.close_unclean()
+    await server.aclose()
+
+
+async def test_unwrap_gives_the_stream_back(contexts: Contexts) -> None:
+    left, right = trio.testing.memory_stream_pair()
+    client, server = await over(left, right, contexts)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.unwrap)
+        transport, trailing = await server.unwrap()
+    assert transport is right
+    assert trailing == b""
+    await left.send_all(b"plain")
+    assert await right.receive_some() == b"plain"
+
+
+WITHOUT_IO_URING = """
+import errno, pathlib, sys, tempfile, trio, trio.testing
+from tests.conftest import contexts_of
+from tests.seccomp import forbid_io_uring
+from tests.test_adapter import over
+from ringtls._cli.certificates import make_certificate
+forbid_io_uring(errno.EPERM)
+with tempfile.TemporaryDirectory() as directory:
+    made = make_certificate(pathlib.Path(directory))
+    contexts = contexts_of(made.ca, made.certificate, made.key)
+async def main():
+    client, server = await over(*trio.testing.memory_stream_pair(), contexts)
+    async with client, server:
+        await client.send_all(b"no ring")
+        print(await server.receive_some())
+trio.run(main)
+"""
+
+
+def test_where_io_uring_is_forbidden() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_IO_URING],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "b'no ring'\n"

@@ -1,0 +1,71 @@
+"""The figures of a run."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import trio
+import trio.testing
+from trio.to_thread import run_sync as in_thread
+
+from ringtls import CloseOutcome, SocketStream, statistics
+from ringtls._trio_driver import TrioDriver
+
+from . import peer
+from .conftest import Contexts
+from .peer import meet
+
+
+@pytest.fixture(params=[SocketStream, peer.trio_socket_stream], ids=["ring", "adapter"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "transport", request.param)
+
+
+@pytest.mark.usefixtures("transport")
+async def test_connections_and_their_ends(contexts: Contexts) -> None:
+    assert statistics().connections_open == 0
+    clean, clean_peer = await meet(contexts)
+    unclean, unclean_peer = await meet(contexts)
+    dropped, dropped_peer = await meet(contexts)
+    assert statistics().connections_open == 3
+    sent, received = statistics().bytes_sent, statistics().bytes_received
+    await in_thread(clean_peer.send, bytes(1000))
+    await clean.receive_some()
+    assert statistics().bytes_received > received + 1000
+    await clean.send_all(bytes(1000))
+    await clean.aclose()
+    assert statistics().bytes_sent > sent + 1000
+    unclean.close_unclean()
+    with pytest.warns(ResourceWarning, match="unclosed stream"):
+        del dropped
+        gc.collect()
+    for each in (clean_peer, unclean_peer, dropped_peer):
+        await in_thread(each.end)
+    with trio.fail_after(10):
+        while statistics().connections_closing:
+            await trio.sleep(0.01)
+    figures = statistics()
+    assert figures.connections_open == 0
+    assert figures.orphans_adopted == 1
+    assert figures.closings == {CloseOutcome.CLEAN: 2, CloseOutcome.UNCLEAN: 1}
+
+
+async def test_operations(contexts: Contexts) -> None:
+    stream, stalled = await meet(contexts)
+    assert statistics().operations_submitted > 0
+    before = statistics().operations_in_flight
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        assert statistics().operations_in_flight == before + 1
+        nursery.cancel_scope.cancel()
+    assert statistics().operations_in_flight == before
+    assert statistics().completion_queue_overflows == 0
+    await stream.aclose()
+    stalled.sock.close()
+
+
+async def test_without_a_ring() -> None:
+    assert statistics().operations_submitted == 0
+    assert TrioDriver.current()._ring is None
