@@ -1,0 +1,103 @@
+"""C2: a KeyboardInterrupt at any bytecode of ours, in a connection's life and in its end.
+
+SIGINT comes at the nth bytecode that is executed in ringtls' own modules, for many n. The run
+always ends, and the peer always sees a clean end of what it was sent.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import trio
+
+import ringtls
+from ringtls import TlsStream
+
+from .. import peer as peer_module
+from ..conftest import Contexts
+from ..peer import End, Peer
+from ..streams import tcp_pair
+
+PACKAGE = str(Path(ringtls.__file__).parent)
+
+SENT = bytes(range(256)) * 100
+
+
+class SignalAtBytecode:
+    """A trace function that counts bytecodes of the package, and raises SIGINT at one."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode":
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+def peer_story(peer: Peer, ends: list[End]) -> None:
+    peer.handshake()
+    peer.send(b"to be received")
+    ends.append(peer.end())
+
+
+def play(contexts: Contexts, number: int) -> tuple[bool, End]:
+    """Run a connection; was the signal given, and how did the peer see the end?"""
+    ours, theirs = tcp_pair()
+    peer = Peer(theirs, contexts, server_side=False)
+    ends: list[End] = []
+    thread = threading.Thread(target=peer_story, args=(peer, ends))
+    signaller = SignalAtBytecode(number)
+
+    async def main() -> None:
+        stream: TlsStream[Any] = TlsStream(
+            peer_module.transport(ours), contexts.server, server_side=True
+        )
+        await stream.do_handshake()
+        sys.settrace(signaller)
+        try:
+            async with stream:
+                await stream.send_all(SENT)
+                with trio.move_on_after(0.0001) as scope:
+                    await stream.receive_some()
+                if scope.cancelled_caught:
+                    await stream.receive_some()
+                await stream.send_all(SENT)
+        finally:
+            sys.settrace(None)
+
+    thread.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it may come before the async with
+        with suppress(KeyboardInterrupt):
+            trio.run(main)
+    thread.join()
+    return signaller.left <= 0, ends[0]
+
+
+@pytest.mark.usefixtures("transport")
+def test_c2_keyboard_interrupt_at_any_bytecode(contexts: Contexts) -> None:
+    rng = random.Random(3)
+    last = 1
+    while play(contexts, last)[0]:
+        last *= 2
+    for _ in range(60):
+        number = rng.randrange(1, last)
+        _, end = play(contexts, number)
+        assert end.is_clean, (number, end.close_notify, end.transport)
+        assert (SENT * 2).startswith(end.data), number
