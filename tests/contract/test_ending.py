@@ -1,4 +1,4 @@
-"""C1 to C4, C6, C7, C9: the order, the shield, the bound of a connection's end."""
+"""C1, C2, C3, C4, C6, C7, C9, C15: the order, the shield, the bound of a connection's end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""H1 to H8: operations on a real ring, without any event loop."""
+"""H1, H2, H3, H4, H5, H6, H7, H8: operations on a real ring, without any event loop."""
 
 from __future__ import annotations
 

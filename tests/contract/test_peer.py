@@ -1,4 +1,4 @@
-"""C5, C10 to C13: what the peer does at the end, and what it sees of ours."""
+"""C5, C10, C11, C12, C13: what the peer does at the end, and what it sees of ours."""
 
 from __future__ import annotations
 
