@@ -43,6 +43,7 @@ async def test_c8_dropped_in_the_middle_of_a_send(contexts: Contexts) -> None:
     sent = os.urandom(1_000_000)
     with trio.move_on_after(0.05):
         await stream.send_all(sent)
+    await trio.lowlevel.checkpoint()  # until then trio holds the Cancelled, and it the stream
     with pytest.warns(ResourceWarning, match="unclosed stream"):
         del stream
         gc.collect()
@@ -56,6 +57,7 @@ async def test_c8_dropped_after_a_receive_was_cut_off(contexts: Contexts) -> Non
     stream, peer = await meet(contexts)
     with trio.move_on_after(0.01):
         await stream.receive_some()
+    await trio.lowlevel.checkpoint()  # until then trio holds the Cancelled, and it the stream
     with pytest.warns(ResourceWarning, match="unclosed stream"):
         del stream
         gc.collect()
@@ -67,6 +69,7 @@ async def test_c8_dropped_during_the_handshake(contexts: Contexts) -> None:
     stream, peer = await meet(contexts, server_side=False, handshake=False)
     with trio.move_on_after(0.01):
         await stream.do_handshake()
+    await trio.lowlevel.checkpoint()  # until then trio holds the Cancelled, and it the stream
     with pytest.warns(ResourceWarning, match="unclosed stream"):
         del stream
         gc.collect()

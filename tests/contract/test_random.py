@@ -215,13 +215,14 @@ def judge(case: Case, end: End) -> None:
 )
 def test_c1_at_random(versioned_contexts: Contexts, make_transport: MakeTransport) -> None:
     clean = 0
-    fds, tasks = open_fds(), threading.active_count()
+    fds, threads = open_fds(), threading.active_count()
     for seed in range(FIRST_SEED, FIRST_SEED + (CASES + 3) // 4):
         case = Case(seed)
         end = play(case, versioned_contexts, ours_over(make_transport))
         judge(case, end)
         clean += end.is_clean
-    assert (open_fds(), threading.active_count()) == (fds, tasks)
+    assert open_fds() == fds
+    assert threading.active_count() <= threads  # idle ones of trio's end by themselves
     assert clean > CASES // 8
 
 
