@@ -167,6 +167,20 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
                 await self._driver.cancel_shielded_checkpoint()
 
     @enable_ki_protection
+    async def wait_sent(self) -> None:
+        """Wait until the kernel, or the stream below, has all that was accepted.
+
+        Nothing is undone if this is cancelled.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        self._check_usable()
+        await self._driver.checkpoint_if_cancelled()
+        if not await self._transport.wait_sent(below=1):
+            await self._driver.cancel_shielded_checkpoint()
+
+    @enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
 

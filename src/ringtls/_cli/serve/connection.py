@@ -122,13 +122,10 @@ def _handshake_failure(error: trio.BrokenResourceError) -> str:
 
 
 async def _until_taken(stream: TlsStream) -> None:
-    """Wait until the peer's TCP has acknowledged all, or is gone (rule 6).
-
-    What the stream has not handed to the kernel yet needs no look: it waits there only if the
-    kernel's queue is full of what the peer has not acknowledged.
-    """
+    """Wait until the peer's TCP has acknowledged all, or is gone (rule 6)."""
     sock = stream.transport_stream.socket
     with trio.move_on_after(SEND_TIMEOUT):
+        await stream.wait_sent()
         while _is_connected(sock) and _unacknowledged(sock):  # noqa: ASYNC110 (no event for it)
             await trio.sleep(POLL_INTERVAL)
 
