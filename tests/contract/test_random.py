@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from ringtls import CloseOutcome, SocketStream, TlsStream
+from ringtls import CloseOutcome, SocketStream, TlsStream, _ring
 from ringtls._closing import Closing
 
 from ..conftest import Contexts
@@ -222,6 +222,10 @@ def test_c1_at_random(versioned_contexts: Contexts, make_transport: MakeTranspor
         judge(case, end)
         clean += end.is_clean
     assert open_fds() == fds
+    assert not _ring._open_rings  # each drained its operations
+    del case
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, TlsStream | Closing)]
     assert threading.active_count() <= threads  # idle ones of trio's end by themselves
     assert clean > CASES // 8
 
