@@ -217,6 +217,17 @@ async def test_channel_binding(contexts: Contexts) -> None:
             client.get_channel_binding("no such binding")
 
 
+async def test_a_certificate_of_the_client(contexts: Contexts) -> None:
+    mutual = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    mutual.server.verify_mode = ssl.CERT_REQUIRED
+    mutual.server.load_verify_locations(str(contexts.ca))
+    mutual.client.load_cert_chain(contexts.certificate, contexts.key)
+    client, server = await handshaken(mutual)
+    async with client, server:
+        assert server.getpeercert() == client.getpeercert()
+        assert ("DNS", "localhost") in server.getpeercert()["subjectAltName"]
+
+
 async def test_an_optional_certificate_that_the_client_does_not_have(contexts: Contexts) -> None:
     mutual = contexts_of(contexts.ca, contexts.certificate, contexts.key)
     mutual.server.verify_mode = ssl.CERT_OPTIONAL

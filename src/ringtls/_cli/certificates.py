@@ -20,6 +20,9 @@ __all__ = ["Certificate", "cached_certificate", "make_certificate", "server_cont
 LIFETIME = datetime.timedelta(days=90)
 RENEW_BEFORE = datetime.timedelta(days=7)
 
+#: For servers, and for clients that are asked for a certificate.
+_PURPOSES = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -67,7 +70,7 @@ def make_certificate(directory: Path) -> Certificate:
         _builder(_name("ringtls development"), ca_name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+        .add_extension(x509.ExtendedKeyUsage(_PURPOSES), critical=False)
         .add_extension(x509.SubjectAlternativeName(_subject_names()), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False
