@@ -91,6 +91,23 @@ async def test_unwrap_gives_the_stream_back(contexts: Contexts) -> None:
     assert await right.receive_some() == b"plain"
 
 
+async def test_a_stream_below_that_fails_in_its_own_way(contexts: Contexts) -> None:
+    left, right = trio.testing.memory_stream_pair()
+    client, server = await over(left, right, contexts)
+
+    async def fail() -> None:
+        raise KeyError("made up")
+
+    left.send_stream.send_all_hook = fail
+    await client.send_all(b"x")
+    await trio.testing.wait_all_tasks_blocked()
+    with pytest.raises(trio.BrokenResourceError, match="made up"):
+        await client.send_all(b"y")
+    await client.aclose()
+    assert client.close_outcome is CloseOutcome.PEER_RESET
+    await server.aclose()
+
+
 WITHOUT_IO_URING = """
 import errno, pathlib, sys, tempfile, trio, trio.testing
 from tests.conftest import contexts_of

@@ -244,6 +244,12 @@ async def test_wrong_arguments(contexts: Contexts) -> None:
         assert await other.receive_some() == b"and the connection is still ours"
 
 
+async def test_the_name_is_encoded_as_trio_resolves_it(contexts: Contexts) -> None:
+    client, server = await socket_streams()
+    async with server, TlsStream(client, contexts.client, server_hostname="fa\u00df.de") as stream:
+        assert stream.server_hostname == "xn--fa-hia.de"
+
+
 async def test_one_tls_stream_for_a_connection(contexts: Contexts) -> None:
     client, server = await socket_streams()
     stream = TlsStream(client, contexts.client, server_hostname="localhost")

@@ -9,7 +9,7 @@ Rules:
 2. At the end input is read and thrown away, as the ring does it: a peer that is blocked in a
    send would else never read our last bytes. After FIN that goes on for a moment.
 3. What the stream below does at its own end is its own affair. It is waited for until the
-   deadline.
+   deadline. Whatever it raises to the tasks of this module means that it is broken.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class StreamTransport:
                     self._pending -= len(data)
                     self.driver.tally.bytes_sent += len(data)
                     self._progress.wake()
-            except _CONNECTION_ERRORS as error:
+            except Exception as error:  # whatever it is, the end must not wait for it
                 self._break(_as_os_error(error))
         if self._sending.cancelled_caught:
             self._break(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
@@ -158,7 +158,7 @@ class StreamTransport:
     async def _discard_input(self) -> None:
         with (
             trio.CancelScope(shield=True, deadline=self._time_of(self._deadline)),
-            suppress(*_CONNECTION_ERRORS),
+            suppress(Exception),
         ):
             while await self._stream.receive_some():
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -168,10 +168,10 @@ class StreamTransport:
         end = self._time_of(self._deadline)
         linger = min(end, trio.current_time() + LINGER)
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
-            with trio.CancelScope(shield=True, deadline=linger), suppress(*_CONNECTION_ERRORS):
+            with trio.CancelScope(shield=True, deadline=linger), suppress(Exception):
                 await self._stream.send_eof()
                 await self._input_ended.wait()
-        with trio.CancelScope(shield=True, deadline=end), suppress(*_CONNECTION_ERRORS):
+        with trio.CancelScope(shield=True, deadline=end), suppress(Exception):
             await self._stream.aclose()
         self._report_closed()
 
@@ -179,7 +179,7 @@ class StreamTransport:
         if isinstance(self._stream, trio.SocketStream):
             with suppress(OSError):
                 self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        with trio.CancelScope(shield=True), suppress(*_CONNECTION_ERRORS):
+        with trio.CancelScope(shield=True), suppress(Exception):
             await trio.aclose_forcefully(self._stream)
         self._report_closed()
 
@@ -221,4 +221,6 @@ def _as_os_error(error: BaseException) -> OSError:
         return error
     if isinstance(error.__cause__, OSError):
         return error.__cause__
-    return OSError(errno.EPIPE, str(error) or type(error).__name__)
+    described = OSError(errno.EPIPE, str(error) or type(error).__name__)
+    described.__cause__ = error
+    return described

@@ -22,6 +22,7 @@ import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
+import idna
 import trio
 from trio.lowlevel import enable_ki_protection
 
@@ -94,6 +95,9 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
             raise TypeError(f"TlsStream needs a trio.abc.Stream, not {transport_stream!r}")
         if isinstance(server_hostname, bytes):
             server_hostname = server_hostname.decode("ascii")
+        if server_hostname is not None and not server_hostname.isascii():
+            # As trio resolves it (IDNA 2008); ssl would take the name of IDNA 2003.
+            server_hostname = idna.encode(server_hostname, uts46=True).decode("ascii")
         self._session = TlsSession(
             ssl_context,
             server_side=server_side,
