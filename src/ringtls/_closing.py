@@ -282,7 +282,3 @@ def _caller() -> str:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _ignore(error: OSError | None) -> None:
-    """An aborted connection has nothing to flush."""
