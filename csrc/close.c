@@ -30,8 +30,8 @@
 static bool is_read(const struct rtl_request *q)
 {
 	return q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
-	       q->opcode == RTL_POLL || q->opcode == RTL_ACCEPT ||
-	       q->opcode == RTL_CONNECT;
+	       q->opcode == RTL_INPUT || q->opcode == RTL_POLL ||
+	       q->opcode == RTL_ACCEPT || q->opcode == RTL_CONNECT;
 }
 
 static bool others(const struct rtl_ring *r, const struct rtl_request *q,
@@ -66,6 +66,11 @@ static int64_t now_ns(void)
 	return now.tv_sec * RTL_NS_PER_SECOND + now.tv_nsec;
 }
 
+bool rtl_is_past(const struct __kernel_timespec *deadline)
+{
+	return now_ns() >= ns_of(deadline);
+}
+
 /* How long to wait for input: to the deadline, or just a moment in a hurry. */
 void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q)
 {
@@ -84,7 +89,7 @@ static bool has_ended(const struct rtl_ring *r, const struct rtl_request *q,
 	bool again = result == -ECANCELED ||
 		     (rtl_is_passing(result) && q->tries < RTL_MAX_TRIES);
 
-	if (now_ns() >= ns_of(&q->deadline))
+	if (rtl_is_past(&q->deadline))
 		return true;
 	if (result <= 0 && !again)
 		return true;

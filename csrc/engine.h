@@ -12,10 +12,12 @@
  *  3. Buffers of the receive pool are the kernel's, except those lent to the
  *     caller by rtl_reap(), which go back at the next rtl_reap() or
  *     rtl_submit() (pool.c).
- *  4. A file descriptor handed to rtl_close() is closed by the engine, after
+ *  4. What was put into an outbox is sent in order, one send at a time, and
+ *     a send that ends short goes on where it ended (outbox.c).
+ *  5. A file descriptor handed to rtl_close() is closed by the engine, after
  *     the last request on it has ended (close.c).
- *  5. Only the thread that made a ring may use it.
- *  6. A cancellation or a deadline that meets its request on the way between
+ *  6. Only the thread that made a ring may use it.
+ *  7. A cancellation or a deadline that meets its request on the way between
  *     two queues of the kernel is lost. So their answers are looked at, and
  *     they are repeated until the request ends (reap.c).
  *
@@ -36,6 +38,8 @@ enum rtl_opcode {
 	RTL_CONNECT,
 	RTL_POLL,
 	RTL_CLOSE,		/* discard input, then close(2) */
+	RTL_INPUT,		/* receive into the pool until cancelled */
+	RTL_OUTBOX,		/* send what is put into it */
 };
 
 struct rtl_counters {
@@ -44,7 +48,10 @@ struct rtl_counters {
 	uint64_t retries;	/* requests issued again (-ENOBUFS, -EAGAIN) */
 	uint64_t cq_overflows;	/* times the CQ was seen overflown */
 	uint64_t in_flight;	/* requests in the table */
+	uint64_t idle;		/* outboxes among them that are empty */
 	uint64_t silent;	/* cancellations and deadlines out */
+	uint64_t bytes_sent;
+	uint64_t bytes_received;
 	uint64_t buffers_lent;
 	uint64_t buffers;
 	uint64_t buffer_size;
@@ -53,8 +60,15 @@ struct rtl_counters {
 	uint64_t features;	/* IORING_FEAT_* */
 };
 
-/* One completion as rtl_reap() reports it: a row of RTL_ROW numbers. */
-enum rtl_column { RTL_ID, RTL_RESULT, RTL_BUFFER, RTL_ROW };
+/*
+ * What rtl_reap() reports: rows of RTL_ROW numbers. The third is the buffer of
+ * the pool that has what was received, RTL_OVER when the request is over, or
+ * RTL_PROGRESS when an outbox has become as empty as rtl_pending() asked for.
+ */
+enum rtl_column { RTL_ID, RTL_RESULT, RTL_WHAT, RTL_ROW };
+
+#define RTL_OVER (-1)
+#define RTL_PROGRESS (-2)
 
 #define RTL_NO_DEADLINE (-1)
 
@@ -79,6 +93,12 @@ int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
 	     int64_t deadline_ns);
 int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 	      int64_t deadline_ns);
+int rtl_input(struct rtl_ring *r, uint64_t id, int fd);
+int rtl_outbox(struct rtl_ring *r, uint64_t id, int fd);
+int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
+		unsigned int len, uint64_t parcel);
+int64_t rtl_pending(struct rtl_ring *r, uint64_t id, uint64_t below);
+int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns);
 int rtl_release(struct rtl_ring *r, uint64_t close_id);
 void rtl_hurry(struct rtl_ring *r);
 int rtl_cancel(struct rtl_ring *r, uint64_t id);

@@ -18,9 +18,11 @@
 enum rtl_state {
 	RTL_QUEUED,	/* in the FIFO, the kernel has not seen it */
 	RTL_FLYING,	/* an SQE is published, its CQE is to come */
-	RTL_HELD,	/* a close that waits for others: no SQE out */
+	RTL_HELD,	/* waits for others, or has nothing to do: no SQE out */
 	RTL_ENDED,	/* among the local completions, to be reported */
 };
+
+struct rtl_segment;		/* outbox.c */
 
 struct rtl_request {
 	uint64_t id;
@@ -51,6 +53,13 @@ struct rtl_request {
 			bool at_end;	/* nothing more will be discarded */
 			struct __kernel_timespec until;
 		} close;
+		struct {
+			struct rtl_segment *head;
+			struct rtl_segment *last;
+			uint64_t pending;
+			uint64_t below;	/* report when pending is; 0: don't */
+			bool finishing;
+		} out;
 	} u;
 };
 
@@ -88,6 +97,9 @@ struct rtl_ring {
 	struct rtl_fifo ended;
 	struct rtl_request *cancels;
 
+	/* outbox.c */
+	struct rtl_segment *parcels;	/* sent, and to be reported */
+
 	/* pool.c */
 	struct io_uring_buf_ring *buf_ring;
 	unsigned char *pool;
@@ -108,6 +120,7 @@ void rtl_table_remove(struct rtl_ring *r, struct rtl_request *q);
 void rtl_fifo_init(struct rtl_fifo *f);
 void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *q);
 struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f);
+void rtl_fifo_remove(struct rtl_fifo *f, struct rtl_request *q);
 void rtl_queue(struct rtl_ring *r, struct rtl_request *q);
 void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result);
 void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q);
@@ -123,9 +136,19 @@ void rtl_pool_take_back(struct rtl_ring *r);
 
 /* reap.c */
 bool rtl_is_passing(int result);
+unsigned int rtl_row(int64_t *row, uint64_t id, int64_t result, int64_t what);
+
+/* outbox.c */
+void rtl_outbox_prepare(const struct rtl_request *q, struct io_uring_sqe *sqe);
+unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
+			     int result, int64_t *row);
+void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q);
+unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
+			       unsigned int max_rows);
 
 /* close.c */
 #define RTL_TRASH_SIZE 65536u
+bool rtl_is_past(const struct __kernel_timespec *deadline);
 void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q);
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q);
 void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result);

@@ -29,14 +29,26 @@ bool rtl_is_passing(int result)
 	       result == -ENOBUFS;
 }
 
+unsigned int rtl_row(int64_t *row, uint64_t id, int64_t result, int64_t what)
+{
+	row[RTL_ID] = (int64_t)id;
+	row[RTL_RESULT] = result;
+	row[RTL_WHAT] = what;
+	return 1;
+}
+
+/* A request for input whose receive has ended just goes on. */
 static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
 {
-	bool dry = q->opcode == RTL_RECV && result == -ENOBUFS;
+	bool dry = result == -ENOBUFS &&
+		   (q->opcode == RTL_RECV || q->opcode == RTL_INPUT);
+	bool goes_on = result > 0 && q->opcode == RTL_INPUT;
 
-	if (q->cancelling || !rtl_is_passing(result) ||
-	    (!dry && ++q->tries > RTL_MAX_TRIES))
+	if (q->cancelling || !(goes_on || rtl_is_passing(result)) ||
+	    (!dry && !goes_on && ++q->tries > RTL_MAX_TRIES))
 		return false;
-	r->n.retries++;
+	if (!goes_on)
+		r->n.retries++;
 	rtl_queue(r, q);
 	return true;
 }
@@ -56,12 +68,39 @@ static void complete_upon(struct rtl_ring *r, uint64_t id, int result)
 		rtl_want_cancel(r, q);
 }
 
-/* Returns the number of rows written: 0 or 1. */
+/* The buffer that came with a completion is the caller's for a while. */
+static unsigned int hand_over(struct rtl_ring *r, const struct rtl_request *q,
+			      const struct io_uring_cqe *cqe, int64_t *row)
+{
+	uint16_t bid = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+
+	if (!(cqe->flags & IORING_CQE_F_BUFFER))
+		return 0;
+	rtl_pool_lend(r, bid);
+	return cqe->res > 0 ? rtl_row(row, q->id, cqe->res, bid) : 0;
+}
+
+static void count_bytes(struct rtl_ring *r, const struct rtl_request *q,
+			int result)
+{
+	if (result <= 0)
+		return;
+	if (q->opcode == RTL_SEND || q->opcode == RTL_OUTBOX)
+		r->n.bytes_sent += (uint64_t)result;
+	else if (q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
+		 q->opcode == RTL_INPUT)
+		r->n.bytes_received += (uint64_t)result;
+}
+
+/* Returns the number of rows written, at most MOST_ROWS. */
+#define MOST_ROWS 2u
+
 static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 			     int64_t *row)
 {
 	struct rtl_request *q;
 	int result = cqe->res;
+	unsigned int n;
 	int fd;
 
 	r->n.completed++;
@@ -72,28 +111,24 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 	q = rtl_table_find(r, cqe->user_data);
 	if (!q)
 		return 0;
+	count_bytes(r, q, result);
 	if (q->opcode == RTL_CLOSE) {
 		rtl_close_discarded(r, q, result);
 		return 0;
 	}
-	row[RTL_BUFFER] = -1;
-	if (cqe->flags & IORING_CQE_F_BUFFER) {
-		uint16_t bid = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
-
-		rtl_pool_lend(r, bid);
-		if (result > 0)
-			row[RTL_BUFFER] = bid;
-	}
-	if (try_again(r, q, result))
-		return 0;
-	if (q->cancelling && rtl_is_passing(result))
+	if (q->opcode == RTL_OUTBOX)
+		return rtl_outbox_sent(r, q, result, row);
+	n = hand_over(r, q, cqe, row);
+	if (cqe->flags & IORING_CQE_F_MORE || try_again(r, q, result))
+		return n;
+	if (q->cancelling &&
+	    (rtl_is_passing(result) || (q->opcode == RTL_INPUT && result > 0)))
 		result = -ECANCELED;
-	row[RTL_ID] = (int64_t)q->id;
-	row[RTL_RESULT] = result;
+	n += rtl_row(row + (size_t)n * RTL_ROW, q->id, result, RTL_OVER);
 	fd = q->fd;
 	rtl_table_remove(r, q);
 	rtl_close_fd_event(r, fd);
-	return 1;
+	return n;
 }
 
 static unsigned int report_ended(struct rtl_ring *r, int64_t *rows,
@@ -103,11 +138,9 @@ static unsigned int report_ended(struct rtl_ring *r, int64_t *rows,
 
 	while (n < max_rows && r->ended.head) {
 		struct rtl_request *q = rtl_fifo_pop(&r->ended);
-		int64_t *row = rows + (size_t)n++ * RTL_ROW;
 
-		row[RTL_ID] = (int64_t)q->id;
-		row[RTL_RESULT] = q->result;
-		row[RTL_BUFFER] = -1;
+		n += rtl_row(rows + (size_t)n * RTL_ROW, q->id, q->result,
+			     RTL_OVER);
 		rtl_table_remove(r, q);
 	}
 	return n;
@@ -120,7 +153,7 @@ static unsigned int report_completed(struct rtl_ring *r, int64_t *rows,
 	unsigned int head, seen = 0, n = 0;
 
 	io_uring_for_each_cqe(&r->uring, head, cqe) {
-		if (n == max_rows)
+		if (n + MOST_ROWS > max_rows)
 			break;
 		n += complete(r, cqe, rows + (size_t)n * RTL_ROW);
 		seen++;
@@ -132,19 +165,20 @@ static unsigned int report_completed(struct rtl_ring *r, int64_t *rows,
 /* True when rtl_reap() would find something, without asking the kernel. */
 int rtl_ready(const struct rtl_ring *r)
 {
-	return r->ended.head || io_uring_cq_ready(&r->uring) || work_waits(r);
+	return r->ended.head || r->parcels || io_uring_cq_ready(&r->uring) ||
+	       work_waits(r);
 }
 
 /*
- * Write up to max_rows completions; fewer than that means none are left.
- * The buffers they name are the caller's until the next call.
+ * Write up to max_rows rows; call again while rtl_ready(). The buffers they
+ * name are the caller's until the next call.
  */
 int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 {
 	unsigned int n = 0;
 
 	rtl_pool_take_back(r);
-	while (n < max_rows && rtl_ready(r)) {
+	while (n + MOST_ROWS <= max_rows && rtl_ready(r)) {
 		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
 			r->n.cq_overflows++;
 		if (work_waits(r)) {
@@ -156,6 +190,8 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 		n += report_completed(r, rows + (size_t)n * RTL_ROW,
 				      max_rows - n);
 		n += report_ended(r, rows + (size_t)n * RTL_ROW, max_rows - n);
+		n += rtl_outbox_report(r, rows + (size_t)n * RTL_ROW,
+				       max_rows - n);
 	}
 	return (int)n;
 }

@@ -22,6 +22,8 @@ static const uint8_t kernel_opcode[] = {
 	[RTL_CONNECT] = IORING_OP_CONNECT,
 	[RTL_POLL] = IORING_OP_POLL_ADD,
 	[RTL_CLOSE] = IORING_OP_LINK_TIMEOUT,
+	[RTL_INPUT] = IORING_OP_RECV,
+	[RTL_OUTBOX] = IORING_OP_SEND,
 };
 
 static int open_uring(struct rtl_ring *r, unsigned int sq_entries,

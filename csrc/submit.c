@@ -38,7 +38,7 @@ struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f)
 	return q;
 }
 
-static void fifo_remove(struct rtl_fifo *f, struct rtl_request *q)
+void rtl_fifo_remove(struct rtl_fifo *f, struct rtl_request *q)
 {
 	struct rtl_request **link = &f->head;
 
@@ -163,6 +163,13 @@ int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
 	return error;
 }
 
+int rtl_input(struct rtl_ring *r, uint64_t id, int fd)
+{
+	struct rtl_request *q;
+
+	return add(r, id, RTL_INPUT, fd, &q);
+}
+
 void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q)
 {
 	if (q->cancel_link)
@@ -184,9 +191,13 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id)
 	if (q->cancelling || q->opcode == RTL_CLOSE)
 		return 0;
 	q->cancelling = true;
+	if (q->opcode == RTL_OUTBOX && q->state != RTL_FLYING) {
+		rtl_outbox_cancel(r, q);
+		return 0;
+	}
 	switch (q->state) {
 	case RTL_QUEUED:
-		fifo_remove(&r->queued, q);
+		rtl_fifo_remove(&r->queued, q);
 		rtl_end(r, q, -ECANCELED);
 		rtl_close_fd_event(r, q->fd);
 		break;
@@ -243,6 +254,14 @@ static void prepare(struct rtl_ring *r, struct rtl_request *q,
 	case RTL_CLOSE:
 		io_uring_prep_recv(sqe, q->fd, r->trash, RTL_TRASH_SIZE,
 				   MSG_TRUNC);
+		break;
+	case RTL_INPUT:
+		io_uring_prep_recv_multishot(sqe, q->fd, NULL, 0, 0);
+		sqe->flags |= IOSQE_BUFFER_SELECT;
+		sqe->buf_group = 0;
+		break;
+	case RTL_OUTBOX:
+		rtl_outbox_prepare(q, sqe);
 		break;
 	}
 	io_uring_sqe_set_data64(sqe, q->id);

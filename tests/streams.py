@@ -49,11 +49,11 @@ async def handshaken(
 
 
 async def clog(stream: trio.abc.SendStream) -> None:
-    """Send until not even one byte more is taken."""
-    for size in (1 << 16, 1):
+    """Send until not even one byte more is taken, and TCP's window probes are over."""
+    for size, patience in ((1 << 16, 0.03), (1, 0.3)):
         blocked = False
         while not blocked:
-            with trio.move_on_after(0.03) as scope:
+            with trio.move_on_after(patience) as scope:
                 await stream.send_all(bytes(size))
             blocked = scope.cancelled_caught
 

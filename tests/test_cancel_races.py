@@ -175,7 +175,7 @@ async def test_tls_both_ways(contexts: Contexts, rng: random.Random) -> None:
 
             async def receive() -> None:
                 nonlocal ended
-                data = await theirs.receive_some(rng.randrange(1, 30_000))
+                data = await theirs.receive_some(rng.randrange(1, 12_000))
                 received.extend(data)
                 ended = not data
 

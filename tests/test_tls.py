@@ -144,7 +144,7 @@ async def test_wait_sent(contexts: Contexts) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(in_thread, peer.receive, 240_000)
         await stream.wait_sent()
-        assert stream._transport._outbox.pending == 0  # type: ignore[attr-defined]
+        assert stream._transport.unsent == 0
     await stream.aclose()
     peer.sock.close()
 

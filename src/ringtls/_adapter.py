@@ -52,9 +52,13 @@ class StreamTransport:
         self.name = repr(stream)
         self._stream = stream
         self._queue: deque[bytes] = deque()
-        self._pending = 0
-        self._error: OSError | None = None
+        self.unsent = 0
+        self.error: OSError | None = None
         self._progress = driver.signal()
+        self._sink: Sink
+        self._on_end: Callable[[], object]
+        self._arrived = driver.signal()
+        self._input_error: OSError | None = None
         self._input_ended = trio.Event()
         self._receiving: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
@@ -64,42 +68,61 @@ class StreamTransport:
 
     # Data
 
-    async def receive(self, sink: Sink) -> int:
+    def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
+        self._sink = sink
+        self._on_end = on_end
+
+    async def receive(self) -> None:
         self._check_open()
+        if self._input_error is not None:
+            raise broken(self._input_error)
+        if self._receiving is not None:
+            await self._arrived.wait()
+        else:
+            await self._receive()
+        self._check_open()
+        if self._input_error is not None:
+            raise broken(self._input_error)
+
+    async def _receive(self) -> None:
         with trio.CancelScope() as self._receiving:
             try:
                 data = await self._stream.receive_some()
             except _CONNECTION_ERRORS as error:
-                self._check_open()
-                raise broken(_as_os_error(error)) from error
+                self._input_error = _as_os_error(error)
+            else:
+                self.driver.tally.bytes_received += len(data)
+                if data:
+                    self._sink(data)
+                else:
+                    self._on_end()
             finally:
                 self._receiving = None
+                self._arrived.wake()
                 if self._is_closing:
                     self.driver.start_task(self._discard_input)
+
+    async def detach(self) -> None:
         self._check_open()
-        if data:
-            sink(data)
-        self.driver.tally.bytes_received += len(data)
-        return len(data)
 
     def enqueue(self, data: bytes) -> None:
-        if not data or self._error is not None:
+        if not data or self.error is not None:
             return
         self.driver.check_process()
         self._queue.append(data)
-        self._pending += len(data)
+        self.unsent += len(data)
         if self._sending is None:
             self._sending = trio.CancelScope(shield=True)
             self.driver.start_task(self._send_queued)
 
     def check_sendable(self) -> None:
-        if self._error is not None:
-            raise broken(self._error)
+        if self.error is not None:
+            raise broken(self.error)
 
     async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
         waited = False
         self._check_open()
-        while self._pending >= below:
+        while self.unsent >= below:
             await self._progress.wait()
             waited = True
             self._check_open()
@@ -118,6 +141,7 @@ class StreamTransport:
         self._on_flushed = on_flushed
         self._on_closed = on_closed
         self._progress.wake()
+        self._arrived.wake()
         if self._receiving is not None:
             self._receiving.cancel()
         else:
@@ -145,7 +169,7 @@ class StreamTransport:
                     data = b"".join(self._queue)
                     self._queue.clear()
                     await self._stream.send_all(data)
-                    self._pending -= len(data)
+                    self.unsent -= len(data)
                     self.driver.tally.bytes_sent += len(data)
                     self._progress.wake()
             except Exception as error:  # whatever it is, the end must not wait for it
@@ -199,15 +223,15 @@ class StreamTransport:
         return trio.current_time() + deadline - time.monotonic()
 
     def _break(self, error: OSError) -> None:
-        self._error = error
+        self.error = error
         self._queue.clear()
-        self._pending = 0
+        self.unsent = 0
         self._progress.wake()
 
     def _report_flushed(self) -> None:
-        if self._on_flushed is not None and not self._pending:
+        if self._on_flushed is not None and not self.unsent:
             on_flushed, self._on_flushed = self._on_flushed, None
-            on_flushed(self._error)
+            on_flushed(self.error)
 
     def _report_closed(self) -> None:
         assert self._on_closed is not None

@@ -25,7 +25,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,7 +117,6 @@ class Closing:
 
     __slots__ = (
         "_farewell",
-        "_on_start",
         "_phase",
         "_session",
         "_settled",
@@ -133,20 +131,16 @@ class Closing:
         self._session: TlsSession | None = None
         self.timeout = SHUTDOWN_TIMEOUT
         self.outcome: CloseOutcome | None = None
-        self._on_start: Callable[[], object] | None = None
         self.made_at = _caller()
         self._phase = Phase.OPEN
         self._farewell = CloseOutcome.CLEAN
         self._settled = transport.driver.signal()
         transport.driver.register(self)
 
-    def take_charge(
-        self, session: TlsSession | None, timeout: float, on_start: Callable[[], object] | None
-    ) -> None:
+    def take_charge(self, session: TlsSession | None, timeout: float) -> None:
         """The connection is TLS from now on (or no longer, with None)."""
         self._session = session
         self.timeout = timeout
-        self._on_start = on_start
 
     @property
     def started(self) -> bool:
@@ -160,7 +154,7 @@ class Closing:
         deadline = time.monotonic() + checked_timeout(self.timeout if timeout is None else timeout)
         self._step(Event.CLOSE)
         self._say_farewell()
-        self._begin(deadline, self._flushed)
+        self.transport.begin_close(deadline, self._flushed, self._released)
 
     def abort(self) -> None:
         """Reset the connection at once. Nothing, if its end is settled already."""
@@ -170,7 +164,7 @@ class Closing:
             return
         self._settle(Event.ABORT)
         if was_open:
-            self._begin(time.monotonic(), self._flushed)
+            self.transport.begin_close(time.monotonic(), self._flushed, self._released)
         self._end_transport()
 
     async def wait(self) -> None:
@@ -218,11 +212,6 @@ class Closing:
             elif not session.close_notify_sent:
                 self._farewell = CloseOutcome.DURING_RENEGOTIATION
         self.transport.enqueue(session.take_output())
-
-    def _begin(self, deadline: float, on_flushed: Callable[[OSError | None], object]) -> None:
-        if self._on_start is not None:
-            self._on_start()
-        self.transport.begin_close(deadline, on_flushed, self._released)
 
     def _flushed(self, error: OSError | None) -> None:
         if self._phase is not Phase.FLUSHING:

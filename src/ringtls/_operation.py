@@ -4,7 +4,7 @@ Rules:
 
 1. A Request is the ring's: it holds what the kernel may touch (the pinned buffer) and stays in
    the ring's table from its submission to its terminal completion, whatever becomes of anyone
-   who waits for it.
+   who waits for it. One for INPUT or an OUTBOX is long-lived, and reports in between.
 2. An Operation is the caller's handle to a Request. Dropping it frees nothing. If the request
    is in flight then, reads are cancelled and writes complete; both are reaped by the ring.
 3. States change as TRANSITIONS says and in no other way.
@@ -24,13 +24,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from ._ring import Ring
 
 __all__ = ["TRANSITIONS", "Event", "Opcode", "Operation", "Request", "State"]
 
-Sink: TypeAlias = Callable[["Buffer"], object]
+Sink: TypeAlias = Callable[[bytes | bytearray | memoryview], object]
 
 
 class Opcode(enum.IntEnum):
@@ -43,11 +41,13 @@ class Opcode(enum.IntEnum):
     CONNECT = 5
     POLL = 6
     CLOSE = 7
+    INPUT = 8
+    OUTBOX = 9
 
     @property
     def is_read(self) -> bool:
         """True if nobody but the caller notices when it is cancelled."""
-        return self not in (Opcode.SEND, Opcode.CLOSE)
+        return self not in (Opcode.SEND, Opcode.CLOSE, Opcode.OUTBOX)
 
 
 class State(enum.IntEnum):
@@ -83,6 +83,7 @@ class Request:
         "fd",
         "id",
         "on_done",
+        "on_progress",
         "opcode",
         "pin",
         "released",
@@ -99,13 +100,15 @@ class Request:
         pin: object = None,
         sink: Sink | None = None,
         on_done: Callable[[Request], object] | None = None,
+        on_progress: Callable[[int], object] | None = None,
     ) -> None:
         self.id = 0
         self.opcode = opcode
         self.fd = fd
         self.pin = pin
-        self.sink = sink
+        self.sink: Sink | None = sink or self._keep
         self.on_done = on_done
+        self.on_progress = on_progress
         self.state = State.NEW
         self.result = 0
         self.data: bytes | None = None
@@ -118,11 +121,15 @@ class Request:
         except KeyError:
             raise RuntimeError(f"{self!r} can't {event.name.lower()}") from None
 
+    def _keep(self, view: bytes | bytearray | memoryview) -> None:
+        self.data = bytes(view)
+
     def complete(self, result: int) -> None:
         """The ring's call: the kernel is done, the buffers are the caller's again."""
         self.advance(Event.COMPLETE)
         self.result = result
         self.pin = None
+        self.sink = None
         if self.on_done is not None:
             on_done, self.on_done = self.on_done, None
             on_done(self)

@@ -8,9 +8,9 @@ Rules:
 2. One thread uses a ring. From any other thread, and from a garbage collector's finalizer,
    only ``abandon`` and ``wake`` may be called.
 3. Nothing is sent to the kernel before ``submit``, and nothing comes back before ``reap``.
-4. Data received into the pool is passed on within ``reap``: to the request's sink, or as a
-   copy. So the pool never holds what nobody asks for. Until then the buffers must not be given
-   back, so the callbacks that ``reap`` calls may make requests, but not submit or reap.
+4. Data received into the pool is passed on within ``reap``, to the request's sink: the pool
+   holds nothing for long. Until then the buffers must not be given back, so the callbacks that
+   ``reap`` calls may make requests, but not submit or reap.
 5. If the ring itself fails, every request in flight ends with that failure. Its buffers stay
    owned, because the kernel may still have them.
 6. What can't be drained is never freed: the kernel may write to it as long as the process lives.
@@ -34,6 +34,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from . import _engine
@@ -51,12 +52,17 @@ logger = logging.getLogger("ringtls")
 _ffi: Any = _engine.ffi
 _lib: Any = _engine.lib
 
+OVER: int = _lib.RTL_OVER
+
 SQ_ENTRIES = 256
 CQ_ENTRIES = 4096
 SMALLEST_RING = 32
 BUFFERS = 64
 BUFFER_SIZE = 65536
 REAP_ROWS = 256
+
+#: Bytes up to which an outbox takes a copy (csrc/outbox.c, rule 3).
+LARGEST_COPY = 4096
 
 #: Seconds that the engine waits at most in one call.
 _LONGEST_WAIT = 3600.0
@@ -76,7 +82,10 @@ class RingCounters:
     retries: int
     cq_overflows: int
     in_flight: int
+    idle: int
     silent: int
+    bytes_sent: int
+    bytes_received: int
     buffers_lent: int
     buffers: int
     buffer_size: int
@@ -92,7 +101,7 @@ _open_rings: set[Ring] = set()
 
 def _die_in_child() -> None:
     for ring in _open_rings:
-        ring.forked = True
+        ring.forked = ring._unusable = True
     _open_rings.clear()
 
 
@@ -147,10 +156,12 @@ class Ring:
             raise
         self.forked = False
         self._closed = False
+        self._unusable = False  # forked, closed or failed
         self._reaping = False
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._last_id = 0
         self._in_flight: dict[int, Request] = {}
+        self._parcels: dict[int, bytes] = {}  # in outboxes, not copied
         self._abandoned: deque[Request] = deque()
         self._failure: BaseException | None = None
         self._wake_lock = threading.RLock()  # a finalizer may run inside of wake()
@@ -165,11 +176,16 @@ class Ring:
     def recv(
         self, fd: int, max_bytes: int, *, sink: Sink | None = None, on_done: OnDone | None = None
     ) -> Request:
-        """Receive into the pool. What came goes to ``sink`` as a borrowed view, if there is
-        one, and else is the operation's result."""
+        """Receive once into the pool. What came goes to ``sink`` as a borrowed view, if there
+        is one, and else is the operation's result."""
         request = Request(Opcode.RECV, fd, sink=sink, on_done=on_done)
         size = min(max_bytes, self._buffer_size)
         return self._start(request, _lib.rtl_recv, size)
+
+    def input(self, fd: int, *, sink: Sink, on_done: OnDone) -> Request:
+        """Receive into the pool, and pass what comes to ``sink``, until cancelled. The result
+        is 0 at the end of input."""
+        return self._start(Request(Opcode.INPUT, fd, sink=sink, on_done=on_done), _lib.rtl_input)
 
     def recv_into(self, fd: int, buffer: Buffer, *, on_done: OnDone | None = None) -> Request:
         """Receive into the caller's memory, which is pinned until the end of the request."""
@@ -193,6 +209,63 @@ class Ring:
         pin = _ffi.from_buffer(buffer)
         request = Request(Opcode.SEND, fd, pin=pin, on_done=on_done)
         return self._start(request, _lib.rtl_send, pin, len(pin), _deadline_ns(deadline))
+
+    def outbox(self, fd: int, *, on_progress: Callable[[int], object], on_done: OnDone) -> Request:
+        """Something to put bytes into that are to be sent, in order (csrc/outbox.c).
+
+        Args:
+          on_progress: called with the number of unsent bytes when that has fallen as
+            ``unsent`` asked for.
+          on_done: called when it is over, that is broken, finished or cancelled.
+        """
+        request = Request(Opcode.OUTBOX, fd, on_done=on_done, on_progress=on_progress)
+        return self._start(request, _lib.rtl_outbox)
+
+    def put(self, outbox: Request, data: bytes) -> int:
+        """Have ``data`` sent. Never blocks.
+
+        Returns:
+          How many bytes are unsent.
+
+        Raises:
+          OSError: the ring has failed, memory is short, or the outbox is over.
+        """
+        if self._unusable or get_ident() != self._thread:
+            self._usable()
+        size = len(data)
+        parcel = 0
+        if size > LARGEST_COPY:
+            self._last_id = parcel = self._last_id + 1
+            self._parcels[parcel] = data
+        unsent: int = _lib.rtl_put(self._engine, outbox.id, data, size, parcel)
+        if unsent < 0:
+            self._parcels.pop(parcel, None)
+            raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
+        return unsent
+
+    def unsent(self, outbox: Request, below: int) -> int:
+        """How many bytes are unsent. If not less than ``below``, its ``on_progress`` is called
+        when they are."""
+        return int(_lib.rtl_pending(self._usable(), outbox.id, below))
+
+    def finish(self, outbox: Request, deadline: float) -> bool:
+        """Send what is left until ``deadline`` (``time.monotonic()``), and end the outbox.
+
+        Returns:
+          True if that is done, False if its ``on_done`` will tell.
+
+        Raises:
+          OSError: that is done, but not all could be sent (ETIMEDOUT: not until the deadline).
+        """
+        result = _lib.rtl_finish(self._usable(), outbox.id, _deadline_ns(deadline))
+        if result > 0:
+            return False
+        del self._in_flight[outbox.id]
+        outbox.on_done = None
+        outbox.complete(result)
+        if result < 0:
+            raise OSError(-result, f"{outbox.label}: {os.strerror(-result)}")
+        return True
 
     def accept(self, fd: int, *, on_done: OnDone | None = None) -> Request:
         """Accept a connection; the result is its fd (close-on-exec)."""
@@ -317,20 +390,31 @@ class Ring:
                 if count < 0:
                     raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
                 columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
-                for id_, result, buffer in zip(columns, columns, columns, strict=True):
-                    self._complete(id_, result, buffer, failures)
+                for id_, result, what in zip(columns, columns, columns, strict=True):
+                    if what >= 0:
+                        self._pass_on(self._in_flight[id_], self._pool[what][:result])
+                    elif what == OVER:
+                        self._end(id_, result, failures)
+                    elif (on_progress := self._in_flight[id_].on_progress) is not None:
+                        on_progress(result)
         finally:
             self._reaping = False
         if failures:
             raise failures[0]
 
-    def _complete(self, id_: int, result: int, buffer: int, failures: list[BaseException]) -> None:
-        request = self._in_flight.pop(id_)
-        if buffer >= 0:
-            try:
-                self._pass_on(request, self._pool[buffer][:result])
-            except BaseException as failure:
-                request.failure = failure
+    def _pass_on(self, request: Request, view: memoryview) -> None:
+        assert request.sink is not None
+        try:
+            request.sink(view)
+        except BaseException as failure:
+            request.failure = failure
+            self.cancel(request)
+
+    def _end(self, id_: int, result: int, failures: list[BaseException]) -> None:
+        request = self._in_flight.pop(id_, None)
+        if request is None:
+            del self._parcels[id_]
+            return
         try:
             request.complete(result)
         except BaseException as failure:
@@ -343,13 +427,6 @@ class Ring:
         result = _lib.rtl_wait(self._usable(), ns)
         if result < 0 and -result not in (errno.ETIME, errno.EINTR, errno.EAGAIN):
             raise OSError(-result, f"io_uring wait: {os.strerror(-result)}")
-
-    @staticmethod
-    def _pass_on(request: Request, view: memoryview) -> None:
-        if request.sink is None:
-            request.data = bytes(view)
-        elif view:
-            request.sink(view)
 
     def _dismiss_abandoned(self) -> None:
         while self._abandoned:
@@ -375,7 +452,7 @@ class Ring:
             )
         if self._closed:
             raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             raise RuntimeError("a ring may be used only in the thread that made it")
         return self._engine
 
@@ -384,8 +461,10 @@ class Ring:
     def fail(self, failure: BaseException) -> None:
         """The ring can't go on: end every request in flight with this failure (rule 5)."""
         self._failure = failure
+        self._unusable = True
         doomed = list(self._in_flight.values())
         _park([request.pin for request in doomed])
+        _park(self._parcels)
         self._in_flight = {}
         for request in doomed:
             request.failure = failure
@@ -407,13 +486,13 @@ class Ring:
         self._refuse_reentry()
         drained = False
         try:
-            if threading.get_ident() == self._thread and self._failure is None:
+            if get_ident() == self._thread and self._failure is None:
                 self._dismiss_abandoned()
                 self._drain(time.monotonic() + timeout)
-                drained = not self._in_flight
+                drained = not (self._in_flight or self._parcels)
         finally:
             with self._wake_lock:
-                self._closed = True
+                self._closed = self._unusable = True
             if drained:
                 _lib.rtl_free(self._engine)
                 self._close_wakeup_fd()
@@ -443,7 +522,7 @@ class Ring:
                 request.on_done = _discard
         self.cancel_all(reads_only=False)
         self.hurry()
-        while self._in_flight and (left := deadline - time.monotonic()) > 0:
+        while (self._in_flight or self._parcels) and (left := deadline - time.monotonic()) > 0:
             self.wait(left)
             self.reap()
 

@@ -18,12 +18,15 @@ This module imports no socket, no ring and no event loop.
 from __future__ import annotations
 
 import ssl
+import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
 from ._errors import TruncationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
 __all__ = ["TlsSession"]
@@ -44,11 +47,13 @@ class TlsSession:
         "_https_compatible",
         "_incoming",
         "_input_ended",
+        "_more_decrypted",
         "_outgoing",
         "_unread",
         "close_notify_received",
         "close_notify_sent",
         "failure",
+        "feed",
         "handshake_done",
         "object",
     )
@@ -64,6 +69,8 @@ class TlsSession:
         if context.check_hostname and not server_side and not server_hostname:
             raise ValueError("the context checks the hostname: server_hostname is needed")
         self._incoming = ssl.MemoryBIO()
+        #: Take in what came from the peer.
+        self.feed: Callable[[Buffer], object] = self._incoming.write
         self._outgoing = ssl.MemoryBIO()
         self.object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
@@ -71,6 +78,7 @@ class TlsSession:
         self._https_compatible = https_compatible
         self._unread: deque[memoryview] = deque()
         self._held_output = 0
+        self._more_decrypted = False  # by OpenSSL, and not read yet
         self._input_ended = False
         self.handshake_done = False
         self.close_notify_sent = False
@@ -78,10 +86,6 @@ class TlsSession:
         self.failure: ssl.SSLError | None = None
 
     # Ciphertext
-
-    def feed(self, data: Buffer) -> None:
-        """Take in what came from the peer."""
-        self._incoming.write(data)
 
     def feed_end(self) -> None:
         """Nothing more will come."""
@@ -109,6 +113,8 @@ class TlsSession:
         Raises:
           ssl.SSLError: it failed, or the input has ended in the middle of it.
         """
+        if self.failure is not None:
+            raise _without_frames(self.failure)
         try:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
@@ -135,7 +141,7 @@ class TlsSession:
             raise _without_frames(self.failure)
         if self.close_notify_received:
             return b""
-        if self._incoming.pending or self.object.pending():
+        if self._incoming.pending or self._more_decrypted:
             data = self._read_records(max_bytes)
             if data is not None:
                 return data
@@ -186,17 +192,34 @@ class TlsSession:
     # Helpers
 
     def _read_records(self, max_bytes: int) -> bytes | None:
-        try:
-            data = self.object.read(max_bytes)
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLZeroReturnError:
-            data = b""
-        except ssl.SSLError as error:
-            raise self._fail(error) from None
-        if not data:
-            self.close_notify_received = True
-        return data
+        """As many records as are there, in one piece."""
+        pieces: list[bytes] = []
+        left = max_bytes
+        while left:
+            size = min(left, RECORD_SIZE)
+            try:
+                data = self.object.read(size)
+            except ssl.SSLWantReadError:
+                self._more_decrypted = False
+                break
+            except ssl.SSLZeroReturnError:
+                data = b""
+            except ssl.SSLError as error:
+                if not pieces:
+                    raise self._fail(error) from None
+                self._fail(error)  # for the next read
+                break
+            if not data:
+                self.close_notify_received = True
+                break
+            pieces.append(data)
+            left -= len(data)
+            self._more_decrypted = len(data) == size and self.object.pending() > 0
+            if not (self._more_decrypted or self._incoming.pending):
+                break
+        if len(pieces) == 1:
+            return pieces[0]
+        return b"".join(pieces) if pieces or self.close_notify_received else None
 
     def _read_unread(self, max_bytes: int) -> bytes:
         data = self._unread.popleft()
@@ -205,9 +228,9 @@ class TlsSession:
         return bytes(data[:max_bytes])
 
     def _save_unread(self) -> None:
-        while not self.close_notify_received and (self._incoming.pending or self.object.pending()):
+        while not self.close_notify_received and (self._incoming.pending or self._more_decrypted):
             try:
-                data = self._read_records(RECORD_SIZE)
+                data = self._read_records(sys.maxsize)
             except ssl.SSLError:
                 return  # it is kept as the failure
             if data is None:

@@ -175,7 +175,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     def take_back(self) -> None:
         """The connection is no longer TLS: it ends as a socket does."""
-        self._closing.take_charge(None, self._closing.timeout, None)
+        self._closing.take_charge(None, self._closing.timeout)
         self._is_owner = True
 
     def _check_sendable(self) -> None:

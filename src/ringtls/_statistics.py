@@ -15,7 +15,7 @@ __all__ = ["Statistics", "Tally"]
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted as it happens."""
+    """What is counted as it happens; bytes of the ring are counted by it."""
 
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -7,8 +7,8 @@ Rules:
    encrypted, whichever tasks made them, and no lock is needed.
 2. Handing over never blocks. A sender waits for room before it encrypts: if it is cancelled
    there, nothing of that piece was sent, and the stream stays usable.
-3. All that needs input waits in ``_receive_input``: one task receives, the others wait for
-   what it brings.
+3. The transport feeds the session on its own. Who needs input waits until some has come, and
+   asks the session again.
 4. The end is the Closing's. It outlives this object.
 5. A KeyboardInterrupt comes out where the task would wait, and not between two steps that
    belong together.
@@ -19,7 +19,7 @@ Nothing here awaits anything but the transport and its driver.
 from __future__ import annotations
 
 import ssl
-from functools import partial
+import sys
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 import idna
@@ -31,6 +31,7 @@ from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome, Closing, checked_timeout
 from ._conflict import ConflictDetector
 from ._session import TlsSession
 from ._socket import SocketStream, checked_max_bytes
+from ._transport import HIGH_WATER
 from ._trio_driver import TrioDriver
 
 if TYPE_CHECKING:
@@ -107,13 +108,9 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._transport, self._closing = _take_over(transport_stream)
         self._transport_stream: StreamT | None = transport_stream
         self._driver = self._transport.driver
-        self._input_arrived = self._driver.signal()
-        self._closing.take_charge(
-            self._session, checked_timeout(shutdown_timeout), self._input_arrived.wake
-        )
-        self._receiving_input = False
+        self._transport.attach(self._session.feed, self._session.feed_end)
+        self._closing.take_charge(self._session, checked_timeout(shutdown_timeout))
         self._unwrapped = False
-        self._input_error: trio.BrokenResourceError | None = None
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
         self._is_owner = True
@@ -149,14 +146,17 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
         with self._sending:
             self._check_sendable()
             await self._driver.checkpoint_if_cancelled()
-            await self._ensure_handshake()
+            if not self._session.handshake_done:
+                await self._ensure_handshake()
             left = memoryview(data).cast("B")
             while left:
-                await self._transport.wait_sent()
-                self._check_sendable()
-                taken = self._call_session(partial(self._session.write, left[:PIECE]))
+                if self._transport.unsent >= HIGH_WATER:
+                    await self._transport.wait_sent()
+                    self._check_sendable()
+                taken = self._write(left[:PIECE])
                 if taken is None:
-                    await self._receive_input()
+                    await self._transport.receive()
+                    self._check_sendable()
                 else:
                     left = left[taken:]
             await self._driver.cancel_shielded_checkpoint()
@@ -194,13 +194,15 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
           TruncationError: the connection ended without close_notify.
           trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
         """
-        max_bytes = checked_max_bytes(max_bytes)
+        most = sys.maxsize if max_bytes is None else checked_max_bytes(max_bytes)
         with self._receiving:
             self._check_open()
             await self._driver.checkpoint_if_cancelled()
-            waited = await self._ensure_handshake()
-            while (data := self._call_session(partial(self._session.read, max_bytes))) is None:
-                await self._receive_input()
+            waited = False
+            if not self._session.handshake_done:
+                waited = await self._ensure_handshake()
+            while (data := self._read(most)) is None:
+                await self._transport.receive()
                 waited = True
             if not waited:
                 await self._driver.cancel_shielded_checkpoint()
@@ -245,13 +247,15 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._driver.checkpoint_if_cancelled()
             await self._ensure_handshake()
             self._call_session(self._session.close_output)
-            while (data := self._call_session(partial(self._session.read, 1))) is None:
-                await self._receive_input()
+            while (data := self._read(1)) is None:
+                await self._transport.receive()
+                self._check_usable()
             if data:
                 self._session.put_back(data)
                 raise trio.BrokenResourceError("the peer sent data where unwrap() needs its end")
             if not await self._transport.wait_sent(below=1):
                 await self._driver.cancel_shielded_checkpoint()
+            await self._transport.detach()
             self._check_usable()
             assert self._transport_stream is not None
             transport_stream, self._transport_stream = self._transport_stream, None
@@ -399,8 +403,29 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
             raise trio.ClosedResourceError("can't send after send_eof()")
         self._transport.check_sendable()
 
+    # Rule 1. An alert that a call left behind goes out as well.
+
+    def _read(self, max_bytes: int) -> bytes | None:
+        session = self._session
+        try:
+            return session.read(max_bytes)
+        except ssl.SSLError as error:
+            raise _broken(error) from error
+        finally:
+            if session.has_output:
+                self._transport.enqueue(session.take_output())
+
+    def _write(self, data: memoryview) -> int | None:
+        session = self._session
+        try:
+            return session.write(data)
+        except ssl.SSLError as error:
+            raise _broken(error) from error
+        finally:
+            if session.has_output:
+                self._transport.enqueue(session.take_output())
+
     def _call_session(self, function: Callable[[], T]) -> T:
-        """Rule 1. An alert that the call left behind goes out as well."""
         try:
             return function()
         except ssl.SSLError as error:
@@ -411,33 +436,12 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     async def _ensure_handshake(self) -> bool:
         """True if that took a while."""
-        if self._session.handshake_done:
-            return False
         waited = False
-        while not self._call_session(self._session.handshake):
-            await self._receive_input()
+        while not (self._session.handshake_done or self._call_session(self._session.handshake)):
+            await self._transport.receive()
+            self._check_usable()
             waited = True
         return waited
-
-    async def _receive_input(self) -> None:
-        """Wait for input; a task that finds another one at it waits for that one's."""
-        if self._input_error is not None:  # the kernel reports a reset only once
-            raise self._input_error
-        if self._receiving_input:
-            await self._input_arrived.wait()
-        else:
-            self._receiving_input = True
-            try:
-                if not await self._transport.receive(self._session.feed):
-                    self._session.feed_end()
-            except trio.BrokenResourceError as error:
-                self._input_error = trio.BrokenResourceError(*error.args)
-                self._input_error.__cause__ = error.__cause__
-                raise
-            finally:
-                self._receiving_input = False
-                self._input_arrived.wake()
-        self._check_usable()
 
 
 @final

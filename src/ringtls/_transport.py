@@ -9,6 +9,7 @@ RingTransport is the transport on an io_uring.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from ._operation import Operation
-from ._outbox import Outbox
 from ._ring import reset_connection
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ RECEIVE_SIZE = 65536
 
 #: One send takes no more than this.
 LARGEST_SEND = 1 << 30
+
+#: Bytes of input that nobody has asked for from which on no more is received.
+INPUT_LIMIT = 256 * 1024
 
 
 class Signal(Protocol):
@@ -96,7 +99,13 @@ class Driver(Protocol):
 
 
 class Transport(Protocol):
-    """What TLS needs of a byte stream. Only ``receive`` and ``wait_sent`` wait."""
+    """What TLS needs of a byte stream. Only ``receive``, ``wait_sent`` and ``detach`` wait."""
+
+    unsent: int
+    """Accepted bytes that may be unsent: no less than there are."""
+
+    error: OSError | None
+    """Why nothing can be sent any more."""
 
     @property
     def driver(self) -> Driver: ...
@@ -105,13 +114,25 @@ class Transport(Protocol):
     def name(self) -> str:
         """Who is at the other end, for log records and warnings."""
 
-    async def receive(self, sink: Sink) -> int:
-        """Pass the next bytes to ``sink``; returns their number, 0 at the end of input.
+    def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
+        """Pass what comes to ``sink`` from now on, and its end to ``on_end``.
+
+        Some may be passed on while nobody waits in ``receive``, but no more than INPUT_LIMIT
+        and what is on its way meanwhile.
+        """
+
+    async def receive(self) -> None:
+        """Wait until something was passed on. For callers that have used up what had come.
+
+        May return without that. Several tasks may wait.
 
         Raises:
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: it was closed while this waited.
         """
+
+    async def detach(self) -> None:
+        """Pass on no more."""
 
     def enqueue(self, data: bytes) -> None:
         """Accept bytes for sending, in order; never blocks."""
@@ -158,15 +179,25 @@ class RingTransport:
     """
 
     __slots__ = (
+        "_arrived",
         "_close_request",
+        "_input",
+        "_input_ended",
+        "_input_error",
+        "_on_end",
+        "_on_flushed",
         "_operations",
         "_outbox",
         "_progress",
         "_ring",
+        "_sink",
+        "_unread",
         "closing",
         "driver",
+        "error",
         "name",
         "socket",
+        "unsent",
     )
 
     def __init__(self, driver: Driver, ring: Ring, sock: socket.socket) -> None:
@@ -176,50 +207,130 @@ class RingTransport:
         self.socket = sock
         self.closing = False
         self.name = _peer_name(sock)
-        self._progress = driver.signal()
-        self._outbox = Outbox(ring, sock.fileno(), driver.tally, self._progress.wake)
         self._close_request: Request | None = None
         self._operations: set[Operation] = set()
+        self._on_flushed: Callable[[OSError | None], object] | None = None
+        # Input
+        self._sink: Sink | None = None
+        self._on_end: Callable[[], object] | None = None
+        self._input: Request | None = None
+        self._input_ended = False
+        self._input_error: OSError | None = None
+        self._unread = 0
+        self._arrived = driver.signal()
+        # Output
+        self._outbox: Request | None = None
+        self._progress = driver.signal()
+        self.unsent = 0
+        self.error: OSError | None = None
 
     # As the transport of a TLS stream
 
-    async def receive(self, sink: Sink) -> int:
-        received = await self._perform(self._ring.recv(self._fd(), RECEIVE_SIZE, sink=sink))
-        assert isinstance(received, int)
-        self.driver.tally.bytes_received += received
-        return received
+    def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
+        self._sink = sink
+        self._on_end = on_end
+
+    async def receive(self) -> None:
+        if self._input is None:
+            self._start_input()
+        self._unread = 0
+        await self._arrived.wait()
+        if self.closing or self._input_error is not None:
+            self._check_receivable()
+
+    async def detach(self) -> None:
+        while self._input is not None:
+            self._ring.cancel(self._input)
+            await self._arrived.wait()
+        self.check_open()
+        if self._input_error is not None:
+            raise broken(self._input_error)
+        self._sink = None
+
+    def _start_input(self) -> None:
+        self._check_receivable()
+        self._input = self._ring.input(
+            self.socket.fileno(), sink=self._take_input, on_done=self._end_input
+        )
+
+    def _take_input(self, view: bytes | bytearray | memoryview) -> None:
+        if self._sink is None or self.closing:
+            return
+        self._sink(view)
+        self._unread += len(view)
+        if self._unread >= INPUT_LIMIT and self._input is not None:
+            self._ring.cancel(self._input)
+        self._arrived.wake()
+
+    def _end_input(self, request: Request) -> None:
+        self._input = None
+        error = request.error()
+        if error is None:
+            self._input_ended = True
+            if self._on_end is not None:
+                self._on_end()
+        elif error.errno != errno.ECANCELED:
+            self._input_error = error
+        self._arrived.wake()
+
+    def _check_receivable(self) -> None:
+        self.check_open()
+        if self._input_error is not None:
+            raise broken(self._input_error)
+        if self._input_ended:
+            raise trio.BrokenResourceError("the connection has ended")
 
     def enqueue(self, data: bytes) -> None:
-        self._outbox.add(data)
+        if self.error is not None:
+            return
+        try:
+            if self._outbox is None:
+                self._outbox = self._ring.outbox(
+                    self.socket.fileno(), on_progress=self._progressed, on_done=self._end_outbox
+                )
+            self.unsent = self._ring.put(self._outbox, data)
+        except OSError as error:
+            self.error = error
 
     def check_sendable(self) -> None:
-        if self._outbox.error is not None:
-            raise broken(self._outbox.error)
+        if self.error is not None:
+            raise broken(self.error)
 
     async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
         waited = False
         self.check_open()
-        while self._outbox.pending >= below:
-            await self._progress.wait()
-            waited = True
-            self.check_open()
+        while self.unsent >= below and self._outbox is not None:
+            self.unsent = self._ring.unsent(self._outbox, below)
+            if self.unsent >= below:
+                await self._progress.wait()
+                waited = True
+                self.check_open()
         self.check_sendable()
         return waited
+
+    def _progressed(self, unsent: int) -> None:
+        self.unsent = unsent
+        self._progress.wake()
+
+    def _end_outbox(self, request: Request) -> None:
+        self._outbox = None
+        self.unsent = 0
+        self.error = request.error()
+        self._progress.wake()
+        if self._on_flushed is not None:
+            self._on_flushed(self.error)
 
     # As a stream of its own
 
     async def receive_bytes(self, max_bytes: int) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" at the end of input."""
         received = await self._perform(self._ring.recv(self._fd(), max_bytes))
-        data = received if isinstance(received, bytes) else b""
-        self.driver.tally.bytes_received += len(data)
-        return data
+        return received if isinstance(received, bytes) else b""
 
     async def send(self, data: memoryview) -> int:
         """Send from the caller's memory; returns how much went out."""
         sent = await self._perform(self._ring.send(self._fd(), data[:LARGEST_SEND]))
         assert isinstance(sent, int)
-        self.driver.tally.bytes_sent += sent
         return sent
 
     async def wait_writable(self) -> None:
@@ -238,6 +349,7 @@ class RingTransport:
         for operation in self._operations:
             if not operation.done:
                 operation.cancel()
+        self._arrived.wake()
         self._progress.wake()
 
         def closed(request: Request) -> None:
@@ -252,8 +364,17 @@ class RingTransport:
         except OSError as error:  # the ring has failed
             on_flushed(error)
             on_closed()
-        else:
-            self._outbox.finish(deadline, on_flushed)
+            return
+        self._on_flushed = on_flushed
+        if self._outbox is None or self._finish(self._outbox, deadline):
+            on_flushed(self.error)
+
+    def _finish(self, outbox: Request, deadline: float) -> bool:
+        try:
+            return self._ring.finish(outbox, deadline)
+        except OSError as error:
+            self.error = error
+            return True
 
     def end_output(self) -> None:
         try:

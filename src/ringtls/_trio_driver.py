@@ -180,15 +180,11 @@ class TrioDriver(trio.abc.Instrument):
                 raise_cancel()
             raise
 
-    async def checkpoint_if_cancelled(self) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
-
-    async def cancel_shielded_checkpoint(self) -> None:
-        await trio.lowlevel.cancel_shielded_checkpoint()
+    checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
+    cancel_shielded_checkpoint = staticmethod(trio.lowlevel.cancel_shielded_checkpoint)
 
     async def uncancellable_checkpoint(self) -> None:
-        task = current_task()
-        trio.lowlevel.current_trio_token().run_sync_soon(reschedule, task)
+        reschedule(current_task())
         await trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED)
 
     def register(self, closing: Closing) -> None:
@@ -216,9 +212,9 @@ class TrioDriver(trio.abc.Instrument):
             connections_closing=closing,
             closings=dict(self.tally.closings),
             orphans_adopted=self.tally.orphans_adopted,
-            bytes_sent=self.tally.bytes_sent,
-            bytes_received=self.tally.bytes_received,
-            operations_in_flight=self._in_flight,
+            bytes_sent=self.tally.bytes_sent + (engine.bytes_sent if engine else 0),
+            bytes_received=self.tally.bytes_received + (engine.bytes_received if engine else 0),
+            operations_in_flight=engine.in_flight - engine.idle if engine else 0,
             operations_submitted=engine.submitted if engine else 0,
             operations_retried=engine.retries if engine else 0,
             buffers_in_use=engine.buffers_lent if engine else 0,

@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a stream has accepted for sending and the kernel has not: bytes, in
+ * order.
+ *
+ *  1. Putting never blocks. Who puts must look at what is pending, and hold
+ *     back.
+ *  2. At most one send is in flight. When it ends short, the next goes on
+ *     where it ended: a TLS record is never torn.
+ *  3. Small pieces are copied: that is cheaper than to tell their owner when
+ *     they can go. A larger one is a parcel, the caller's until a row that has
+ *     the parcel's number says that it is over.
+ *  4. After rtl_finish() every send has the deadline, and there is at least
+ *     one try. What the socket takes at once is sent at once.
+ *  5. An outbox that breaks, or is cancelled, drops what is in it, and is
+ *     over.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+/* Room that a new segment has, so that what follows soon joins it. */
+#define SEGMENT_ROOM 512u
+
+struct rtl_segment {
+	struct rtl_segment *next;
+	uint64_t parcel;	/* 0: the bytes are in room */
+	const unsigned char *base;	/* what is unsent */
+	unsigned int len;
+	unsigned int left;	/* unused room */
+	unsigned char *end;	/* where that is */
+	unsigned char room[];
+};
+
+static struct rtl_request *find(const struct rtl_ring *r, uint64_t id)
+{
+	struct rtl_request *q = rtl_table_find(r, id);
+
+	return q && q->opcode == RTL_OUTBOX ? q : NULL;
+}
+
+static void hold(struct rtl_ring *r, struct rtl_request *q)
+{
+	q->state = RTL_HELD;
+	r->n.idle++;
+}
+
+int rtl_outbox(struct rtl_ring *r, uint64_t id, int fd)
+{
+	struct rtl_request *q;
+	int error = rtl_table_add(r, id, RTL_OUTBOX, fd, &q);
+
+	if (error)
+		return error;
+	hold(r, q);
+	return 0;
+}
+
+static void start(struct rtl_ring *r, struct rtl_request *q)
+{
+	r->n.idle--;
+	rtl_queue(r, q);
+}
+
+/* The bytes join the last segment, unless the kernel may have that one. */
+static bool join(struct rtl_request *q, const void *buf, unsigned int len)
+{
+	struct rtl_segment *last = q->u.out.last;
+
+	if (!last || q->state == RTL_FLYING || last->left < len)
+		return false;
+	memcpy(last->end, buf, len);
+	last->end += len;
+	last->len += len;
+	last->left -= len;
+	return true;
+}
+
+static struct rtl_segment *new_segment(const void *buf, unsigned int len,
+				       uint64_t parcel)
+{
+	size_t room = parcel ? 0 : len > SEGMENT_ROOM ? len : SEGMENT_ROOM;
+	struct rtl_segment *s = malloc(sizeof(*s) + room);
+
+	if (!s)
+		return NULL;
+	s->next = NULL;
+	s->parcel = parcel;
+	s->base = parcel ? buf : s->room;
+	s->len = len;
+	s->left = 0;
+	s->end = s->room;
+	if (!parcel) {
+		memcpy(s->room, buf, len);
+		s->end += len;
+		s->left = (unsigned int)room - len;
+	}
+	return s;
+}
+
+/*
+ * Accept bytes; returns how many are pending. They are copied, or with a
+ * parcel's number stay where they are.
+ */
+int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
+		unsigned int len, uint64_t parcel)
+{
+	struct rtl_request *q = find(r, id);
+	struct rtl_segment *s;
+
+	if (!q || q->state == RTL_ENDED || q->cancelling || q->u.out.finishing)
+		return -EPIPE;
+	if (!len)
+		return (int64_t)q->u.out.pending;
+	if (parcel || !join(q, buf, len)) {
+		s = new_segment(buf, len, parcel);
+		if (!s)
+			return -ENOMEM;
+		if (q->u.out.head)
+			q->u.out.last->next = s;
+		else
+			q->u.out.head = s;
+		q->u.out.last = s;
+	}
+	q->u.out.pending += len;
+	if (q->state == RTL_HELD)
+		start(r, q);
+	return (int64_t)q->u.out.pending;
+}
+
+/* How much is pending; if not less than that, a row will come when it is. */
+int64_t rtl_pending(struct rtl_ring *r, uint64_t id, uint64_t below)
+{
+	struct rtl_request *q = find(r, id);
+
+	if (!q)
+		return -EPIPE;
+	if (q->u.out.pending >= below && q->u.out.below < below)
+		q->u.out.below = below;
+	return (int64_t)q->u.out.pending;
+}
+
+void rtl_outbox_prepare(const struct rtl_request *q, struct io_uring_sqe *sqe)
+{
+	const struct rtl_segment *s = q->u.out.head;
+
+	io_uring_prep_send(sqe, q->fd, s->base, s->len,
+			   MSG_NOSIGNAL | MSG_WAITALL);
+}
+
+static void drop_head(struct rtl_ring *r, struct rtl_request *q)
+{
+	struct rtl_segment *s = q->u.out.head;
+
+	q->u.out.pending -= s->len;
+	q->u.out.head = s->next;
+	if (!s->next)
+		q->u.out.last = NULL;
+	if (!s->parcel) {
+		free(s);
+		return;
+	}
+	s->next = r->parcels;
+	r->parcels = s;
+}
+
+static void drop_all(struct rtl_ring *r, struct rtl_request *q)
+{
+	while (q->u.out.head)
+		drop_head(r, q);
+}
+
+static void advance(struct rtl_ring *r, struct rtl_request *q, unsigned int sent)
+{
+	struct rtl_segment *s = q->u.out.head;
+
+	q->u.out.pending -= sent;
+	s->base += sent;
+	s->len -= sent;
+	if (!s->len)
+		drop_head(r, q);
+}
+
+static void end(struct rtl_ring *r, struct rtl_request *q, int result)
+{
+	drop_all(r, q);
+	rtl_uncancel(q);
+	rtl_end(r, q, result);
+	rtl_close_fd_event(r, q->fd);
+}
+
+/* It has no send in flight. */
+void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q)
+{
+	if (q->state == RTL_ENDED)
+		return;
+	if (q->state == RTL_QUEUED)
+		rtl_fifo_remove(&r->queued, q);
+	else
+		r->n.idle--;
+	end(r, q, -ECANCELED);
+}
+
+/* 0 when all is sent, else -errno; -EAGAIN: the socket takes no more now. */
+static int send_now(struct rtl_ring *r, struct rtl_request *q)
+{
+	while (q->u.out.head) {
+		struct rtl_segment *s = q->u.out.head;
+		ssize_t sent = send(q->fd, s->base, s->len,
+				    MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (sent < 0 && errno != EINTR)
+			return -errno;
+		if (sent > 0) {
+			r->n.bytes_sent += (uint64_t)sent;
+			advance(r, q, (unsigned int)sent);
+		}
+	}
+	return 0;
+}
+
+/* The deadline is over: what the socket takes now is all. */
+static int send_last(struct rtl_ring *r, struct rtl_request *q)
+{
+	int error = send_now(r, q);
+
+	return error == -EAGAIN ? -ETIMEDOUT : error;
+}
+
+/* What a send's result means: 0 to go on, or the error that ends the outbox. */
+static int take_result(struct rtl_ring *r, struct rtl_request *q, int result)
+{
+	bool interrupted = result == -ECANCELED && q->u.out.finishing;
+
+	if (result > 0) {
+		advance(r, q, (unsigned int)result);
+		q->tries = 0;
+	} else if (!interrupted &&
+		   (!rtl_is_passing(result) || ++q->tries > RTL_MAX_TRIES)) {
+		return result;
+	}
+	if (q->cancelling)
+		return -ECANCELED;
+	return q->timed && rtl_is_past(&q->deadline) ? send_last(r, q) : 0;
+}
+
+/* Returns the number of rows written: 0 or 1. */
+unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
+			     int result, int64_t *row)
+{
+	int error = take_result(r, q, result);
+
+	if (error || (q->u.out.finishing && !q->u.out.head)) {
+		end(r, q, error);
+		return 0;
+	}
+	if (q->u.out.head)
+		rtl_queue(r, q);
+	else
+		hold(r, q);
+	if (q->u.out.pending >= q->u.out.below)
+		return 0;
+	q->u.out.below = 0;
+	return rtl_row(row, q->id, (int64_t)q->u.out.pending, RTL_PROGRESS);
+}
+
+/*
+ * Send the rest until the deadline, then end. Returns 0 or -errno if that is
+ * done: the outbox is gone. Returns 1 if a row will tell.
+ */
+int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
+{
+	struct rtl_request *q = find(r, id);
+	int error, fd;
+
+	if (!q || q->state == RTL_ENDED)
+		return q ? 1 : -EPIPE;
+	q->u.out.finishing = true;
+	rtl_set_deadline(q, deadline_ns);
+	if (q->state == RTL_FLYING) {
+		rtl_want_cancel(r, q);	/* to be sent anew, with the deadline */
+		return 1;
+	}
+	error = rtl_is_past(&q->deadline) ? send_last(r, q) : send_now(r, q);
+	if (error == -EAGAIN) {
+		if (q->state == RTL_HELD)
+			start(r, q);
+		return 1;
+	}
+	if (q->state == RTL_QUEUED)
+		rtl_fifo_remove(&r->queued, q);
+	else
+		r->n.idle--;
+	drop_all(r, q);
+	fd = q->fd;
+	rtl_table_remove(r, q);
+	rtl_close_fd_event(r, fd);
+	return error;
+}
+
+unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
+			       unsigned int max_rows)
+{
+	unsigned int n = 0;
+
+	while (n < max_rows && r->parcels) {
+		struct rtl_segment *s = r->parcels;
+
+		r->parcels = s->next;
+		n += rtl_row(rows + (size_t)n * RTL_ROW, s->parcel, 0,
+			     RTL_OVER);
+		free(s);
+	}
+	return n;
+}
