@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 
@@ -25,8 +26,10 @@ import trio
 
 from ringtls import TlsStream
 from ringtls._cli.certificates import make_certificate
-from ringtls._cli.serve import Address, connection, parse_address, responses
+from ringtls._cli.serve import connection, responses
+from ringtls._cli.serve.errors import StartError
 from ringtls._cli.serve.files import quoted, resolve, segments_of
+from ringtls._cli.serve.listening import Address, Inherited, open_sockets, parse_bind
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
 
 from .conftest import Contexts
@@ -197,18 +200,26 @@ def test_resolve(site: Path) -> None:
         ("[::1]:65535", Address("::1", 65535)),
     ],
 )
-def test_parse_address(text: str, address: Address) -> None:
-    assert parse_address(text) == address
+def test_parse_bind(text: str, address: Address) -> None:
+    assert parse_bind(text) == address
     assert str(address) == text
+
+
+def test_parse_inherited() -> None:
+    assert parse_bind("fd://3") == Inherited(3)
+    assert str(Inherited(3)) == "fd://3"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "localhost", ":1", "[]:1", "localhost:", "h:65536", "h:-1", "h:x", "::1:8443", "h:²"],
+    [
+        *("", "localhost", ":1", "[]:1", "localhost:", "h:65536", "h:-1", "h:x", "::1:8443", "h:²"),
+        *("fd://", "fd://x", "fd://-1", "fd://3:1", "fd://²", "fd://9999999999"),
+    ],
 )
 def test_parse_address_refuses(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        parse_address(text)
+        parse_bind(text)
 
 
 # Requests
@@ -643,6 +654,15 @@ def test_port_in_use(contexts: Contexts) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         said = fails("--bind", address, *files)
     assert said.startswith(f"ringtls: can't listen on {address}: Address already in use; ")
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("203.0.113.1", "Cannot assign requested address"), ("x" * 64, "this can't be the name")],
+)
+def test_address_that_can_not_be_had(host: str, reason: str) -> None:
+    with ExitStack() as stack, pytest.raises(StartError, match=f"listen on {host}:0: {reason}"):
+        open_sockets([Address(host, 0)], 1, stack)
 
 
 def test_wrong_key(contexts: Contexts, tmp_path: Path) -> None:
