@@ -1,14 +1,20 @@
-"""``ringtls serve``: the files of a directory over HTTPS/1.1."""
+"""``ringtls serve``: the files of a directory over HTTPS/1.1.
+
+Without ``--workers`` this process serves (``serving``); with it, it supervises those that do
+(``supervisor``).
+"""
 
 from __future__ import annotations
 
 import argparse
 import ipaddress
 import logging
+import os
 import shlex
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +25,7 @@ from .credentials import Credentials
 from .errors import StartError
 from .listening import Address, open_sockets, parse_bind
 from .serving import SIGNALS, serve
+from .supervisor import PassedSignals, supervise
 
 __all__ = ["add_parser", "run"]
 
@@ -26,12 +33,22 @@ logger = logging.getLogger("ringtls.serve")
 
 DEFAULT_ADDRESS = Address("127.0.0.1", 8443)
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
 
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return len(os.sched_getaffinity(0))
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of processes nor 'auto'")
+    return int(text)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,6 +74,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="where to listen; may be given several times, [HOST]:PORT for IPv6, port 0 for any "
         "that is free, fd://NUMBER for a listening socket that is inherited, as from systemd "
         f"(default: {DEFAULT_ADDRESS})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="NUMBER",
+        help="serve in this many processes, which are started again if they crash; 'auto' for one "
+        "for each CPU (default: serve in this process alone)",
     )
     parser.add_argument(
         "--certfile",
@@ -94,12 +118,29 @@ def run(arguments: argparse.Namespace) -> int:
     credentials = Credentials(arguments.certfile, arguments.keyfile)
     _set_up_logging(arguments.access_log)
 
-    with ExitStack() as stack:
-        (sockets,) = open_sockets(arguments.bind or [DEFAULT_ADDRESS], 1, stack)
-        announce = partial(_announce, [_address(sock) for sock in sockets], credentials.ca)
-        signals = trio.open_signal_receiver(*SIGNALS)
+    def serve_here(
+        sockets: list[socket.socket],
+        signals: AbstractContextManager[AsyncIterator[int]],
+        on_ready: Callable[[], object],
+    ) -> None:
         timeout = arguments.graceful_timeout
-        trio.run(serve, root, credentials, timeout, sockets, signals, announce)
+        trio.run(serve, root, credentials, timeout, sockets, signals, on_ready)
+
+    def work(
+        number: int,
+        sockets: list[socket.socket],
+        signals: PassedSignals,
+        on_ready: Callable[[], object],
+    ) -> None:
+        _name_in_log(f"worker {number}")
+        serve_here(sockets, nullcontext(signals), on_ready)
+
+    with ExitStack() as stack:
+        shares = open_sockets(arguments.bind or [DEFAULT_ADDRESS], arguments.workers or 1, stack)
+        announce = partial(_announce, [_address(sock) for sock in shares[0]], credentials.ca)
+        if arguments.workers is not None:
+            return supervise(shares, work, credentials.reload, announce)
+        serve_here(shares[0], trio.open_signal_receiver(*SIGNALS), announce)
     return 0
 
 
@@ -116,12 +157,18 @@ def _directory(directory: Path) -> Path:
 
 
 def _set_up_logging(access_log: bool) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(format=LOG_FORMAT, stream=sys.stderr)
     logger.setLevel(logging.INFO)
     if access_log:
         access_logger.addHandler(logging.StreamHandler(sys.stdout))
         access_logger.setLevel(logging.INFO)
         access_logger.propagate = False
+
+
+def _name_in_log(name: str) -> None:
+    """Begin each message of this process with a name."""
+    form = LOG_FORMAT.replace("%(message)s", f"{name}: %(message)s")
+    logging.basicConfig(format=form, stream=sys.stderr, force=True)
 
 
 def _address(sock: socket.socket) -> Address:
