@@ -315,6 +315,31 @@ def test_bad_certificate_changes_nothing(
     assert server.stop() == 0
 
 
+LATE_SIGNALS = """
+import os, signal, trio
+from ringtls._cli.serve.serving import own_signals
+def send_all():
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+async def main():
+    with own_signals() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+        print(await anext(received))
+        send_all()
+    send_all()
+trio.run(main)
+send_all()
+print("not killed")
+"""
+
+
+def test_signals_after_the_end_are_ignored() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LATE_SIGNALS], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "1\nnot killed\n", "")
+
+
 # Starting
 
 

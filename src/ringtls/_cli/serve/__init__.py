@@ -24,7 +24,7 @@ from .connection import access_logger
 from .credentials import Credentials
 from .errors import StartError
 from .listening import Address, open_sockets, parse_bind
-from .serving import SIGNALS, serve
+from .serving import own_signals, serve
 from .supervisor import PassedSignals, supervise
 
 __all__ = ["add_parser", "run"]
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         announce = partial(_announce, [_address(sock) for sock in shares[0]], credentials.ca)
         if arguments.workers is not None:
             return supervise(shares, work, credentials.reload, announce)
-        serve_here(shares[0], trio.open_signal_receiver(*SIGNALS), announce)
+        serve_here(shares[0], own_signals(), announce)
     return 0
 
 

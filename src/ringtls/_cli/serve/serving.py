@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import trio
@@ -24,12 +24,26 @@ from .connection import Drain, serve_connection
 from .credentials import Credentials
 from .errors import StartError
 
-__all__ = ["SIGNALS", "serve"]
+__all__ = ["SIGNALS", "own_signals", "serve"]
 
 logger = logging.getLogger("ringtls.serve")
 
 #: What ``serve`` is told by.
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def own_signals() -> Iterator[AsyncIterator[int]]:
+    """The signals that this process gets. From the end on it ignores them.
+
+    Their default actions would kill it when all is served, but the exit status is not given yet.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none is to meet the handlers below
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    with trio.open_signal_receiver(*SIGNALS) as received:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield received
 
 
 async def serve(
