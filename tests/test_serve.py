@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import http.client
 import logging
 import os
 import re
@@ -19,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 
@@ -27,19 +26,27 @@ import trio
 
 from ringtls import TlsStream
 from ringtls._cli.certificates import make_certificate
-from ringtls._cli.serve import Address, connection, parse_address, responses
+from ringtls._cli.serve import connection, responses
+from ringtls._cli.serve.errors import StartError
 from ringtls._cli.serve.files import quoted, resolve, segments_of
+from ringtls._cli.serve.listening import Address, Inherited, open_sockets, parse_bind
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
 
 from .conftest import Contexts
+from .server import (
+    MIB,
+    PATIENCE,
+    SMALL,
+    TEXT,
+    Server,
+    Start,
+    fails,
+    head,
+    read_to_end,
+    starting,
+    wait_until_refused,
+)
 from .streams import socket_streams, tls_over
-
-MIB = 1024 * 1024
-#: Seconds after which something that should happen is taken for missing.
-PATIENCE = 20.0
-
-TEXT = b"0123456789"
-SMALL = os.urandom(3 * MIB)
 
 
 @pytest.fixture(scope="session")
@@ -67,94 +74,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Server:
-    """A running ``ringtls serve`` on a port of the kernel's choice."""
-
-    def __init__(self, contexts: Contexts, site: Path, log: Path, *arguments: str) -> None:
-        self._contexts = contexts
-        self._log = log
-        command = [sys.executable, "-m", "ringtls", "serve", "-d", str(site)]
-        command += ["--bind", "127.0.0.1:0", "--certfile", str(contexts.certificate)]
-        command += ["--keyfile", str(contexts.key), *arguments]
-        with log.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=stderr, text=True
-            )
-        assert self.process.stdout is not None
-        self.stdout = self.process.stdout
-        line = self.stdout.readline()
-        match = re.fullmatch(r"Running on https://127\.0\.0\.1:(\d+) \(CTRL \+ C to quit\)\n", line)
-        assert match, f"{line!r}, {self.log()}"
-        self.port = int(match[1])
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def tcp(self, receive_buffer: int | None = None) -> socket.socket:
-        sock = socket.socket()
-        sock.settimeout(PATIENCE)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        try:
-            sock.connect(("127.0.0.1", self.port))
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
-    def tls(self, receive_buffer: int | None = None) -> ssl.SSLSocket:
-        """A client for which only close_notify is an end."""
-        return self._contexts.client.wrap_socket(
-            self.tcp(receive_buffer), server_hostname="localhost", suppress_ragged_eofs=False
-        )
-
-    @contextlib.contextmanager
-    def client(self) -> Iterator[http.client.HTTPSConnection]:
-        connection = http.client.HTTPSConnection(
-            "localhost", self.port, context=self._contexts.client, timeout=PATIENCE
-        )
-        connection.sock = self.tls()
-        with contextlib.closing(connection):
-            yield connection
-
-    def get(self, target: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-        return self.request("GET", target, **headers)
-
-    def request(
-        self, method: str, target: str, **headers: str
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        with self.client() as client:
-            client.request(method, target, headers=named)
-            response = client.getresponse()
-            return response, response.read()
-
-    def works(self) -> bool:
-        return self.get("/text.txt")[1] == TEXT
-
-    def wait_for_log(self, text: str) -> None:
-        wait_until(lambda: text in self.log())
-
-    def wait(self) -> int:
-        return self.process.wait(PATIENCE)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.stdout.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "this did not happen in time"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def shared(
     contexts: Contexts, site: Path, tmp_path_factory: pytest.TempPathFactory
@@ -169,24 +88,10 @@ def shared(
         server.end()
 
 
-Start = Callable[..., Server]
-
-
 @pytest.fixture
 def start(contexts: Contexts, site: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts servers of the test's own."""
-    servers: list[Server] = []
-
-    def start(*arguments: str, directory: Path = site) -> Server:
-        log = tmp_path / f"stderr-{len(servers)}"
-        servers.append(Server(contexts, directory, log, *arguments))
-        return servers[-1]
-
-    try:
+    with starting(contexts, site, tmp_path) as start:
         yield start
-    finally:
-        for server in servers:
-            server.end()
 
 
 # Pure functions
@@ -295,18 +200,26 @@ def test_resolve(site: Path) -> None:
         ("[::1]:65535", Address("::1", 65535)),
     ],
 )
-def test_parse_address(text: str, address: Address) -> None:
-    assert parse_address(text) == address
+def test_parse_bind(text: str, address: Address) -> None:
+    assert parse_bind(text) == address
     assert str(address) == text
+
+
+def test_parse_inherited() -> None:
+    assert parse_bind("fd://3") == Inherited(3)
+    assert str(Inherited(3)) == "fd://3"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "localhost", ":1", "[]:1", "localhost:", "h:65536", "h:-1", "h:x", "::1:8443", "h:²"],
+    [
+        *("", "localhost", ":1", "[]:1", "localhost:", "h:65536", "h:-1", "h:x", "::1:8443", "h:²"),
+        *("fd://", "fd://x", "fd://-1", "fd://3:1", "fd://²", "fd://9999999999"),
+    ],
 )
 def test_parse_address_refuses(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        parse_address(text)
+        parse_bind(text)
 
 
 # Requests
@@ -466,15 +379,6 @@ def test_keep_alive(shared: Server) -> None:
             assert client.sock is sock
 
 
-def read_to_end(sock: ssl.SSLSocket) -> bytes:
-    """All until close_notify; a mere end of the connection raises ssl.SSLEOFError."""
-    return b"".join(iter(lambda: sock.recv(65536), b""))
-
-
-def head(target: str, *headers: str) -> bytes:
-    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
-
-
 def test_pipelining(shared: Server) -> None:
     with shared.tls() as sock:
         sock.sendall(head("/text.txt") + head("/no") + head("/text.txt", "Connection: close"))
@@ -618,17 +522,6 @@ def test_drain_ends_idle_connections(start: Start, number: signal.Signals) -> No
     assert "Traceback" not in server.log()
 
 
-def wait_until_refused(server: Server) -> None:
-    def refused() -> bool:
-        try:
-            server.tcp().close()
-        except ConnectionRefusedError:
-            return True
-        return False
-
-    wait_until(refused)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_drain_finishes_downloads(start: Start, number: signal.Signals) -> None:
     server = start("--graceful-timeout", "3600")
@@ -755,20 +648,21 @@ def test_bad_peer_is_logged_in_one_line(start: Start, misbehave: Callable[[Serve
 # Starting
 
 
-def fails(*arguments: str) -> str:
-    """What the command says when it can't start: one line."""
-    command = [sys.executable, "-m", "ringtls", "serve", "--bind", "127.0.0.1:0", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1), run
-    return run.stderr
-
-
 def test_port_in_use(contexts: Contexts) -> None:
     files = ["--certfile", str(contexts.certificate), "--keyfile", str(contexts.key)]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         said = fails("--bind", address, *files)
     assert said.startswith(f"ringtls: can't listen on {address}: Address already in use; ")
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("203.0.113.1", "Cannot assign requested address"), ("x" * 64, "this can't be the name")],
+)
+def test_address_that_can_not_be_had(host: str, reason: str) -> None:
+    with ExitStack() as stack, pytest.raises(StartError, match=f"listen on {host}:0: {reason}"):
+        open_sockets([Address(host, 0)], 1, stack)
 
 
 def test_wrong_key(contexts: Contexts, tmp_path: Path) -> None:

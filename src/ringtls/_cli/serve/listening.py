@@ -1,0 +1,164 @@
+"""Where ``ringtls serve`` listens: at addresses, and on sockets that it inherits.
+
+Rules:
+
+1. Each worker has sockets of its own. For an address they are as many sockets with
+   SO_REUSEPORT, over which the kernel spreads the connections; an inherited socket is one queue
+   that all take from.
+2. A port that is in use is an error, also if its user has set SO_REUSEPORT, like another server
+   with workers. So the first socket of an address binds and listens without it.
+3. Inherited sockets are looked at first: what is opened here takes the next free descriptor,
+   which may be the one that was meant to be inherited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import StartError
+
+__all__ = ["Address", "Bind", "Inherited", "open_sockets", "parse_bind"]
+
+#: As trio has it: what the kernel can take, which is less (net.core.somaxconn).
+BACKLOG = 65535
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a port to listen at."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """The descriptor of a listening socket that this process was started with."""
+
+    descriptor: int
+
+    def __str__(self) -> str:
+        return f"fd://{self.descriptor}"
+
+
+Bind = Address | Inherited
+
+
+def parse_bind(text: str) -> Bind:
+    """HOST:PORT, [HOST]:PORT for IPv6, or fd://NUMBER.
+
+    Raises:
+      argparse.ArgumentTypeError
+    """
+    if text.startswith("fd://"):
+        number = text.removeprefix("fd://")
+        if not (number.isascii() and number.isdigit()) or int(number) >= 1 << 31:
+            raise argparse.ArgumentTypeError(f"{text!r} is not fd://NUMBER")
+        return Inherited(int(number))
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise argparse.ArgumentTypeError(f"put the IPv6 address in brackets: [{host}]:{port}")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return Address(host, int(port))
+
+
+def open_sockets(binds: list[Bind], workers: int, stack: ExitStack) -> list[list[socket.socket]]:
+    """Listen. For each worker its sockets, which the stack closes.
+
+    Raises:
+      StartError
+    """
+    descriptors = [bind for bind in binds if isinstance(bind, Inherited)]
+    if len(set(descriptors)) < len(descriptors):
+        raise StartError("the same inherited socket is given twice with --bind")
+    inherited = [stack.enter_context(_inherited(bind)) for bind in descriptors]  # rule 3
+    shares = [
+        [sock, *(stack.enter_context(sock.dup()) for _ in range(workers - 1))] for sock in inherited
+    ]
+    for bind in binds:
+        if isinstance(bind, Address):
+            shares += _bound(bind, workers, stack)
+    return [list(own) for own in zip(*shares, strict=True)]
+
+
+def _inherited(bind: Inherited) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=bind.descriptor)
+    except OSError as error:
+        what = "is not open" if error.errno == errno.EBADF else "is not a socket"
+        raise _unusable(bind, what) from error
+    is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
+    if not is_tcp or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.detach()
+        raise _unusable(bind, "does not listen" if is_tcp else "is not a TCP socket")
+    return sock
+
+
+def _unusable(bind: Inherited, what: str) -> StartError:
+    return StartError(
+        f"can't listen on {bind}: this descriptor {what}; have it be a listening TCP socket when "
+        "ringtls starts, as systemd does for ListenStream="
+    )
+
+
+def _bound(address: Address, workers: int, stack: ExitStack) -> list[list[socket.socket]]:
+    """For each address that the host's name stands for, a socket for each worker."""
+    shares = []
+    try:
+        for family, *_, name in socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            if _is_supported(family):
+                shares.append(_share(family, name, workers, stack))
+    except socket.gaierror as error:
+        raise _unavailable(address, str(error.strerror)) from error
+    except OSError as error:  # its own text has more in it than is needed
+        raise _unavailable(address, os.strerror(error.errno or 0)) from error
+    except UnicodeError as error:
+        raise _unavailable(address, "this can't be the name of a host") from error
+    if not shares:
+        raise _unavailable(address, os.strerror(errno.EAFNOSUPPORT))
+    return shares
+
+
+def _is_supported(family: int) -> bool:
+    """False for IPv6 where it is switched off."""
+    try:
+        socket.socket(family).close()
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+        return False
+    return True
+
+
+def _share(
+    family: int, name: tuple[Any, ...], workers: int, stack: ExitStack
+) -> list[socket.socket]:
+    first = stack.enter_context(socket.create_server(name, family=family, backlog=BACKLOG))
+    if workers == 1:
+        return [first]
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # rule 2
+    name = first.getsockname()
+    return [first] + [
+        stack.enter_context(
+            socket.create_server(name, family=family, backlog=BACKLOG, reuse_port=True)
+        )
+        for _ in range(workers - 1)
+    ]
+
+
+def _unavailable(address: Address, reason: str) -> StartError:
+    return StartError(f"can't listen on {address}: {reason}; choose another with --bind")

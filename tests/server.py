@@ -1,0 +1,199 @@
+"""A running ``ringtls serve`` and its blocking clients, for the tests of that command."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .conftest import Contexts
+
+MIB = 1024 * 1024
+#: Seconds after which something that should happen is taken for missing.
+PATIENCE = 20.0
+
+TEXT = b"0123456789"
+SMALL = os.urandom(3 * MIB)
+
+
+class Server:
+    """A running ``ringtls serve`` on a port of the kernel's choice."""
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        site: Path,
+        log: Path,
+        *arguments: str,
+        bind: str = "127.0.0.1:0",
+        **options: Any,
+    ) -> None:
+        self._contexts = contexts
+        self._log = log
+        command = [sys.executable, "-m", "ringtls", "serve", "-d", str(site)]
+        command += ["--bind", bind, "--certfile", str(contexts.certificate)]
+        command += ["--keyfile", str(contexts.key), *arguments]
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stderr, text=True, **options
+            )
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+        self._known: set[int] = set()
+        line = self.stdout.readline()
+        match = re.fullmatch(r"Running on https://127\.0\.0\.1:(\d+) \(CTRL \+ C to quit\)\n", line)
+        if match is None:
+            self.end()
+            raise AssertionError(f"{line!r}, {self.log()}")
+        self.port = int(match[1])
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def tcp(self, receive_buffer: int | None = None) -> socket.socket:
+        sock = socket.socket()
+        sock.settimeout(PATIENCE)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            sock.connect(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def tls(self, receive_buffer: int | None = None) -> ssl.SSLSocket:
+        """A client for which only close_notify is an end."""
+        return self.wrap(self.tcp(receive_buffer))
+
+    def wrap(self, tcp: socket.socket) -> ssl.SSLSocket:
+        return self._contexts.client.wrap_socket(
+            tcp, server_hostname="localhost", suppress_ragged_eofs=False
+        )
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[http.client.HTTPSConnection]:
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, context=self._contexts.client, timeout=PATIENCE
+        )
+        connection.sock = self.tls()
+        with contextlib.closing(connection):
+            yield connection
+
+    def get(self, target: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+        return self.request("GET", target, **headers)
+
+    def request(
+        self, method: str, target: str, **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with self.client() as client:
+            client.request(method, target, headers=named)
+            response = client.getresponse()
+            return response, response.read()
+
+    def works(self) -> bool:
+        return self.get("/text.txt")[1] == TEXT
+
+    def wait_for_log(self, text: str) -> None:
+        wait_until(lambda: text in self.log())
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def workers(self) -> list[int]:
+        """The processes of the workers that there are now."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        workers = [int(child) for child in children if is_alive(int(child))]
+        self._known.update(workers)
+        return workers
+
+    def end(self) -> None:
+        """Kill all of it that is left."""
+        if self.process.poll() is None:
+            self.workers()
+        self.process.kill()
+        self.process.wait()
+        for worker in filter(is_alive, self._known):
+            os.kill(worker, signal.SIGKILL)
+        self.stdout.close()
+
+
+def is_alive(pid: int) -> bool:
+    """False for a zombie: whoever should wait for it may be slow."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "this did not happen in time"
+        time.sleep(0.01)
+
+
+Start = Callable[..., Server]
+
+
+@contextlib.contextmanager
+def starting(contexts: Contexts, site: Path, log_directory: Path) -> Iterator[Start]:
+    """A function that starts servers, which all end with the context."""
+    servers: list[Server] = []
+
+    def start(*arguments: str, directory: Path = site, **options: Any) -> Server:
+        log = log_directory / f"stderr-{len(servers)}"
+        servers.append(Server(contexts, directory, log, *arguments, **options))
+        return servers[-1]
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.end()
+
+
+def wait_until_refused(server: Server) -> None:
+    def refused() -> bool:
+        try:
+            server.tcp().close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(refused)
+
+
+def read_to_end(sock: ssl.SSLSocket) -> bytes:
+    """All until close_notify; a mere end of the connection raises ssl.SSLEOFError."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def head(target: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def fails(*arguments: str, bind: str = "127.0.0.1:0", **options: Any) -> str:
+    """What the command says when it can't start: one line."""
+    command = [sys.executable, "-m", "ringtls", "serve", "--bind", bind, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **options)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1), run
+    said: str = run.stderr
+    return said
