@@ -41,6 +41,9 @@ __all__ = ["Drain", "access_logger", "serve_connection"]
 logger = logging.getLogger("ringtls.serve")
 access_logger = logging.getLogger("ringtls.access")
 
+#: Bytes that h11 is given at a time: it has no limit for what is complete at once.
+RECEIVE_SIZE = 16384
+
 #: Seconds; see rule 2.
 HANDSHAKE_TIMEOUT = 10.0
 REQUEST_TIMEOUT = 20.0
@@ -206,7 +209,7 @@ class _Connection:
         return event
 
     async def _receive(self) -> None:
-        self._http.receive_data(await self._stream.receive_some())
+        self._http.receive_data(await self._stream.receive_some(RECEIVE_SIZE))
 
     async def _serve_request(self, event: h11.Request) -> None:
         has_body = not isinstance(self._http.next_event(), h11.EndOfMessage)
