@@ -21,9 +21,12 @@ def test_public_names() -> None:
         "TlsListener",
         "TlsStream",
         "TruncationError",
+        "aclose_all",
+        "must_complete",
         "open_tcp_stream",
         "open_tls_over_tcp_listeners",
         "open_tls_over_tcp_stream",
+        "replace",
         "serve_tls_over_tcp",
         "statistics",
     ]

@@ -1,6 +1,7 @@
 """TLS streams for trio on io_uring that always end with close_notify."""
 
 from ._closing import CloseOutcome
+from ._combinators import aclose_all, must_complete, replace
 from ._errors import RingUnavailableError, TruncationError
 from ._highlevel import (
     open_tcp_stream,
@@ -24,9 +25,12 @@ __all__ = [
     "TlsListener",
     "TlsStream",
     "TruncationError",
+    "aclose_all",
+    "must_complete",
     "open_tcp_stream",
     "open_tls_over_tcp_listeners",
     "open_tls_over_tcp_stream",
+    "replace",
     "serve_tls_over_tcp",
     "statistics",
 ]
