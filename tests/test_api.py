@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 import ringtls
@@ -21,14 +24,35 @@ def test_public_names() -> None:
         "TlsListener",
         "TlsStream",
         "TruncationError",
+        "aclose_all",
+        "must_complete",
         "open_tcp_stream",
         "open_tls_over_tcp_listeners",
         "open_tls_over_tcp_stream",
+        "replace",
         "serve_tls_over_tcp",
         "statistics",
     ]
     public = {name for name in vars(ringtls) if not name.startswith("_")}
-    assert public <= {*ringtls.__all__, "blocking"}
+    assert public <= {*ringtls.__all__, "TYPE_CHECKING", "blocking", "lint", "pytest_plugin"}
+
+
+def test_names_that_are_not_there() -> None:
+    assert {*ringtls.__all__, "__doc__"} <= set(dir(ringtls))
+    for name in ("nothing", "_nothing"):
+        with pytest.raises(AttributeError, match=f"'ringtls' has no attribute '{name}'"):
+            getattr(ringtls, name)
+
+
+def test_its_plugins_cost_nothing_where_ringtls_is_not_used() -> None:
+    code = """if True:
+        import sys
+        import ringtls.lint, ringtls.pytest_plugin
+        assert not {"trio", "ssl", "ringtls._engine"} & set(sys.modules)
+        from ringtls import *
+        TlsStream
+        """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_everything_public_is_documented() -> None:

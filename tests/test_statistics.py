@@ -22,6 +22,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(peer, "transport", request.param)
 
 
+@pytest.mark.ringtls_allow_unclosed
 @pytest.mark.usefixtures("transport")
 async def test_connections_and_their_ends(contexts: Contexts) -> None:
     assert statistics().connections_open == 0

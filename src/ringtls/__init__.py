@@ -1,32 +1,23 @@
 """TLS streams for trio on io_uring that always end with close_notify."""
 
-from ._closing import CloseOutcome
-from ._errors import RingUnavailableError, TruncationError
-from ._highlevel import (
-    open_tcp_stream,
-    open_tls_over_tcp_listeners,
-    open_tls_over_tcp_stream,
-    serve_tls_over_tcp,
-    statistics,
-)
-from ._operation import Operation
-from ._socket import SocketListener, SocketStream
-from ._statistics import Statistics
-from ._tls import TlsListener, TlsStream
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CloseOutcome",
-    "Operation",
-    "RingUnavailableError",
-    "SocketListener",
-    "SocketStream",
-    "Statistics",
-    "TlsListener",
-    "TlsStream",
-    "TruncationError",
-    "open_tcp_stream",
-    "open_tls_over_tcp_listeners",
-    "open_tls_over_tcp_stream",
-    "serve_tls_over_tcp",
-    "statistics",
-]
+# pytest and flake8 load the plugins in this package wherever it is installed. So trio and the
+# engine are not imported before a public name is used.
+if TYPE_CHECKING:
+    from ._api import *  # noqa: F403
+    from ._api import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        if name == "__all__" or not name.startswith("_"):  # "from . import _module" asks here, too
+            from . import _api
+
+            if name == "__all__" or name in _api.__all__:
+                return getattr(_api, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        from . import _api
+
+        return sorted({*globals(), *_api.__all__})

@@ -28,6 +28,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import _unclosed
+
 if TYPE_CHECKING:
     from ._session import TlsSession
     from ._transport import Transport
@@ -136,11 +138,17 @@ class Closing:
         self._farewell = CloseOutcome.CLEAN
         self._settled = transport.driver.signal()
         transport.driver.register(self)
+        _unclosed.still_open.add(self)
 
     def take_charge(self, session: TlsSession | None, timeout: float) -> None:
         """The connection is TLS from now on (or no longer, with None)."""
         self._session = session
         self.timeout = timeout
+
+    def forgo(self) -> None:
+        """The connection goes on without this: somebody else sees to its end."""
+        self.transport.driver.unregister(self)
+        _unclosed.still_open.discard(self)
 
     @property
     def started(self) -> bool:
@@ -189,9 +197,10 @@ class Closing:
 
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of a stream that nobody closed."""
+        text = f"unclosed stream to {self.transport.name}, made at {self.made_at}"
+        _unclosed.report(text)
         warnings.warn(
-            f"unclosed stream to {self.transport.name}, made at {self.made_at}; "
-            "it is closed in the background. Use 'async with' to close it in time",
+            f"{text}; it is closed in the background. Use 'async with' to close it in time",
             ResourceWarning,
             stacklevel=3,
             source=self,
@@ -252,6 +261,7 @@ class Closing:
 
     def _step(self, event: Event) -> None:
         self._phase = TRANSITIONS[self._phase, event]
+        _unclosed.still_open.discard(self)
 
 
 def checked_timeout(seconds: float) -> float:

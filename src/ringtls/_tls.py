@@ -264,7 +264,7 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
             if isinstance(transport_stream, SocketStream):
                 transport_stream.take_back()
             else:
-                self._driver.unregister(self._closing)
+                self._closing.forgo()
             return transport_stream, self._session.take_trailing_input()
 
     # The end

@@ -15,7 +15,7 @@ from ringtls import TlsStream
 from ..conftest import Contexts
 from ..peer import Peer, meet
 
-pytestmark = pytest.mark.usefixtures("transport")
+pytestmark = [pytest.mark.usefixtures("transport"), pytest.mark.ringtls_allow_unclosed]
 
 
 @pytest.mark.parametrize("how", ["reference", "cycle", "thread"])

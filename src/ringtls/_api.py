@@ -1,0 +1,36 @@
+"""The public names, which ringtls itself hands out."""
+
+from ._closing import CloseOutcome
+from ._combinators import aclose_all, must_complete, replace
+from ._errors import RingUnavailableError, TruncationError
+from ._highlevel import (
+    open_tcp_stream,
+    open_tls_over_tcp_listeners,
+    open_tls_over_tcp_stream,
+    serve_tls_over_tcp,
+    statistics,
+)
+from ._operation import Operation
+from ._socket import SocketListener, SocketStream
+from ._statistics import Statistics
+from ._tls import TlsListener, TlsStream
+
+__all__ = [
+    "CloseOutcome",
+    "Operation",
+    "RingUnavailableError",
+    "SocketListener",
+    "SocketStream",
+    "Statistics",
+    "TlsListener",
+    "TlsStream",
+    "TruncationError",
+    "aclose_all",
+    "must_complete",
+    "open_tcp_stream",
+    "open_tls_over_tcp_listeners",
+    "open_tls_over_tcp_stream",
+    "replace",
+    "serve_tls_over_tcp",
+    "statistics",
+]

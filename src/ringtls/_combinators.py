@@ -1,0 +1,162 @@
+"""What async destruction is put together from: must_complete, aclose_all, replace.
+
+Rules:
+
+1. What must run to its end runs in a task of its own, under a shield. The shield keeps
+   cancellations out, the task a KeyboardInterrupt: trio raises that in the main task, whatever
+   shields it. The caller waits in a way that neither can end. So they stay pending, and come
+   out at the caller's next checkpoint.
+2. Siblings start to close in the order given, each in a task of its own. None waits for
+   another's end, and none is held up by another's error.
+3. A resource that is closed without a cancellation has all the time it wants. Once one has
+   come, it has GRACE seconds more, so that nothing outside ringtls makes a run unkillable. Then
+   its closing is cancelled, which trio.abc.AsyncResource defines as "close at once". ringtls'
+   streams bound themselves, and do not hear of it.
+4. Errors come out in one group, when all is closed. A note on each names its resource.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar, TypeVarTuple
+
+import outcome
+import trio
+from trio.lowlevel import Abort, RaiseCancelT, current_task, enable_ki_protection, reschedule
+
+__all__ = ["aclose_all", "must_complete", "replace"]
+
+logger = logging.getLogger("ringtls")
+
+#: Seconds that closing a resource may take after a cancellation.
+GRACE = 5.0
+
+Ts = TypeVarTuple("Ts")
+T = TypeVar("T")
+ResourceT = TypeVar("ResourceT", bound=trio.abc.AsyncResource)
+
+
+@enable_ki_protection
+async def must_complete(async_fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """Run ``await async_fn(*args)`` to its end, whatever is cancelled meanwhile.
+
+    Not a cancellation point: a cancellation, a deadline or a KeyboardInterrupt that comes before
+    or meanwhile comes out at the caller's next checkpoint, after the result was handed back. It
+    runs even if there is one already. Nothing bounds the time it takes: give ``async_fn`` a
+    deadline of its own if it may hang.
+
+    It runs in a task of its own, with a copy of the caller's context variables. So a lock that it
+    takes is not the caller's.
+
+    Returns:
+      What ``async_fn`` returns. What it raises is raised as it is.
+
+    Raises:
+      TypeError: a coroutine was passed, instead of a function and its arguments.
+    """
+    if inspect.iscoroutine(async_fn):
+        async_fn.close()
+        raise TypeError(
+            "must_complete() calls the function itself: "
+            "write must_complete(f, x), not must_complete(f(x))"
+        )
+    return await _run_apart(partial(async_fn, *args), on_cancel=lambda: None)
+
+
+@enable_ki_protection
+async def aclose_all(*resources: trio.abc.AsyncResource) -> None:
+    """Close all of them together, and wait until all are closed.
+
+    They start in the order given, and each goes on whatever becomes of the others.
+
+    Not a cancellation point: all are closed in full, and a cancellation or KeyboardInterrupt comes
+    out at the caller's next checkpoint. Each resource then has 5 seconds left to close in its own
+    way, after which it is cancelled and so closes at once, and the logger "ringtls" hears of it.
+    ringtls' streams keep to their own ``shutdown_timeout`` instead.
+
+    Raises:
+      ExceptionGroup: what their ``aclose`` raised, in the order given, each with a note
+        that names the resource. A BaseExceptionGroup if one is not an Exception.
+    """
+    errors = await _close(resources)
+    if errors:
+        raise BaseExceptionGroup("closing failed", errors)
+
+
+@enable_ki_protection
+async def replace(old: trio.abc.AsyncResource, new: ResourceT) -> ResourceT:
+    """Close ``old``, and then hand ``new`` back: ``stream = await replace(stream, new)``.
+
+    Not a cancellation point, so neither gets lost: ``old`` is closed as by aclose_all(), ``new``
+    is handed back, and a cancellation or KeyboardInterrupt comes out at the next checkpoint.
+
+    Raises:
+      ExceptionGroup: closing ``old`` failed, as in aclose_all(). Then nobody is handed ``new``,
+        so it was closed too.
+      ValueError: they are the same resource.
+    """
+    if old is new:
+        raise ValueError(f"can't replace {old!r} with itself")
+    errors = await _close([old])
+    if errors:
+        errors += await _close([new])
+        raise BaseExceptionGroup(
+            "closing the old one failed, so the new one was closed too", errors
+        )
+    return new
+
+
+async def _run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], object]) -> T:
+    """Rule 1. ``on_cancel`` is called at most once, when the caller is cancelled or interrupted."""
+    caller = current_task()
+    results: list[outcome.Outcome[T]] = []
+
+    @enable_ki_protection
+    async def run() -> None:
+        with trio.CancelScope(shield=True):
+            results.append(await outcome.acapture(function))
+        reschedule(caller)
+
+    def abort(_: RaiseCancelT) -> Abort:
+        on_cancel()
+        return Abort.FAILED
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, name=function)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+    return results.pop().unwrap()
+
+
+async def _close(resources: Sequence[trio.abc.AsyncResource]) -> list[BaseException]:
+    """Close them side by side (rules 2 and 3); returns what that raised, in their order."""
+    scopes = [trio.CancelScope() for _ in resources]
+    errors: dict[int, BaseException] = {}
+
+    @enable_ki_protection
+    async def close(number: int) -> None:
+        resource, scope = resources[number], scopes[number]
+        try:
+            with scope:
+                await resource.aclose()
+        except BaseException as error:
+            errors[number] = error
+        if scope.cancelled_caught:
+            logger.warning("%r did not close within %g s, it was cancelled", resource, GRACE)
+
+    async def close_each() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(len(resources)):
+                nursery.start_soon(close, number)
+                await trio.lowlevel.cancel_shielded_checkpoint()  # tasks of a tick have no order
+
+    def limit() -> None:
+        for scope in scopes:
+            scope.deadline = trio.current_time() + GRACE
+
+    await _run_apart(close_each, on_cancel=limit)
+    for number, error in errors.items():
+        error.add_note(f"raised by closing {resources[number]!r}")
+    return [errors[number] for number in sorted(errors)]

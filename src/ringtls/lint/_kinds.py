@@ -1,0 +1,70 @@
+"""What an expression is known to be (rules 2 and 3)."""
+
+from __future__ import annotations
+
+import ast
+
+from ._scopes import Binding, Module, Origin
+from ._tables import LISTENERS, MAKERS, TYPES, Kind
+
+__all__ = ["Kinds"]
+
+
+class Kinds:
+    """The kinds of a module's expressions."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._known: dict[ast.expr, Kind | None] = {}
+
+    def dotted(self, expression: ast.expr) -> str:
+        """What an expression of the module names, as "ringtls.TlsStream"; or ""."""
+        return self._module.dotted(expression, self._module.scopes[expression])
+
+    def of(self, expression: ast.expr) -> Kind | None:
+        if expression not in self._known:
+            self._known[expression] = None  # for what is bound to itself
+            self._known[expression] = self._find(expression)
+        return self._known[expression]
+
+    def _find(self, expression: ast.expr) -> Kind | None:
+        match expression:
+            case ast.Await(value=ast.Call(func=ast.Attribute(value=listener, attr="accept"))):
+                kind = self.of(listener)
+                return LISTENERS.get(kind) if kind else None
+            case ast.Await(value=ast.Call(func=function)) | ast.Call(func=function):
+                kind, is_async = MAKERS.get(self.dotted(function), (None, False))
+                return kind if is_async is isinstance(expression, ast.Await) else None
+            case ast.NamedExpr(value=value):
+                return self.of(value)
+            case ast.Subscript(value=items):
+                return self._of_item(items)
+            case ast.Name(id=name):
+                bindings = self._module.bindings(name, self._module.scopes[expression])
+                kinds = {self._of_bound(binding) for binding in bindings}
+                return kinds.pop() if len(kinds) == 1 else None
+        return None
+
+    def _of_item(self, items: ast.expr) -> Kind | None:
+        return Kind.TLS_LISTENER if self.of(items) is Kind.TLS_LISTENERS else None
+
+    def _of_bound(self, binding: Binding) -> Kind | None:
+        match binding:
+            case Binding(Origin.VALUE | Origin.ENTERED, ast.expr() as value):
+                return self.of(value)
+            case Binding(Origin.ITEM, ast.expr() as items):
+                return self._of_item(items)
+            case Binding(Origin.ANNOTATED, ast.expr() as annotation):
+                return self._of_annotation(annotation)
+        return None
+
+    def _of_annotation(self, annotation: ast.expr) -> Kind | None:
+        scope = self._module.scopes[annotation]
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            try:
+                annotation = ast.parse(annotation.value, mode="eval").body
+            except SyntaxError:
+                return None
+        if isinstance(annotation, ast.Subscript):  # TlsStream[SocketStream]
+            annotation = annotation.value
+        return TYPES.get(self._module.dotted(annotation, scope))

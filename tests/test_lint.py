@@ -1,0 +1,544 @@
+"""The static check: what it says, what it does not say, by flake8 and by itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent, indent
+
+import pytest
+
+from ringtls.lint import Checker
+from ringtls.lint._tables import RULES
+
+HEAD = """\
+import contextlib, ssl, unittest
+import pytest, trio, ringtls
+import ringtls as r
+from ringtls import (
+    SocketListener, SocketStream, TlsListener, TlsStream, open_tcp_stream,
+    open_tls_over_tcp_listeners, open_tls_over_tcp_stream as connect,
+)
+from trio import aclose_forcefully
+Alias = ringtls.TlsStream
+"""
+
+#: Bodies of functions. A comment with a code marks where it is to be found; there are no others.
+BAD = """\
+class Other:
+    TlsStream = None
+    async def method(self):
+        TlsStream(raw, context)  # RTL101
+---
+stream = TlsStream(raw, context)  # RTL101
+if stream:
+    assert stream
+while not stream:
+    pass
+stream
+[data async for data in stream]
+---
+async for data in TlsStream(raw, context):  # RTL101
+    pass
+---
+stream = TlsStream(raw, lambda: stream)  # RTL101
+---
+stream = TlsStream(raw, context)  # RTL105
+try:
+    await stream.do_handshake()
+    await stream.aclose()
+finally:
+    pass
+---
+other(listener := SocketListener(raw))
+with listener:  # RTL102
+    pass
+---
+await aclose_forcefully(stream := TlsStream(raw, context))  # RTL103
+---
+stream = await ringtls.open_tls_over_tcp_stream("host", 443)  # RTL101
+await stream.send_all(b"x")
+---
+stream = await r.open_tcp_stream("host", 443)  # RTL101
+---
+stream = await connect("host", 443)  # RTL101
+async for data in stream:
+    print(data)
+---
+stream = TlsStream(raw, context)  # RTL101
+if not stream.session_reused:
+    print(f"{stream}", stream.cipher())
+assert stream is not None
+---
+stream: TlsStream = TlsStream(raw, context)  # RTL101
+---
+stream = Alias(raw, context)  # RTL101
+---
+if (stream := TlsStream(raw, context)).session_reused:  # RTL101
+    await stream.receive_some()
+---
+left, right = SocketStream(a), SocketStream(b)  # RTL101
+async with right:
+    await left.send_all(b"x")
+---
+SocketStream(raw)  # RTL101
+---
+await (await connect("host", 443)).send_all(b"x")  # RTL101
+---
+stream = None or TlsStream(raw, context)  # RTL101
+---
+listener = SocketListener(raw)
+while True:
+    stream = await listener.accept()  # RTL101
+    print(await stream.receive_some())
+---
+for listener in await open_tls_over_tcp_listeners(443, context):
+    stream = await listener.accept()  # RTL101
+---
+[listener] = await open_tls_over_tcp_listeners(443, context)
+await listener.accept()  # RTL101
+---
+listeners = await open_tls_over_tcp_listeners(443, context)
+await listeners[0].accept()  # RTL101
+---
+async with TlsListener(other, context) as listener:
+    await listener.accept()  # RTL101
+---
+stream = await open_tcp_stream("host", 443)
+stream = TlsStream(stream, context)  # RTL101
+---
+stream = TlsStream(raw, context)  # RTL101
+async def send():
+    await stream.send_all(b"x")
+await send()
+---
+stream = TlsStream(raw, context)  # RTL101
+async with trio.open_nursery() as nursery:
+    nursery.start_soon(stream.send_all, b"x")
+---
+stream = TlsStream(raw, context)  # RTL101
+async def other(stream):
+    await stream.aclose()
+---
+stream = TlsStream(raw, context)  # RTL105
+await stream.send_all(b"x")
+await stream.aclose()
+---
+stream = TlsStream(raw, context)  # RTL105
+with contextlib.suppress(OSError):
+    await stream.do_handshake()
+    await stream.aclose()
+---
+stream = TlsStream(raw, context)  # RTL105
+with trio.move_on_after(1):
+    await stream.send_all(b"x")
+stream.close_unclean()
+---
+with TlsStream(raw, context):  # RTL102
+    pass
+---
+stream = SocketStream(raw)
+with stream as same:  # RTL102
+    pass
+---
+with open("file"), await connect("host", 443) as stream:  # RTL102
+    pass
+---
+with TlsListener(other, context) as listener:  # RTL102
+    pass
+---
+async with TlsStream(raw, context) as stream:
+    await trio.aclose_forcefully(stream)  # RTL103
+---
+async with TlsStream(raw, context) as stream, trio.open_nursery() as nursery:
+    nursery.start_soon(aclose_forcefully, stream)  # RTL103
+---
+async def handler(stream: TlsStream) -> None:
+    await aclose_forcefully(stream)  # RTL103
+---
+async def handler(stream: "ringtls.TlsStream[SocketStream]") -> None:
+    await aclose_forcefully(stream)  # RTL103
+---
+async def handler(stream: TlsStream) -> None:
+    stream.start_send(b"x")  # RTL104
+    await stream.receive_some()
+---
+async with TlsListener(other, context) as listener:
+    operation = listener.start_accept()  # RTL104
+---
+async with SocketStream(raw) as stream:
+    sending = receiving = stream.start_receive()
+    sending = stream.start_send(b"x")  # RTL104
+"""
+
+GOOD = """\
+async with (stream := await connect("host", 443)):
+    await stream.send_all(b"x")
+---
+await (stream := await connect("host", 443)).aclose()
+---
+stream = TlsStream(raw, context)
+def change():
+    nonlocal stream
+    stream = other
+await aclose_forcefully(stream)
+---
+async def connect():
+    pass
+await connect()
+---
+match other:
+    case [TlsStream]:
+        TlsStream(raw, context)
+    case [*SocketStream]:
+        SocketStream(raw)
+---
+from .ringtls import TlsStream
+TlsStream(raw, context)
+---
+first, *rest, last = SocketStream(a), SocketStream(b)
+---
+stream = TlsStream(raw, context)
+@handle(stream)
+def handler(stream):
+    pass
+---
+connecting = connect("host", 443)
+---
+stream = TlsStream(raw, context)
+await stream.do_handshake()
+nursery.start_soon(stream.aclose)
+---
+stream = TlsStream(raw, context)
+await stream.do_handshake()
+closing = stream.aclose()
+---
+async with await connect("host", 443) as stream:
+    await stream.send_all(b"x")
+---
+stream = await connect("host", 443)
+await stream.do_handshake()
+async with stream:
+    pass
+---
+async with trio.open_nursery() as nursery, TlsStream(raw, context) as stream:
+    pass
+---
+async with contextlib.AsyncExitStack() as stack:
+    stream = await stack.enter_async_context(await connect("host", 443))
+    other = TlsStream(raw, context)
+    stack.push_async_callback(other.aclose)
+---
+stream = await connect("host", 443)
+try:
+    await stream.send_all(b"x")
+finally:
+    with trio.move_on_after(1):
+        await stream.aclose()
+---
+stream = await connect("host", 443)
+try:
+    await stream.do_handshake()
+except BaseException:
+    await stream.aclose()
+    raise
+---
+stream = await connect("host", 443)
+await stream.aclose()
+---
+stream = await connect("host", 443)
+with contextlib.suppress(OSError):
+    try:
+        await stream.aclose()
+    except KeyError:
+        pass
+---
+stream = await connect("host", 443)
+try:
+    pass
+finally:
+    stream.close_unclean()
+---
+return await connect("host", 443)
+---
+return TlsStream(await open_tcp_stream("host", 443), context)
+---
+stream = TlsStream(raw, context)
+await stream.do_handshake()
+return "name", stream
+---
+stream = TlsStream(raw, context)
+yield stream
+---
+yield TlsStream(raw, context)
+---
+self.stream = await connect("host", 443)
+---
+streams["name"] = await connect("host", 443)
+---
+streams = [SocketStream(raw) for raw in sockets]
+---
+stream = SocketStream(raw)
+streams.append(stream)
+---
+stream = SocketStream(raw)
+streams[stream] = 3
+---
+stream = SocketStream(raw)
+other = stream
+---
+stream = SocketStream(raw)
+handle(stream=stream)
+---
+stream = SocketStream(raw)
+handle(*[stream])
+---
+stream = TlsStream(raw, context)
+below, rest = await stream.unwrap()
+---
+stream = TlsStream(raw, context)
+await stream.transport_stream.aclose()
+---
+stream = TlsStream(raw, context)
+close = stream.aclose
+---
+stream = TlsStream(raw, context)
+def handler(stream=stream):
+    pass
+---
+stream = TlsStream(raw, context)
+async def close():
+    await stream.aclose()
+await use(close)
+---
+stream = TlsStream(raw, context)
+do(lambda: stream)
+---
+stream = None
+async def connecting():
+    nonlocal stream
+    stream = await connect("host", 443)
+await connecting()
+await stream.aclose()
+---
+listener = SocketListener(raw)
+while True:
+    stream = await listener.accept()
+    nursery.start_soon(handle, stream)
+---
+await unknown.accept()
+---
+async def handler(stream: TlsStream) -> None:
+    await stream.send_all(b"x")
+---
+with pytest.raises(ValueError):
+    TlsStream(raw, context, server_hostname="host")
+---
+with pytest.raises(TypeError), TlsStream(raw, context):
+    pass
+---
+with self.assertRaises(OSError):
+    stream = await connect("host", 443)
+---
+with pytest.warns(ResourceWarning):
+    stream = await connect("host", 443)
+---
+class TlsStream: pass
+TlsStream(raw, context)
+---
+def make(TlsStream):
+    TlsStream(raw, context)
+---
+try:
+    from ringtls import TlsStream
+except ImportError:
+    TlsStream = None
+stream = TlsStream(raw, context)
+---
+from .streams import SocketStream
+stream = SocketStream(raw)
+---
+a = b
+b = a
+stream = a.TlsStream(raw, context)
+with b:
+    pass
+---
+import ringtls.blocking
+with ringtls.blocking.TlsStream(raw, context) as stream:
+    pass
+---
+match TlsStream(raw, context):
+    case stream:
+        await stream.aclose()
+---
+stream = TlsStream(raw, context) if secure else SocketStream(raw)
+async with stream:
+    pass
+---
+async with SocketStream(raw) as stream:
+    await trio.aclose_forcefully(stream)
+    await trio.aclose_forcefully(unknown)
+---
+async def handler(stream: TlsStream) -> None:
+    stream = wrap(stream)
+    await trio.aclose_forcefully(stream)
+---
+async def handler(stream: TlsStream) -> None:
+    operation = stream.start_send(b"x")
+    await stream.receive_some()
+    operation.take()
+---
+async def handler(stream: TlsStream) -> None:
+    operations.append(stream.start_send(b"x"))
+    await stream.start_send(b"x")
+    unknown.start_send(b"x")
+    stream.start = 3
+---
+if TlsStream:
+    pass
+---
+async def handler(x: "not an expression", y: 3, z: "SocketStream") -> None:
+    for each in x, y, z:
+        await aclose_forcefully(x)
+        await aclose_forcefully(y)
+        await aclose_forcefully(z)
+"""
+
+
+def modules(text: str) -> list[str]:
+    return [
+        f"{HEAD}async def function(self, raw, a, b, context, other):\n{indent(body, '    ')}"
+        for body in text.split("---\n")
+    ]
+
+
+def found_in(source: str) -> list[tuple[int, str]]:
+    return sorted((line, text[:6]) for line, _, text, _ in Checker(ast.parse(source)).run())
+
+
+def expected_in(source: str) -> list[tuple[int, str]]:
+    return [
+        (number, match[1])
+        for number, line in enumerate(source.splitlines(), 1)
+        if (match := re.search(r"# (RTL\d+)$", line))
+    ]
+
+
+@pytest.mark.parametrize("source", modules(BAD))
+def test_what_is_found(source: str) -> None:
+    assert expected_in(source)
+    assert found_in(source) == expected_in(source)
+
+
+@pytest.mark.parametrize("source", modules(GOOD))
+def test_what_is_fine(source: str) -> None:
+    assert found_in(source) == []
+
+
+def test_each_code_is_found_somewhere() -> None:
+    assert {code for source in modules(BAD) for _, code in found_in(source)} == set(RULES)
+
+
+def test_a_deep_tree() -> None:
+    assert found_in(f"{HEAD}x = {' + '.join(['1'] * 900)}\n") == []
+
+
+EXAMPLE = dedent("""\
+    import trio
+    from ringtls import TlsStream
+
+
+    async def handler(stream: TlsStream) -> None:
+        await trio.aclose_forcefully(stream)
+        await trio.aclose_forcefully(stream)  # noqa
+        await trio.aclose_forcefully(stream)  # noqa: E501
+        await trio.aclose_forcefully(stream)  # noqa:E501,RTL103
+        await trio.aclose_forcefully(stream)  # NOQA: RTL1
+
+
+    async def connect(raw, context):
+        stream = TlsStream(raw, context)
+        await stream.do_handshake()
+""")
+
+REPORT = """\
+{path}:6:11: RTL103 aclose_forcefully() ends a TlsStream like aclose(): \
+to reset the connection there is close_unclean()
+{path}:8:11: RTL103 aclose_forcefully() ends a TlsStream like aclose(): \
+to reset the connection there is close_unclean()
+{path}:14:14: RTL101 this TlsStream is never closed: enter it with 'async with'
+"""
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    path = tmp_path / "example.py"
+    path.write_text(EXAMPLE)
+    return path
+
+
+def test_by_itself(example: Path) -> None:
+    result = run("-m", "ringtls.lint", example)
+    assert result.stdout == REPORT.format(path=example)
+    assert result.stderr == ""
+    assert result.returncode == 1
+
+
+def test_through_flake8(example: Path) -> None:
+    result = run("-m", "flake8", "--isolated", "--max-line-length=100", example)
+    assert result.stdout == REPORT.format(path=example)
+    assert result.stderr == ""
+    assert result.returncode == 1
+
+
+def test_a_directory(example: Path) -> None:
+    package = example.parent / "package"
+    hidden = example.parent / ".hidden"
+    for directory in (package, hidden):
+        directory.mkdir()
+        (directory / "module.py").write_text(EXAMPLE)
+    (package / "notes.txt").write_text("no Python")
+    result = run("-m", "ringtls.lint", example.parent)
+    module = package / "module.py"
+    assert result.stdout == REPORT.format(path=example) + REPORT.format(path=module)
+
+
+def test_nothing_found(tmp_path: Path) -> None:
+    path = tmp_path / "fine.py"
+    path.write_text('# coding: latin-1\nx = "\\d"\n# \xe9\n', encoding="latin-1")
+    result = run("-m", "ringtls.lint", path)
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
+
+
+def test_files_that_can_not_be_checked(example: Path) -> None:
+    wrong = {
+        "syntax.py": b"x = (\n",
+        "nul.py": b"x = 1\0\n",
+        "encoding.py": b"# coding: klingon\n",
+        "bytes.py": b'x = "\xff"\n',
+    }
+    for name, source in wrong.items():
+        (example.parent / name).write_bytes(source)
+    result = run("-m", "ringtls.lint", example.parent, example.parent / "missing.py")
+    assert result.stdout == REPORT.format(path=example)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 5
+    for name in (*wrong, "missing.py"):
+        assert any(line.startswith(f"{example.parent / name}: ") for line in lines), name
+    assert result.returncode == 2
+
+
+def test_no_path_is_an_error() -> None:
+    result = run("-m", "ringtls.lint")
+    assert result.returncode == 2
+    assert "usage: python -m ringtls.lint" in result.stderr

@@ -1,0 +1,270 @@
+"""The pytest plugin: each case is a run of pytest over tests of its own."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from ringtls import TlsStream, _unclosed
+
+from .conftest import Contexts
+
+pytest_plugins = "pytester"
+
+HEAD = """\
+import gc, socket, ssl, threading, types
+import pytest, trio, ringtls
+from ringtls import SocketStream, TlsStream
+
+def make():
+    ours, theirs = socket.socketpair()
+    with theirs:
+        return SocketStream(ours)  # line 8
+
+@pytest.fixture(scope="module")
+def call():
+    '''Calls a function in a trio run that goes on through all tests.'''
+    started = threading.Event()
+    run = []
+
+    async def main():
+        run.extend([trio.lowlevel.current_trio_token(), trio.Event()])
+        started.set()
+        await run[1].wait()
+
+    thread = threading.Thread(target=trio.run, args=(main,))
+    thread.start()
+    started.wait()
+    yield lambda function: trio.from_thread.run(function, trio_token=run[0])
+    run[0].run_sync_soon(run[1].set)
+    thread.join()
+"""
+
+UNCLOSED = "unclosed stream to fd *, made at *test_*.py:8"
+
+
+def run(pytester: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
+    pytester.makeini("[pytest]\ntrio_mode = true\n")
+    pytester.makepyfile(HEAD + tests)
+    return pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-p", "no:randomly", "--strict-markers", *options
+    )
+
+
+@pytest.mark.parametrize("filters", ["default", "ignore", "error"])
+def test_a_test_that_leaves_something_unclosed_fails(
+    pytester: pytest.Pytester, filters: str
+) -> None:
+    result = run(
+        pytester,
+        """
+async def test_dropped():
+    make()
+
+def test_in_a_run_of_its_own():
+    async def main():
+        make()
+    trio.run(main)
+
+kept = []
+
+async def test_still_open():
+    kept.append(make())
+
+async def test_cycle():
+    stream = make()
+    stream.itself = stream
+
+def test_cycle_in_a_run_that_goes_on(call):
+    async def main():
+        stream = make()
+        stream.itself = stream
+    call(main)
+
+async def test_tls():
+    TlsStream(make(), ssl.create_default_context(), server_hostname="host")
+
+async def test_several():
+    make()
+    kept.append(make())
+
+def test_a_test_after_them():
+    pass
+""",
+        *("-W", filters, "-W", "ignore:Module already imported"),  # see pyproject.toml
+    )
+    assert result.parseoutcomes()["failed"] == 7
+    assert result.parseoutcomes()["passed"] == 1
+    result.stdout.fnmatch_lines(
+        [
+            "*_ test_dropped _*",
+            UNCLOSED,
+            "*_ test_in_a_run_of_its_own _*",
+            UNCLOSED,
+            "*_ test_still_open _*",
+            UNCLOSED,
+            "*_ test_cycle _*",
+            UNCLOSED,
+            "*_ test_cycle_in_a_run_that_goes_on _*",
+            UNCLOSED,
+            "*_ test_tls _*",
+            "unclosed stream to fd *, made at *",
+            "*_ test_several _*",
+            UNCLOSED,
+            UNCLOSED,
+        ]
+    )
+
+
+def test_what_is_closed_is_fine(pytester: pytest.Pytester) -> None:
+    """And where nothing is open, nothing is collected."""
+    result = run(
+        pytester,
+        """
+import ringtls.pytest_plugin
+ringtls.pytest_plugin.gc = types.SimpleNamespace(collect=None)
+
+async def test_closed():
+    async with make():
+        pass
+
+async def test_broken_off():
+    TlsStream(make(), ssl.create_default_context(), server_hostname="host").close_unclean()
+
+def test_in_a_run_that_goes_on(call):
+    async def main():
+        async with make():
+            pass
+    call(main)
+
+def test_without_ringtls():
+    pass
+""",
+    )
+    result.assert_outcomes(passed=4)
+
+
+def test_fixtures(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+@pytest.fixture
+async def stream():
+    async with make() as stream:
+        yield stream
+
+@pytest.fixture
+def leak(call):
+    async def main():
+        make()
+    yield
+    call(main)
+
+@pytest.fixture
+def early_leak(call):
+    async def main():
+        make()
+    call(main)
+
+@pytest.fixture(scope="module")
+def long_lived(call):
+    streams = []
+    async def main():
+        streams.append(make())
+    async def close():
+        await streams.pop().aclose()
+    call(main)
+    yield
+    call(close)
+
+async def test_closed_by_its_fixture(stream):
+    pass
+
+def test_leak_in_the_teardown(leak):
+    pass
+
+def test_leak_in_the_setup(early_leak):
+    pass
+
+def test_first_use(long_lived):
+    pass
+
+def test_second_use(long_lived):
+    pass
+""",
+    )
+    result.assert_outcomes(passed=4, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_leak_in_the_teardown*",
+            UNCLOSED,
+            "*_ test_leak_in_the_setup _*",
+            UNCLOSED,
+        ]
+    )
+
+
+def test_a_failure_of_the_tests_own(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+async def test_failing():
+    stream = make()
+    raise KeyError("its own")
+
+async def test_skipped():
+    stream = make()
+    pytest.skip("its own reason")
+""",
+    )
+    result.assert_outcomes(failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*KeyError: 'its own'", "*- Captured ringtls call -*", UNCLOSED])
+
+
+def test_the_marker(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+@pytest.mark.ringtls_allow_unclosed
+async def test_allowed():
+    make()
+
+@pytest.mark.ringtls_allow_unclosed
+class TestAllowed:
+    async def test_in_a_class(self):
+        make()
+
+async def test_not_allowed():
+    make()
+""",
+    )
+    result.assert_outcomes(passed=2, failed=1)
+    shown = pytester.runpytest_subprocess("--markers")
+    shown.stdout.fnmatch_lines(["@pytest.mark.ringtls_allow_unclosed: *"])
+
+
+def test_other_things_than_streams(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+from ringtls import _unclosed
+
+def test_operation():
+    _unclosed.report("unclosed operation, made at there.py:3")
+""",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["unclosed operation, made at there.py:3"])
+
+
+async def test_nothing_stays_open_after_an_unwrap(contexts: Contexts) -> None:
+    open_before = _unclosed.still_open.copy()
+    left, right = trio.testing.memory_stream_pair()
+    client = TlsStream(left, contexts.client, server_hostname="localhost")
+    server = TlsStream(right, contexts.server, server_side=True)
+    assert len(_unclosed.still_open - open_before) == 2
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.unwrap)
+        nursery.start_soon(server.unwrap)
+    assert _unclosed.still_open == open_before
