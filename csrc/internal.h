@@ -142,6 +142,7 @@ unsigned int rtl_row(int64_t *row, uint64_t id, int64_t result, int64_t what);
 void rtl_outbox_prepare(const struct rtl_request *q, struct io_uring_sqe *sqe);
 unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
 			     int result, int64_t *row);
+bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result);
 void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q);
 unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
 			       unsigned int max_rows);

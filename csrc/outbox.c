@@ -300,6 +300,16 @@ int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 	return error;
 }
 
+/* True if a send's completion needs nobody's attention. */
+bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result)
+{
+	const struct rtl_request *q = find(r, id);
+
+	return q && result > 0 && !q->cancelling && !q->timed &&
+	       !q->u.out.below && !q->u.out.head->parcel &&
+	       (unsigned int)result == q->u.out.pending;
+}
+
 unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
 			       unsigned int max_rows)
 {

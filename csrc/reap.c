@@ -6,6 +6,7 @@
  * for it, about twenty at a time: rtl_reap() asks until nothing is left.
  */
 #include <errno.h>
+#include <sys/eventfd.h>
 
 #include "internal.h"
 
@@ -170,6 +171,35 @@ int rtl_ready(const struct rtl_ring *r)
 }
 
 /*
+ * From now on a completion makes the eventfd readable, until rtl_reap(). What
+ * is there already does so at once, but for sends that nobody is told of.
+ *
+ * The kernel announces work and then reads whether it should signal; here it
+ * is the other way round. Only with full barriers on both sides one of the two
+ * is sure to see the other. The kernel's is the locked instruction on x86.
+ * Elsewhere it is that of its list of work, so it is asked to look there.
+ */
+void rtl_arm(struct rtl_ring *r)
+{
+	struct io_uring_cqe *cqe;
+
+	io_uring_cq_eventfd_toggle(&r->uring, true);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+#ifndef __x86_64__
+	io_uring_get_events(&r->uring);
+#endif
+	while (!io_uring_peek_cqe(&r->uring, &cqe) &&
+	       rtl_outbox_is_silent(r, cqe->user_data, cqe->res)) {
+		int64_t row[MOST_ROWS * RTL_ROW];
+
+		complete(r, cqe, row);
+		io_uring_cqe_seen(&r->uring, cqe);
+	}
+	if (rtl_ready(r) || r->queued.head)
+		eventfd_write(r->eventfd, 1);
+}
+
+/*
  * Write up to max_rows rows; call again while rtl_ready(). The buffers they
  * name are the caller's until the next call.
  */
@@ -177,6 +207,7 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 {
 	unsigned int n = 0;
 
+	io_uring_cq_eventfd_toggle(&r->uring, false);
 	rtl_pool_take_back(r);
 	while (n + MOST_ROWS <= max_rows && rtl_ready(r)) {
 		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)

@@ -68,6 +68,7 @@ int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	ret = io_uring_register_eventfd(&r->uring, eventfd);
 	if (ret)
 		goto no_pool;
+	io_uring_cq_eventfd_toggle(&r->uring, false);
 	ret = rtl_pool_init(r, buffers, buffer_size);
 	if (ret)
 		goto no_pool;

@@ -9,7 +9,6 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <sys/eventfd.h>
 
 #include "internal.h"
 
@@ -314,13 +313,6 @@ static void stage(struct rtl_ring *r)
 	}
 }
 
-/* Requests that ended without a CQE do not make the kernel wake anyone. */
-static void announce_ended(const struct rtl_ring *r)
-{
-	if (r->ended.head)
-		eventfd_write(r->eventfd, 1);
-}
-
 /*
  * Hand everything over. Returns 0 when the kernel has it all; -EAGAIN, -EBUSY
  * or -ENOMEM when completions must be reaped first (call again after that).
@@ -328,7 +320,6 @@ static void announce_ended(const struct rtl_ring *r)
 int rtl_submit(struct rtl_ring *r)
 {
 	rtl_pool_take_back(r);
-	announce_ended(r);
 	for (;;) {
 		int ret;
 

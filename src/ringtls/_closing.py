@@ -124,6 +124,7 @@ class Closing:
         "_settled",
         "made_at",
         "outcome",
+        "started",
         "timeout",
         "transport",
     )
@@ -135,6 +136,7 @@ class Closing:
         self.outcome: CloseOutcome | None = None
         self.made_at = _caller()
         self._phase = Phase.OPEN
+        self.started = False
         self._farewell = CloseOutcome.CLEAN
         self._settled = transport.driver.signal()
         transport.driver.register(self)
@@ -149,10 +151,6 @@ class Closing:
         """The connection goes on without this: somebody else sees to its end."""
         self.transport.driver.unregister(self)
         _unclosed.still_open.discard(self)
-
-    @property
-    def started(self) -> bool:
-        return self._phase is not Phase.OPEN
 
     def start(self, timeout: float | None = None) -> None:
         """Begin the end. Later calls do nothing."""
@@ -261,6 +259,7 @@ class Closing:
 
     def _step(self, event: Event) -> None:
         self._phase = TRANSITIONS[self._phase, event]
+        self.started = True
         _unclosed.still_open.discard(self)
 
 

@@ -52,6 +52,7 @@ logger = logging.getLogger("ringtls")
 _ffi: Any = _engine.ffi
 _lib: Any = _engine.lib
 
+_put = _lib.rtl_put
 OVER: int = _lib.RTL_OVER
 
 SQ_ENTRIES = 256
@@ -130,7 +131,7 @@ class Ring:
 
     Args:
       wakeup_fd: an eventfd that outlives the ring; by default it has one of its own. It is
-        readable when there may be completions.
+        readable when there are completions, once ``arm`` was called.
       buffers: how many buffers the receive pool has; a power of two.
       buffer_size: size of each, in bytes.
 
@@ -237,7 +238,7 @@ class Ring:
         if size > LARGEST_COPY:
             self._last_id = parcel = self._last_id + 1
             self._parcels[parcel] = data
-        unsent: int = _lib.rtl_put(self._engine, outbox.id, data, size, parcel)
+        unsent: int = _put(self._engine, outbox.id, data, size, parcel)
         if unsent < 0:
             self._parcels.pop(parcel, None)
             raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
@@ -374,6 +375,10 @@ class Ring:
                 raise OSError(-result, f"io_uring submit: {os.strerror(-result)}")
             self.wake()
 
+    def arm(self) -> None:
+        """Have completions make the wake-up descriptor readable, until the next ``reap``."""
+        _lib.rtl_arm(self._usable())
+
     def reap(self) -> None:
         """Complete every request that the kernel is done with.
 
@@ -385,10 +390,12 @@ class Ring:
         failures: list[BaseException] = []
         self._reaping = True
         try:
-            while _lib.rtl_ready(engine):
+            while True:
                 count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
                 if count < 0:
                     raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
+                if count == 0:
+                    break
                 columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
                 for id_, result, what in zip(columns, columns, columns, strict=True):
                     if what >= 0:

@@ -43,19 +43,20 @@ class TlsSession:
     """
 
     __slots__ = (
-        "_held_output",
         "_https_compatible",
-        "_incoming",
         "_input_ended",
         "_more_decrypted",
-        "_outgoing",
         "_unread",
         "close_notify_received",
         "close_notify_sent",
         "failure",
         "feed",
         "handshake_done",
+        "held_output",
+        "incoming",
         "object",
+        "outgoing",
+        "quiet",
     )
 
     def __init__(
@@ -68,19 +69,21 @@ class TlsSession:
     ) -> None:
         if context.check_hostname and not server_side and not server_hostname:
             raise ValueError("the context checks the hostname: server_hostname is needed")
-        self._incoming = ssl.MemoryBIO()
+        self.incoming = ssl.MemoryBIO()
         #: Take in what came from the peer.
-        self.feed: Callable[[Buffer], object] = self._incoming.write
-        self._outgoing = ssl.MemoryBIO()
+        self.feed: Callable[[Buffer], object] = self.incoming.write
+        self.outgoing = ssl.MemoryBIO()
         self.object = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+            self.incoming, self.outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._https_compatible = https_compatible
         self._unread: deque[memoryview] = deque()
-        self._held_output = 0
+        self.held_output = 0
         self._more_decrypted = False  # by OpenSSL, and not read yet
         self._input_ended = False
         self.handshake_done = False
+        #: True if there is nothing to read but what may be in ``incoming``.
+        self.quiet = False
         self.close_notify_sent = False
         self.close_notify_received = False
         self.failure: ssl.SSLError | None = None
@@ -90,22 +93,23 @@ class TlsSession:
     def feed_end(self) -> None:
         """Nothing more will come."""
         self._input_ended = True
+        self._note_what_is_there()
 
     @property
     def has_output(self) -> bool:
         """True if there is something that must be sent now."""
-        return self._outgoing.pending > self._held_output
+        return self.outgoing.pending > self.held_output
 
     def take_output(self) -> bytes:
         """All that is to be sent to the peer, in order."""
-        self._held_output = 0
-        return self._outgoing.read()
+        self.held_output = 0
+        return self.outgoing.read()
 
     def take_trailing_input(self) -> bytes:
         """What came after the peer's close_notify: it is not TLS."""
-        return self._incoming.read()
+        return self.incoming.read()
 
-    # Plaintext. Each returns None where more input is needed.
+    # Plaintext. Each returns None or False where more input is needed.
 
     def handshake(self) -> bool:
         """Go on with the handshake. True when it is complete.
@@ -125,7 +129,8 @@ class TlsSession:
             raise self._fail(error) from None
         self.handshake_done = True
         if self.object.server_side and self.object.version() == "TLSv1.3":
-            self._held_output = self._outgoing.pending
+            self.held_output = self.outgoing.pending
+        self._note_what_is_there()
         return True
 
     def read(self, max_bytes: int) -> bytes | None:
@@ -135,13 +140,15 @@ class TlsSession:
           TruncationError: the input has ended without close_notify.
           ssl.SSLError: the peer broke the protocol, or sent a fatal alert.
         """
+        if self.quiet:
+            return self._read_records(max_bytes) if self.incoming.pending else None
         if self._unread:
             return self._read_unread(max_bytes)
         if self.failure is not None:
             raise _without_frames(self.failure)
         if self.close_notify_received:
             return b""
-        if self._incoming.pending or self._more_decrypted:
+        if self.incoming.pending or self._more_decrypted:
             data = self._read_records(max_bytes)
             if data is not None:
                 return data
@@ -156,19 +163,21 @@ class TlsSession:
     def put_back(self, data: bytes) -> None:
         """Have the next ``read`` give this again."""
         self._unread.appendleft(memoryview(data))
+        self._note_what_is_there()
 
-    def write(self, data: Buffer) -> int | None:
-        """Encrypt; returns how much of ``data`` was taken.
+    def write(self, data: Buffer) -> bool:
+        """Encrypt all of ``data``. False if input is needed first.
 
         Raises:
           ssl.SSLError: as for ``read``.
         """
         try:
-            return self.object.write(data)
+            self.object.write(data)
         except ssl.SSLWantReadError:
-            return None
+            return False
         except ssl.SSLError as error:
             raise self._fail(error) from None
+        return True
 
     def close_output(self) -> None:
         """Queue our close_notify. What came before and was not read yet stays readable."""
@@ -177,17 +186,18 @@ class TlsSession:
         self._save_unread()
         if self.failure is not None:
             return
-        pending = self._outgoing.pending
+        pending = self.outgoing.pending
         try:
             self.object.unwrap()
             self.close_notify_received = True
+            self._note_what_is_there()
         except ssl.SSLWantReadError:
             pass  # the peer's alert is yet to come: the usual answer
         except ssl.SSLError as error:
             if error.reason == "SHUTDOWN_WHILE_IN_INIT":
                 return  # the peer renegotiates
             self._fail(error)
-        self.close_notify_sent = self._outgoing.pending > pending
+        self.close_notify_sent = self.outgoing.pending > pending
 
     # Helpers
 
@@ -196,7 +206,7 @@ class TlsSession:
         pieces: list[bytes] = []
         left = max_bytes
         while left:
-            size = min(left, RECORD_SIZE)
+            size = left if left < RECORD_SIZE else RECORD_SIZE
             try:
                 data = self.object.read(size)
             except ssl.SSLWantReadError:
@@ -212,23 +222,24 @@ class TlsSession:
             if not data:
                 self.close_notify_received = True
                 break
+            taken = len(data)
+            self._more_decrypted = taken == size and self.object.pending() > 0
+            if not (pieces or self._more_decrypted or self.incoming.pending):
+                return data
             pieces.append(data)
-            left -= len(data)
-            self._more_decrypted = len(data) == size and self.object.pending() > 0
-            if not (self._more_decrypted or self._incoming.pending):
-                break
-        if len(pieces) == 1:
-            return pieces[0]
+            left -= taken
+        self._note_what_is_there()
         return b"".join(pieces) if pieces or self.close_notify_received else None
 
     def _read_unread(self, max_bytes: int) -> bytes:
         data = self._unread.popleft()
         if len(data) > max_bytes:
             self._unread.appendleft(data[max_bytes:])
+        self._note_what_is_there()
         return bytes(data[:max_bytes])
 
     def _save_unread(self) -> None:
-        while not self.close_notify_received and (self._incoming.pending or self._more_decrypted):
+        while not self.close_notify_received and (self.incoming.pending or self._more_decrypted):
             try:
                 data = self._read_records(sys.maxsize)
             except ssl.SSLError:
@@ -237,11 +248,23 @@ class TlsSession:
                 return
             if data:
                 self._unread.append(memoryview(data))
+                self._note_what_is_there()
 
     def _fail(self, error: ssl.SSLError) -> ssl.SSLError:
         self.failure = _without_frames(error)
-        self._held_output = 0
+        self.held_output = 0
+        self._note_what_is_there()
         return error
+
+    def _note_what_is_there(self) -> None:
+        self.quiet = not (
+            self._unread
+            or self._more_decrypted
+            or self._input_ended
+            or self.close_notify_received
+            or self.failure is not None
+            or not self.handshake_done
+        )
 
 
 def _without_frames(error: ssl.SSLError) -> ssl.SSLError:

@@ -19,7 +19,6 @@ Nothing here awaits anything but the transport and its driver.
 from __future__ import annotations
 
 import ssl
-import sys
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 import idna
@@ -31,13 +30,13 @@ from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome, Closing, checked_timeout
 from ._conflict import ConflictDetector
 from ._session import TlsSession
 from ._socket import SocketStream, checked_max_bytes
-from ._transport import HIGH_WATER
+from ._transport import HIGH_WATER, RECEIVE_SIZE
 from ._trio_driver import TrioDriver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from typing_extensions import TypeVar
+    from typing_extensions import Buffer, TypeVar
 
     from ._transport import Transport
 
@@ -143,23 +142,26 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
         Raises:
           trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
         """
-        with self._sending:
+        sending = self._sending
+        if sending.busy:
+            sending.refuse()
+        sending.busy = True
+        try:
+            session, transport, driver = self._session, self._transport, self._driver
             self._check_sendable()
-            await self._driver.checkpoint_if_cancelled()
-            if not self._session.handshake_done:
+            await driver.checkpoint_if_cancelled()
+            if not session.handshake_done:
                 await self._ensure_handshake()
-            left = memoryview(data).cast("B")
-            while left:
-                if self._transport.unsent >= HIGH_WATER:
-                    await self._transport.wait_sent()
+            for piece in _pieces(data):
+                if transport.unsent >= HIGH_WATER:
+                    await transport.wait_sent()
                     self._check_sendable()
-                taken = self._write(left[:PIECE])
-                if taken is None:
-                    await self._transport.receive()
+                while not self._write(piece):
+                    await transport.receive()
                     self._check_sendable()
-                else:
-                    left = left[taken:]
-            await self._driver.cancel_shielded_checkpoint()
+            await driver.cancel_shielded_checkpoint()
+        finally:
+            sending.busy = False
 
     @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -194,19 +196,29 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
           TruncationError: the connection ended without close_notify.
           trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
         """
-        most = sys.maxsize if max_bytes is None else checked_max_bytes(max_bytes)
-        with self._receiving:
-            self._check_open()
-            await self._driver.checkpoint_if_cancelled()
-            waited = False
-            if not self._session.handshake_done:
+        most = RECEIVE_SIZE if max_bytes is None else checked_max_bytes(max_bytes)
+        receiving = self._receiving
+        if receiving.busy:
+            receiving.refuse()
+        receiving.busy = True
+        try:
+            session, transport = self._session, self._transport
+            if self._closing.started or self._unwrapped:
+                self._check_open()
+            if session.quiet and not session.incoming.pending:
+                await transport.receive()
+                waited = True
+            else:
+                await self._driver.checkpoint_if_cancelled()
                 waited = await self._ensure_handshake()
             while (data := self._read(most)) is None:
-                await self._transport.receive()
+                await transport.receive()
                 waited = True
             if not waited:
                 await self._driver.cancel_shielded_checkpoint()
             return data
+        finally:
+            receiving.busy = False
 
     @enable_ki_protection
     async def send_eof(self) -> None:
@@ -398,10 +410,18 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
             raise _broken(self._session.failure)
 
     def _check_sendable(self) -> None:
-        self._check_usable()
-        if self._session.close_notify_sent:
-            raise trio.ClosedResourceError("can't send after send_eof()")
-        self._transport.check_sendable()
+        session, transport = self._session, self._transport
+        if (
+            self._closing.started
+            or self._unwrapped
+            or session.close_notify_sent
+            or session.failure is not None
+            or transport.error is not None
+        ):
+            self._check_usable()
+            if session.close_notify_sent:
+                raise trio.ClosedResourceError("can't send after send_eof()")
+            transport.check_sendable()
 
     # Rule 1. An alert that a call left behind goes out as well.
 
@@ -412,18 +432,17 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
         except ssl.SSLError as error:
             raise _broken(error) from error
         finally:
-            if session.has_output:
+            if session.outgoing.pending > session.held_output:
                 self._transport.enqueue(session.take_output())
 
-    def _write(self, data: memoryview) -> int | None:
+    def _write(self, data: Buffer) -> bool:
         session = self._session
         try:
             return session.write(data)
         except ssl.SSLError as error:
             raise _broken(error) from error
         finally:
-            if session.has_output:
-                self._transport.enqueue(session.take_output())
+            self._transport.enqueue(session.take_output())
 
     def _call_session(self, function: Callable[[], T]) -> T:
         try:
@@ -496,6 +515,13 @@ def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
         return stream.surrender()
     transport = StreamTransport(TrioDriver.current(), stream)
     return transport, Closing(transport)
+
+
+def _pieces(data: bytes | bytearray | memoryview) -> Iterable[Buffer]:
+    if type(data) is bytes and 0 < len(data) <= PIECE:
+        return (data,)
+    view = memoryview(data).cast("B")
+    return [view[start : start + PIECE] for start in range(0, len(view), PIECE)]
 
 
 def _broken(error: ssl.SSLError) -> trio.BrokenResourceError:

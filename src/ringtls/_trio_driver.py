@@ -6,9 +6,9 @@ Rules:
    not. An instrument submits before trio sleeps and reaps after it woke, so a task runs in the
    tick in which its operation completed.
 2. Nothing is rescheduled before the sleep: trio has computed its timeout by then. What is
-   complete without a CQE makes the eventfd readable instead (csrc/submit.c).
-3. The pump, a system task, waits for the driver's eventfd, so that epoll wakes. It clears it
-   and looks once more; all other dispatching is the instrument's.
+   complete already makes the eventfd readable instead (csrc/reap.c).
+3. The pump, a system task, waits for the driver's eventfd, so that epoll wakes. It clears it;
+   all dispatching is the instrument's. While trio is awake anyway the eventfd is not used.
 4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
    is caught, and ends every request in flight with itself as the reason.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
@@ -28,12 +28,15 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from types import coroutine
+from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import trio
+from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
 from ._ring import Ring
@@ -51,32 +54,72 @@ logger = logging.getLogger("ringtls")
 GRACE = 5.0
 
 
-class TrioSignal:
-    """Tasks that wait for the next occurrence of something (Signal of _transport)."""
+def _message_of(coroutine: Coroutine[Any, Any, object]) -> Any:
+    """What a coroutine of trio yields to trio's loop: to be yielded again by our own, which
+    saves two coroutines each time a task sleeps."""
+    message = coroutine.send(None)
+    coroutine.close()
+    return message
 
-    __slots__ = ("_tasks",)
+
+_CHECKPOINT = _message_of(trio.lowlevel.cancel_shielded_checkpoint())
+
+#: What a woken task is sent. It is never unwrapped, so one does for all.
+_WOKEN = Value(None)
+
+
+class TrioSignal:
+    """Tasks that wait for the next occurrence of something (Signal of _transport).
+
+    Most often that is one task: it has the place, and others queue.
+    """
+
+    __slots__ = ("__weakref__", "_message", "_queue", "_task")
 
     def __init__(self) -> None:
-        self._tasks: set[Task] = set()
+        self._task: Task | None = None
+        self._queue: set[Task] = set()
+        self._message: Any = None
 
     def wake(self) -> None:
-        """Have the pump look again."""
-        while self._tasks:
-            reschedule(self._tasks.pop())
+        if self._task is not None:
+            task, self._task = self._task, None
+            reschedule(task, _WOKEN)
+        while self._queue:
+            reschedule(self._queue.pop())
 
-    async def wait(self) -> None:
+    @coroutine
+    def wait(self) -> Generator[Any, Any, None]:
         task = current_task()
-        self._tasks.add(task)
-
-        def abort(_: RaiseCancelT) -> Abort:
-            self._tasks.discard(task)
-            return Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        if self._task is not None:
+            self._queue.add(task)
+            yield from trio.lowlevel.wait_task_rescheduled(partial(self._abort_queued, task))
+            return
+        if self._message is None:
+            abort = partial(_abort_waiter, ref(self))  # no reference cycle
+            self._message = _message_of(trio.lowlevel.wait_task_rescheduled(abort))
+        self._task = task
+        sent = yield self._message
+        if sent is not _WOKEN:
+            sent.unwrap()
 
     async def wait_uncancellable(self) -> None:
-        self._tasks.add(current_task())
+        self._queue.add(current_task())
         await trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED)
+
+    def _abort_queued(self, task: Task, _: RaiseCancelT) -> Abort:
+        self._queue.discard(task)
+        return Abort.SUCCEEDED
+
+    def abort_waiter(self) -> None:
+        self._task = None
+
+
+def _abort_waiter(signal: ref[TrioSignal], _: RaiseCancelT) -> Abort:
+    waited_for = signal()
+    assert waited_for is not None  # its waiter holds it
+    waited_for.abort_waiter()
+    return Abort.SUCCEEDED
 
 
 class _WakeOnTaskExit(trio.abc.Instrument):
@@ -181,7 +224,11 @@ class TrioDriver(trio.abc.Instrument):
             raise
 
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
-    cancel_shielded_checkpoint = staticmethod(trio.lowlevel.cancel_shielded_checkpoint)
+
+    @staticmethod
+    @coroutine
+    def cancel_shielded_checkpoint() -> Generator[Any, Any, None]:
+        yield _CHECKPOINT
 
     async def uncancellable_checkpoint(self) -> None:
         reschedule(current_task())
@@ -229,6 +276,8 @@ class TrioDriver(trio.abc.Instrument):
             return
         try:
             ring.submit()
+            if timeout > 0:
+                ring.arm()
         except BaseException as failure:
             self._fail(failure)
         if not self._pump_runs and ring.in_flight:
@@ -278,7 +327,6 @@ class TrioDriver(trio.abc.Instrument):
         await trio.lowlevel.wait_readable(self._wakeup_fd)
         with suppress(BlockingIOError):
             os.eventfd_read(self._wakeup_fd)
-        self._reap()
 
     @property
     def _in_flight(self) -> int:
