@@ -1,8 +1,4 @@
-"""``python -m bench``: measure ringtls and what it is compared with.
-
-Candidates take turns within each work, works within each round, so what disturbs the machine for
-a while hits them all. What counts is the median over the rounds.
-"""
+"""``python -m bench``: measure ringtls and what it is compared with."""
 
 from __future__ import annotations
 
@@ -14,61 +10,62 @@ import signal
 import ssl
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 
-from ringtls._cli.certificates import Certificate, make_certificate
+from ringtls._cli.certificates import make_certificate
 
 from .candidates import CANDIDATES, Candidate
-from .load import LoadError, missing_programs
+from .load import missing_programs
+from .measure import measure_ends, measure_works, plan, possible
+from .plots import draw
 from .progress import Progress
 from .report import render
 from .results import Results
-from .server import ServerError, load_cpu, running, server_cpu
-from .works import WORKS, Settings, Work
+from .server import load_cpu, server_cpu
+from .settings import Settings
+from .works import WORKS, Work
 
 __all__ = ["main"]
 
-Named = TypeVar("Named", Work, Candidate)
-
 OUTPUT = Path(__file__).with_name("results")
 
-#: Rounds and seconds by default, and with --quick.
-ROUNDS, SECONDS = 5, 2.0
-QUICK_ROUNDS, QUICK_SECONDS = 1, 0.5
+#: What is done by default, and with --quick.
+THOROUGH = Settings(rounds=5, seconds=2.0, idle=10_000, closes=200, ends=48)
+QUICK = Settings(rounds=1, seconds=0.5, idle=500, closes=20, ends=6)
+
+#: A part of the measurements that is no work of a server's.
+ENDS = "ends"
+
+#: Files that a server may have open besides idle connections.
+OTHER_FILES = 100
 
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
-    missing = missing_programs()
-    if missing:
+    if missing := missing_programs():
         sys.exit(
             f"{' and '.join(missing)} not found. Run this once, then try again:\n"
             f"    sudo apt-get install -y {' '.join(missing)}"
         )
-    quick = arguments.quick
-    rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    settings = Settings(arguments.seconds or (QUICK_SECONDS if quick else SECONDS))
-    results = Results(_about(rounds, settings))
+    results = Results(_about())
     candidates = _present(arguments.candidates, results)
     if not candidates:
         sys.exit("\n".join(("There is nothing to measure.", *results.notes)))
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so all that was started is ended
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    os.sched_setaffinity(0, {load_cpu()})
-    if load_cpu() == server_cpu():
-        results.note("There is one CPU for servers and load, so rates and latencies mean little.")
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        certificate = make_certificate(Path(directory))
-        _measure(candidates, arguments.only, rounds, settings, certificate, results)
+    settings = _settings(arguments, results)
+    results.about["settings"] = asdict(settings)
+    works = possible([work for work in WORKS if work.name in arguments.only], results)
+    _measure(candidates, works, settings, ENDS in arguments.only, results)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     results.write(arguments.output / "results.json")
-    works = [work.name for work in arguments.only]
+    if find_spec("matplotlib"):
+        draw(results, candidates, arguments.output)
+    else:
+        results.note("There are no plots, as matplotlib is not installed: pip install matplotlib")
     print(render(results, works, candidates))
     print(f"\nWritten to {arguments.output}.")
     return 0
@@ -77,53 +74,65 @@ def main(words: Sequence[str] | None = None) -> int:
 def _measure(
     candidates: Sequence[Candidate],
     works: Sequence[Work],
-    rounds: int,
     settings: Settings,
-    certificate: Certificate,
+    with_ends: bool,
     results: Results,
 ) -> None:
-    plan = [
-        (number, work, candidate)
-        for number in range(1, rounds + 1)
-        for work in works
-        for candidate in candidates
-        if number == 1 or not work.once
-    ]
-    progress = Progress(sys.stderr, len(plan))
-    for number, work, candidate in plan:
-        progress.begin(f"round {number} of {rounds}: {work.title}: {candidate.title}")
-        try:
-            with running(candidate, certificate, tickets=work.tickets) as server:
-                results.add(work.name, candidate.name, work.measure(server, settings))
-        except (LoadError, ServerError, OSError) as error:
-            results.note(f"Round {number}, {work.name}, {candidate.name}: {error}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so all that was started is ended
+    os.sched_setaffinity(0, {load_cpu()})
+    if load_cpu() == server_cpu():
+        results.note("There is one CPU for servers and load, so rates and latencies mean little.")
+    for note in (*(each.note for each in candidates), *(work.note for work in works)):
+        if note:
+            results.note(note)
+    total = len(candidates) * (1 + with_ends) + len(plan(candidates, works, settings))
+    progress = Progress(sys.stderr, total)
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        certificate = make_certificate(Path(directory))
+        measure_works(candidates, works, settings, certificate, results, progress)
+    if with_ends:
+        measure_ends(candidates, settings, results, progress)
     progress.end()
+
+
+def _settings(arguments: argparse.Namespace, results: Results) -> Settings:
+    """What is wanted, as far as this machine allows it."""
+    chosen = QUICK if arguments.quick else THOROUGH
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    idle = min(chosen.idle, hard - OTHER_FILES)
+    if idle < chosen.idle:
+        results.note(f"There are {idle} idle connections, as the limit of open files is {hard}.")
+    return Settings(
+        rounds=arguments.rounds or chosen.rounds,
+        seconds=arguments.seconds or chosen.seconds,
+        idle=idle,
+        closes=chosen.closes,
+        ends=chosen.ends,
+    )
 
 
 def _present(candidates: Sequence[Candidate], results: Results) -> list[Candidate]:
     """Those that can be measured here."""
     present = []
     for candidate in candidates:
-        missing = candidate.missing()
-        if missing:
+        if missing := candidate.missing():
             results.note(f"{candidate.title} was left out: {missing}")
         else:
             present.append(candidate)
     return present
 
 
-def _about(rounds: int, settings: Settings) -> dict[str, object]:
-    return {
-        "rounds": rounds,
-        "seconds": settings.seconds,
+def _about() -> dict[str, object]:
+    about = {
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "openssl": ssl.OPENSSL_VERSION,
-        "ringtls": version("ringtls"),
-        "trio": version("trio"),
     }
+    packages = {name: version(name) for name in ("ringtls", "trio", "uvloop") if find_spec(name)}
+    return {**about, **packages}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,24 +140,29 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure ringtls next to other TLS servers, on this machine, in one run.",
     )
+    works = [*(work.name for work in WORKS), ENDS]
+    by_name = {candidate.name: candidate for candidate in CANDIDATES}
     parser.add_argument("--quick", action="store_true", help="one short round, to try it")
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"default {ROUNDS}")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"default {THOROUGH.rounds}")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help=f"of each measurement, default {SECONDS}"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help=f"of each measurement, default {THOROUGH.seconds}",
     )
     parser.add_argument(
         "--only",
-        type=lambda text: _named(text, WORKS),
-        default=WORKS,
+        type=_names_of(works),
+        default=works,
         metavar="WORK,...",
-        help=f"of {', '.join(work.name for work in WORKS)}",
+        help=f"of {', '.join(works)}",
     )
     parser.add_argument(
         "--candidates",
-        type=lambda text: _named(text, CANDIDATES),
+        type=lambda text: [by_name[name] for name in _names_of(by_name)(text)],
         default=CANDIDATES,
         metavar="NAME,...",
-        help=f"of {', '.join(candidate.name for candidate in CANDIDATES)}",
+        help=f"of {', '.join(by_name)}",
     )
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, metavar="DIR", help="default bench/results"
@@ -156,14 +170,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _named(text: str, known: Sequence[Named]) -> list[Named]:
-    by_name = {one.name: one for one in known}
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in by_name:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(by_name)}")
-    return [by_name[name] for name in names]
+def _names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; nothing was written.")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .server import HOST, Server
 
-__all__ = ["LoadError", "Wrk", "WrkResult", "curl", "missing_programs"]
+__all__ = ["LoadError", "Wrk", "WrkResult", "curl", "missing_programs", "program"]
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 
@@ -22,25 +22,30 @@ PROGRAMS = ("wrk", "curl")
 #: wrk counts answers that take longer as errors. With thousands of connections the first take long.
 WRK_TIMEOUT = 60
 
+Argument = str | os.PathLike[str]
+
 
 class LoadError(Exception):
     """A load did not go as it should."""
 
 
 def missing_programs() -> list[str]:
-    return [program for program in PROGRAMS if shutil.which(program) is None]
+    return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
 @contextmanager
-def _program(*arguments: str | os.PathLike[str]) -> Iterator[subprocess.Popen[str]]:
-    """A program that runs, and is killed if it is left before it ends."""
+def program(*arguments: Argument) -> Iterator[subprocess.Popen[str]]:
+    """A program that runs, with pipes to its input and from its output, errors among it.
+
+    It is killed if it is left before it ends.
+    """
     with subprocess.Popen(
         arguments,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        process_group=0,
+        process_group=0,  # ^C is for the harness
     ) as process:
         try:
             yield process
@@ -56,7 +61,6 @@ class WrkResult:
       p50, p99: seconds from a request to its answer.
     """
 
-    requests: int
     p50: float
     p99: float
 
@@ -77,12 +81,12 @@ class Wrk:
         Args:
           pause: seconds between a connection's opening and its first request.
         """
-        arguments: list[str | os.PathLike[str]] = ["wrk", "-t1", f"-c{connections}"]
-        arguments += ["-d1h", f"--timeout={WRK_TIMEOUT}s", "-s", SCRIPT]
+        arguments: list[Argument] = ["wrk", "-t1", f"-c{connections}", "-d1h"]
+        arguments += [f"--timeout={WRK_TIMEOUT}s", "-s", SCRIPT]
         for header in headers:
             arguments += ["-H", header]
         arguments += [f"https://{HOST}:{server.port}/", "--", f"{connections}", f"{pause * 1000}"]
-        with _program(*arguments) as process:
+        with program(*arguments) as process:
             yield cls(process)
 
     def stop(self) -> WrkResult:
@@ -95,29 +99,21 @@ class Wrk:
         output, _ = self._process.communicate()
         for line in output.splitlines():
             match line.split():
-                case ["RESULT", requests, p50, p99, "0"]:
-                    return WrkResult(int(requests), int(p50) / 1e6, int(p99) / 1e6)
-        raise LoadError(f"wrk saw errors:\n{output}")
+                case ["RESULT", p50, p99, "0"]:
+                    return WrkResult(int(p50) / 1e6, int(p99) / 1e6)
+        raise LoadError(f"wrk saw errors: {output.strip()}")
 
 
-def curl(server: Server, *arguments: str | os.PathLike[str], write_out: str) -> list[list[str]]:
-    """Run curl, and return the words of the lines that it writes for each transfer.
+def curl(server: Server, *arguments: Argument, write_out: str) -> list[str]:
+    """Run curl, and return what it writes for each transfer.
 
     Raises:
       LoadError: curl failed.
     """
-    with _program(
-        "curl",
-        "--silent",
-        "--show-error",
-        "--fail",
-        "--cacert",
-        server.certificate.ca,
-        "--write-out",
-        write_out + "\\n",
-        *arguments,
-    ) as process:
+    options: list[Argument] = ["--silent", "--show-error", "--fail", "--output", "/dev/null"]
+    options += ["--cacert", server.certificate.ca, "--write-out", write_out + "\\n"]
+    with program("curl", *options, *arguments) as process:
         output, _ = process.communicate()
     if process.returncode:
         raise LoadError(f"curl failed: {output.strip()}")
-    return [line.split() for line in output.splitlines()]
+    return output.split()

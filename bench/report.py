@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .candidates import Candidate
 from .results import Results
 from .targets import Outcome, outcomes
+from .works import Work
 
 __all__ = ["render"]
 
@@ -43,11 +44,11 @@ METRICS = (
 TITLES = {metric.name: metric.title for metric in METRICS}
 
 
-def render(results: Results, works: Sequence[str], candidates: Sequence[Candidate]) -> str:
+def render(results: Results, works: Sequence[Work], candidates: Sequence[Candidate]) -> str:
     """All there is to tell.
 
     Args:
-      works, candidates: in the order of rows and columns; works by name.
+      works, candidates: in the order of rows and columns; as they were chosen.
     """
     sections = [
         *(_metric_table(results, metric, works, candidates) for metric in METRICS),
@@ -59,10 +60,10 @@ def render(results: Results, works: Sequence[str], candidates: Sequence[Candidat
 
 
 def _metric_table(
-    results: Results, metric: Metric, works: Sequence[str], candidates: Sequence[Candidate]
+    results: Results, metric: Metric, works: Sequence[Work], candidates: Sequence[Candidate]
 ) -> str:
-    def cell(work: str, candidate: Candidate) -> str:
-        figure = results.figure(work, candidate.name, metric.name)
+    def cell(work: Work, candidate: Candidate) -> str:
+        figure = results.figure(work.name, candidate.name, metric.name)
         if figure is None:
             return MISSING
         median, low, high = (
@@ -71,9 +72,9 @@ def _metric_table(
         return median if len(figure.rounds) == 1 else f"{median} ({low}..{high})"
 
     rows = [
-        (work, *(cell(work, candidate) for candidate in candidates))
+        (work.name, *(cell(work, candidate) for candidate in candidates))
         for work in works
-        if any(results.figure(work, candidate.name, metric.name) for candidate in candidates)
+        if any(results.figure(work.name, candidate.name, metric.name) for candidate in candidates)
     ]
     return _table(metric.title, ("", *(candidate.title for candidate in candidates)), rows)
 

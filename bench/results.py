@@ -37,11 +37,13 @@ class Results:
 
     Attributes:
       about: the machine, the versions and the settings.
+      traits: what each candidate's connections are like.
       ends: how many connections ended how, by candidate and case.
       notes: what is unequal, was left out or failed.
     """
 
-    about: Mapping[str, object]
+    about: dict[str, object]
+    traits: dict[str, Mapping[str, object]] = field(default_factory=dict)
     ends: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _figures: dict[str, dict[str, dict[str, Figure]]] = field(
@@ -97,6 +99,7 @@ class Results:
                 {**asdict(outcome.target), "ratio": outcome.ratio, "reached": outcome.reached}
                 for outcome in outcomes(self.medians)
             ],
+            "traits": self.traits,
             "ends": self.ends,
             "notes": self.notes,
         }

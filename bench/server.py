@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import selectors
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -104,11 +103,6 @@ class Server:
     def close_durations(self) -> list[float]:
         """Seconds that closing took, as the server saw it; of nginx nothing is known."""
         return self._counters.close_durations
-
-    def client_context(self, *, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.certificate.ca))
-        context.minimum_version = context.maximum_version = version
-        return context
 
     def _cpu(self) -> float:
         return time.clock_gettime((~self.pid << 3) | 2)

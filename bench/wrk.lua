@@ -16,6 +16,6 @@ end
 
 function done(summary, latency, requests)
 	local e = summary.errors
-	io.write(string.format("RESULT %d %d %d %d\n", summary.requests, latency:percentile(50),
+	io.write(string.format("RESULT %d %d %d\n", latency:percentile(50),
 		latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
 end
