@@ -21,7 +21,6 @@ from ringtls._cli.certificates import make_certificate
 from .candidates import CANDIDATES, Candidate
 from .load import missing_programs
 from .measure import measure_ends, measure_works, plan, possible
-from .plots import draw
 from .progress import Progress
 from .report import render
 from .results import Results
@@ -63,6 +62,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     results.write(arguments.output / "results.json")
     if find_spec("matplotlib"):
+        from .plots import draw
+
         draw(results, candidates, arguments.output)
     else:
         results.note("There are no plots, as matplotlib is not installed: pip install matplotlib")

@@ -50,7 +50,7 @@ from ringtls._cli.demo.peer import End, observe_end
 from .load import LoadError
 from .settings import Settings
 
-__all__ = ["MEASURES", "Ends", "count_ends"]
+__all__ = ["MEASURES", "AnsweringSocket", "Ends", "count_ends"]
 
 #: How many connections ended how, by case and by end.
 Ends = dict[str, dict[str, int]]

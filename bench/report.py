@@ -10,7 +10,7 @@ from .results import Results
 from .targets import Outcome, outcomes
 from .works import Work
 
-__all__ = ["render"]
+__all__ = ["METRICS", "Metric", "render"]
 
 GAP = "  "
 MISSING = "-"
@@ -40,8 +40,6 @@ METRICS = (
     Metric("system_calls_per_request", "System calls of the server for each request"),
     Metric("close_latency", "Half of the closes take the server's task at most, µs", 1e6),
 )
-
-TITLES = {metric.name: metric.title for metric in METRICS}
 
 
 def render(results: Results, works: Sequence[Work], candidates: Sequence[Candidate]) -> str:
