@@ -79,13 +79,13 @@ class Wrk:
         """Start it.
 
         Args:
-          pause: seconds between a connection's opening and its first request.
+          pause: seconds until requests are sent. Connections are opened at once.
         """
         arguments: list[Argument] = ["wrk", "-t1", f"-c{connections}", "-d1h"]
         arguments += [f"--timeout={WRK_TIMEOUT}s", "-s", SCRIPT]
         for header in headers:
             arguments += ["-H", header]
-        arguments += [f"https://{HOST}:{server.port}/", "--", f"{connections}", f"{pause * 1000}"]
+        arguments += [f"https://{HOST}:{server.port}/", "--", f"{pause * 1000}"]
         with program(*arguments) as process:
             yield cls(process)
 

@@ -3,10 +3,9 @@
 1. What wrk asks for is measured between two snapshots. The first is made when all connections
    are in use: wrk opens its connections at the start, and their handshakes are no part of
    keep-alive. The load goes on until after the second.
-2. Where there are many connections, wrk waits on each of them before its first request, until all
-   are open. Else the first to be open would keep a server that accepts one at a time from
-   accepting the others. If the wait turns out to be too short, it is tried again with a longer
-   one.
+2. Where there are many connections, wrk sends nothing until all are open. Else the first to be
+   open would keep a server that accepts one at a time from accepting the others. If the wait
+   turns out to be too short, it is tried again with a longer one.
 3. Percentiles are wrk's, of its whole run. It counts from the request on, so without handshake.
 4. System calls are counted by perf, which does not slow the server down. Under strace each call
    takes so long that more requests come together, and one call does for more of them.
@@ -32,7 +31,7 @@ WARM_UP_TIMEOUT = 120
 #: Seconds between two looks at a server that warms up.
 POLL = 0.1
 
-#: More connections than these are many, and wait for so many seconds for each of them.
+#: More connections than these are many. For each of them opening takes so many seconds at most.
 FEW_CONNECTIONS = 64
 PAUSE_PER_CONNECTION = 2e-3
 
@@ -85,8 +84,9 @@ def _kept_alive(server: Server, connections: int) -> Iterator[Wrk]:
     pause = PAUSE_PER_CONNECTION * connections if connections > FEW_CONNECTIONS else 0
     while pause < WARM_UP_TIMEOUT:
         with Wrk.running(server, connections, pause=pause) as wrk:
+            start = time.monotonic() + pause
             if _comes(lambda: server.snapshot().connections >= connections, pause or 1):
-                time.sleep(pause)
+                time.sleep(max(0, start - time.monotonic()))
                 _warm_up(server, connections)
                 yield wrk
                 return

@@ -1,15 +1,31 @@
--- Arguments: how many connections there are, and how many milliseconds are to pass on each of them
--- before its first request.
+-- Argument: how many milliseconds after the start the first requests are to be sent, if not at once.
 -- At the end it prints what the harness wants to know, times in microseconds.
 
+local ffi = require("ffi")
+
+ffi.cdef [[
+	struct bench_time { long seconds, nanoseconds; };
+	int clock_gettime(int clock, struct bench_time *time);
+]]
+
+local CLOCK_MONOTONIC = 1
+
+local function milliseconds()
+	local time = ffi.new("struct bench_time")
+	ffi.C.clock_gettime(CLOCK_MONOTONIC, time)
+	return tonumber(time.seconds) * 1000 + tonumber(time.nanoseconds) / 1e6
+end
+
 function init(arguments)
-	local waiting = tonumber(arguments[1])
-	local pause = tonumber(arguments[2])
+	local pause = tonumber(arguments[1])
 	if pause > 0 then
-		function delay()
-			if waiting == 0 then return 0 end
-			waiting = waiting - 1
-			return pause
+		local start = milliseconds() + pause
+		local started = false
+		function delay() -- milliseconds before a request
+			if started then return 0 end
+			local left = start - milliseconds()
+			started = left <= 0
+			return math.max(0, math.floor(left))
 		end
 	end
 end
