@@ -19,6 +19,7 @@ from pathlib import Path
 from ringtls._cli.certificates import make_certificate
 
 from .candidates import CANDIDATES, Candidate
+from .ends import NOTE as ENDS_NOTE
 from .load import missing_programs
 from .measure import measure_ends, measure_works, plan, possible
 from .progress import Progress
@@ -92,6 +93,7 @@ def _measure(
         certificate = make_certificate(Path(directory))
         measure_works(candidates, works, settings, certificate, results, progress)
     if with_ends:
+        results.note(ENDS_NOTE)
         measure_ends(candidates, settings, results, progress)
     progress.end()
 

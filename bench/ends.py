@@ -50,7 +50,7 @@ from ringtls._cli.demo.peer import End, observe_end
 from .load import LoadError
 from .settings import Settings
 
-__all__ = ["MEASURES", "AnsweringSocket", "Ends", "count_ends"]
+__all__ = ["MEASURES", "NOTE", "AnsweringSocket", "Ends", "count_ends"]
 
 #: How many connections ended how, by case and by end.
 Ends = dict[str, dict[str, int]]
@@ -61,6 +61,12 @@ READ_SIZE = 64 * 1024
 
 #: Seconds that the peer waits for FIN before it answers close_notify.
 PATIENCE = 0.2
+
+NOTE = (
+    "Ends: nginx and the protocol have no tasks that could be cancelled, and are left out. asyncio "
+    "sends FIN only when close_notify is answered, so the peer answers it, "
+    f"after {PATIENCE} seconds without FIN."
+)
 
 #: Seconds until garbage is collected, when a handler of asyncio has ended.
 COLLECT_AFTER = 0.01

@@ -86,5 +86,6 @@ WORKS = (
         f"system calls, connections: {TYPICAL}",
         partial(requests.system_calls, connections=TYPICAL),
         program=requests.PERF,
+        note="System calls are counted by perf, which needs root or the right to trace.",
     ),
 )
