@@ -1,0 +1,1 @@
+"""``python -m bench``: ringtls measured next to other TLS servers, in one run on one machine."""
