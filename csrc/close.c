@@ -58,7 +58,7 @@ static int64_t ns_of(const struct __kernel_timespec *ts)
 	return ts->tv_sec * RTL_NS_PER_SECOND + ts->tv_nsec;
 }
 
-static int64_t now_ns(void)
+int64_t rtl_now_ns(void)
 {
 	struct timespec now;
 
@@ -68,13 +68,13 @@ static int64_t now_ns(void)
 
 bool rtl_is_past(const struct __kernel_timespec *deadline)
 {
-	return now_ns() >= ns_of(deadline);
+	return rtl_now_ns() >= ns_of(deadline);
 }
 
 /* How long to wait for input: to the deadline, or just a moment in a hurry. */
 void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q)
 {
-	int64_t moment = now_ns() + MOMENT_NS;
+	int64_t moment = rtl_now_ns() + MOMENT_NS;
 
 	q->u.close.until = q->deadline;
 	if (!r->hurried || moment >= ns_of(&q->deadline))

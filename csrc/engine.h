@@ -79,6 +79,7 @@ int rtl_free(struct rtl_ring *r);
 
 void *rtl_pool(const struct rtl_ring *r);
 void rtl_counters(const struct rtl_ring *r, struct rtl_counters *out);
+uint64_t rtl_moved(const struct rtl_ring *r);
 int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode);
 
 int rtl_recv(struct rtl_ring *r, uint64_t id, int fd, unsigned int len);
@@ -105,6 +106,7 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id);
 
 int rtl_submit(struct rtl_ring *r);
 void rtl_arm(struct rtl_ring *r);
+int rtl_look(const struct rtl_ring *r, int64_t ns);
 int rtl_ready(const struct rtl_ring *r);
 int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows);
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns);

@@ -149,6 +149,7 @@ unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
 
 /* close.c */
 #define RTL_TRASH_SIZE 65536u
+int64_t rtl_now_ns(void);
 bool rtl_is_past(const struct __kernel_timespec *deadline);
 void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q);
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q);

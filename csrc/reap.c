@@ -13,6 +13,9 @@
 /* How long to sleep when the kernel could not take everything. */
 #define SHORTAGE_NS (RTL_NS_PER_SECOND / 100)
 
+/* How often to look before the clock is read again. */
+#define LOOKS_PER_CLOCK 64u
+
 static unsigned int sq_flags(const struct rtl_ring *r)
 {
 	return IO_URING_READ_ONCE(*r->uring.sq.kflags);
@@ -200,8 +203,9 @@ void rtl_arm(struct rtl_ring *r)
 }
 
 /*
- * Write up to max_rows rows; call again while rtl_ready(). The buffers they
- * name are the caller's until the next call.
+ * Write up to max_rows rows; call again until there are none. The buffers they
+ * name are the caller's until the next call: so when half of the pool is lent,
+ * that is enough.
  */
 int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 {
@@ -209,7 +213,8 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 
 	io_uring_cq_eventfd_toggle(&r->uring, false);
 	rtl_pool_take_back(r);
-	while (n + MOST_ROWS <= max_rows && rtl_ready(r)) {
+	while (n + MOST_ROWS <= max_rows && rtl_ready(r) &&
+	       r->lent_len <= r->n.buffers / 2) {
 		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
 			r->n.cq_overflows++;
 		if (work_waits(r)) {
@@ -227,6 +232,19 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 	return (int)n;
 }
 
+/* Look for a completion, for so many nanoseconds at most. 1: there is one. */
+int rtl_look(const struct rtl_ring *r, int64_t ns)
+{
+	int64_t end = rtl_now_ns() + ns;
+
+	do {
+		for (unsigned int i = 0; i < LOOKS_PER_CLOCK; i++)
+			if (rtl_ready(r))
+				return 1;
+	} while (rtl_now_ns() < end);
+	return 0;
+}
+
 /* Submit, then sleep until there is a completion: 0, -ETIME or -EINTR. */
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 {
@@ -235,11 +253,11 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 	int ret;
 
 	ret = rtl_submit(r);
-	if (ret && ret != -EAGAIN && ret != -EBUSY && ret != -ENOMEM)
+	if (ret < 0 && ret != -EAGAIN && ret != -EBUSY && ret != -ENOMEM)
 		return ret;
 	if (rtl_ready(r))
 		return 0;
-	if (ret && timeout_ns > SHORTAGE_NS)
+	if (ret < 0 && timeout_ns > SHORTAGE_NS)
 		timeout_ns = SHORTAGE_NS;
 	ts.tv_sec = timeout_ns / RTL_NS_PER_SECOND;
 	ts.tv_nsec = timeout_ns % RTL_NS_PER_SECOND;

@@ -110,6 +110,11 @@ void rtl_counters(const struct rtl_ring *r, struct rtl_counters *out)
 	out->buffers_lent = r->lent_len;
 }
 
+uint64_t rtl_moved(const struct rtl_ring *r)
+{
+	return r->n.bytes_sent + r->n.bytes_received;
+}
+
 /* 1, 0, or -errno: does this kernel know the opcode? */
 int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode)
 {

@@ -314,24 +314,28 @@ static void stage(struct rtl_ring *r)
 }
 
 /*
- * Hand everything over. Returns 0 when the kernel has it all; -EAGAIN, -EBUSY
- * or -ENOMEM when completions must be reaped first (call again after that).
+ * Hand everything over. Returns how many SQEs that were when the kernel has it
+ * all; -EAGAIN, -EBUSY or -ENOMEM when completions must be reaped first (call
+ * again after that).
  */
 int rtl_submit(struct rtl_ring *r)
 {
+	int total = 0;
+
 	rtl_pool_take_back(r);
 	for (;;) {
 		int ret;
 
 		stage(r);
 		if (!io_uring_sq_ready(&r->uring))
-			return 0;
+			return total;
 		ret = io_uring_submit(&r->uring);
 		if (ret == -EINTR)
 			continue;
 		if (ret < 0)
 			return ret;
 		r->n.submitted += (uint64_t)ret;
+		total += ret;
 		if (!ret)
 			return -EAGAIN;
 	}

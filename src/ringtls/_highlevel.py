@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NoReturn
 
 import trio
@@ -27,6 +28,9 @@ __all__ = [
 
 #: Seconds to wait for one address before the next is tried (RFC 8305, section 5).
 HAPPY_EYEBALLS_DELAY = 0.25
+
+#: Tasks that accept from each listener: so many connections can be taken in one tick.
+ACCEPTORS = 8
 
 
 async def open_tcp_stream(
@@ -124,9 +128,18 @@ async def serve_tls_over_tcp(
     listeners = await open_tls_over_tcp_listeners(
         port, ssl_context, host=host, https_compatible=https_compatible, backlog=backlog
     )
-    await trio.serve_listeners(
-        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
-    )
+    async with trio.open_nursery() as nursery:
+        for _ in range(ACCEPTORS):
+            nursery.start_soon(
+                partial(
+                    trio.serve_listeners,
+                    handler,
+                    listeners,
+                    handler_nursery=handler_nursery or nursery,
+                )
+            )
+        task_status.started(listeners)
+    raise AssertionError("the acceptors do not return")
 
 
 def statistics() -> Statistics:

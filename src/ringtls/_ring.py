@@ -358,8 +358,8 @@ class Ring:
 
     # Driving
 
-    def submit(self) -> None:
-        """Hand all new requests to the kernel.
+    def submit(self) -> bool:
+        """Hand all new requests to the kernel. False if there were none.
 
         Raises:
           OSError: io_uring_enter(2) failed for good. A passing shortage is not an error: the
@@ -374,10 +374,15 @@ class Ring:
             if -result not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
                 raise OSError(-result, f"io_uring submit: {os.strerror(-result)}")
             self.wake()
+        return bool(result)
 
     def arm(self) -> None:
         """Have completions make the wake-up descriptor readable, until the next ``reap``."""
         _lib.rtl_arm(self._usable())
+
+    def look(self, ns: int) -> bool:
+        """Look for completions for up to ``ns`` nanoseconds, without sleeping."""
+        return bool(_lib.rtl_look(self._usable(), ns))
 
     def reap(self) -> None:
         """Complete every request that the kernel is done with.
@@ -539,6 +544,11 @@ class Ring:
     def in_flight(self) -> int:
         """How many requests the kernel has, or will have after the next submit."""
         return len(self._in_flight)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes sent and received since the ring was made."""
+        return int(_lib.rtl_moved(self._usable()))
 
     def requests(self) -> list[Request]:
         """The requests in flight, oldest first."""

@@ -51,7 +51,7 @@ else:
 __all__ = ["TlsListener", "TlsStream"]
 
 #: Plaintext that is encrypted in one piece.
-PIECE = 128 * 1024
+PIECE = 256 * 1024
 
 
 @final
@@ -137,7 +137,7 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
 
         Returns when it is accepted: it is sent in the background, and before the connection
         ends. Waits while too much is unsent. If this is cancelled, what was accepted is some
-        part of ``data`` from its start (all or nothing, up to 128 KiB).
+        part of ``data`` from its start (all or nothing, up to 256 KiB).
 
         Raises:
           trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["HIGH_WATER", "RECEIVE_SIZE", "Driver", "RingTransport", "Signal", "Transport", "broken"]
 
 #: Bytes in the outbox from which on a sender waits.
-HIGH_WATER = 128 * 1024
+HIGH_WATER = 256 * 1024
 
 #: Bytes of input thrown away after our FIN before the socket is closed all the same.
 DISCARD_LIMIT = 32 * 1024 * 1024

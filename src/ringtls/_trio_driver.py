@@ -8,7 +8,8 @@ Rules:
 2. Nothing is rescheduled before the sleep: trio has computed its timeout by then. What is
    complete already makes the eventfd readable instead (csrc/reap.c).
 3. The pump, a system task, waits for the driver's eventfd, so that epoll wakes. It clears it;
-   all dispatching is the instrument's. While trio is awake anyway the eventfd is not used.
+   all dispatching is the instrument's. While trio is awake anyway the eventfd is not used. In
+   polling (_polling) it is the pump that keeps trio awake.
 4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
    is caught, and ends every request in flight with itself as the reason.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
@@ -33,12 +34,13 @@ from contextlib import suppress
 from functools import partial
 from types import coroutine
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import trio
 from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
+from ._polling import LOOK, Polling
 from ._ring import Ring
 from ._statistics import Statistics, Tally
 
@@ -132,6 +134,17 @@ class _WakeOnTaskExit(trio.abc.Instrument):
         self._wake()
 
 
+_drivers: WeakSet[TrioDriver] = WeakSet()
+
+
+def _die_in_child() -> None:
+    for driver in _drivers:
+        driver.is_forked = True
+
+
+os.register_at_fork(after_in_child=_die_in_child)
+
+
 class TrioDriver(trio.abc.Instrument):
     """What the streams of one trio run share, and how its tasks wait for the ring."""
 
@@ -139,10 +152,13 @@ class TrioDriver(trio.abc.Instrument):
         self.failure: BaseException | None = None
         self._ring: Ring | None = None
         self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._process = os.getpid()
+        self.is_forked = False
+        _drivers.add(self)
         self._token = trio.lowlevel.current_trio_token()
         self._closings: set[Closing] = set()
         self.tally = Tally()
+        self._polling = Polling()
+        self._submitted = False
         self._pump_runs = False
         self._late_nursery: trio.Nursery | None = None
         self._late_pump_asked_for = False
@@ -185,10 +201,6 @@ class TrioDriver(trio.abc.Instrument):
         if self._ring is None:
             self._ring = Ring(wakeup_fd=self._wakeup_fd)
         return self._ring
-
-    @property
-    def is_forked(self) -> bool:
-        return os.getpid() != self._process
 
     def start_task(self, function: Callable[[], Awaitable[None]]) -> None:
         """Run a system task, also at the end of the run. It must shield itself."""
@@ -275,15 +287,18 @@ class TrioDriver(trio.abc.Instrument):
         if ring is None or ring.forked or self.failure is not None:
             return
         try:
-            ring.submit()
+            self._submitted = ring.submit()
             if timeout > 0:
                 ring.arm()
+                self._polling.falls_asleep()
         except BaseException as failure:
             self._fail(failure)
         if not self._pump_runs and ring.in_flight:
             self._ask_for_late_pump()
 
     def after_io_wait(self, timeout: float) -> None:
+        if timeout > 0:
+            self._polling.wakes()
         self._reap()
 
     def after_run(self) -> None:
@@ -295,7 +310,10 @@ class TrioDriver(trio.abc.Instrument):
         if ring is None or ring.forked or self.failure is not None:
             return
         try:
+            if self._polling.awake and not self._submitted and not ring.look(LOOK):
+                self._polling.stop()
             ring.reap()
+            self._polling.has_moved(ring.bytes_moved)
         except BaseException as failure:
             self._fail(failure)
 
@@ -324,6 +342,8 @@ class TrioDriver(trio.abc.Instrument):
                 self._ask_for_late_pump()
 
     async def _next_wakeup(self) -> None:
+        while self._polling.awake:
+            await trio.lowlevel.checkpoint()
         await trio.lowlevel.wait_readable(self._wakeup_fd)
         with suppress(BlockingIOError):
             os.eventfd_read(self._wakeup_fd)
