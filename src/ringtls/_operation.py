@@ -106,7 +106,7 @@ class Request:
         self.opcode = opcode
         self.fd = fd
         self.pin = pin
-        self.sink: Sink | None = sink or self._keep
+        self.sink = sink
         self.on_done = on_done
         self.on_progress = on_progress
         self.state = State.NEW
@@ -120,9 +120,6 @@ class Request:
             self.state = TRANSITIONS[self.state][event]
         except KeyError:
             raise RuntimeError(f"{self!r} can't {event.name.lower()}") from None
-
-    def _keep(self, view: bytes | bytearray | memoryview) -> None:
-        self.data = bytes(view)
 
     def complete(self, result: int) -> None:
         """The ring's call: the kernel is done, the buffers are the caller's again."""

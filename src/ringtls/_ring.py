@@ -415,9 +415,11 @@ class Ring:
             raise failures[0]
 
     def _pass_on(self, request: Request, view: memoryview) -> None:
-        assert request.sink is not None
         try:
-            request.sink(view)
+            if request.sink is None:
+                request.data = bytes(view)
+            else:
+                request.sink(view)
         except BaseException as failure:
             request.failure = failure
             self.cancel(request)

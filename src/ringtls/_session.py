@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ._errors import TruncationError
@@ -77,7 +76,7 @@ class TlsSession:
             self.incoming, self.outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._https_compatible = https_compatible
-        self._unread: deque[memoryview] = deque()
+        self._unread: list[memoryview] = []  # a deque is ten times the size
         self.held_output = 0
         self._more_decrypted = False  # by OpenSSL, and not read yet
         self._input_ended = False
@@ -162,7 +161,7 @@ class TlsSession:
 
     def put_back(self, data: bytes) -> None:
         """Have the next ``read`` give this again."""
-        self._unread.appendleft(memoryview(data))
+        self._unread.insert(0, memoryview(data))
         self._note_what_is_there()
 
     def write(self, data: Buffer) -> bool:
@@ -232,9 +231,9 @@ class TlsSession:
         return b"".join(pieces) if pieces or self.close_notify_received else None
 
     def _read_unread(self, max_bytes: int) -> bytes:
-        data = self._unread.popleft()
+        data = self._unread.pop(0)
         if len(data) > max_bytes:
-            self._unread.appendleft(data[max_bytes:])
+            self._unread.insert(0, data[max_bytes:])
         self._note_what_is_there()
         return bytes(data[:max_bytes])
 

@@ -80,21 +80,23 @@ class TrioSignal:
 
     def __init__(self) -> None:
         self._task: Task | None = None
-        self._queue: set[Task] = set()
+        self._queue: set[Task] | None = None  # an empty set is larger than all of this
         self._message: Any = None
 
     def wake(self) -> None:
         if self._task is not None:
             task, self._task = self._task, None
             reschedule(task, _WOKEN)
-        while self._queue:
-            reschedule(self._queue.pop())
+        if self._queue is not None:
+            queue, self._queue = self._queue, None
+            for task in queue:
+                reschedule(task)
 
     @coroutine
     def wait(self) -> Generator[Any, Any, None]:
         task = current_task()
         if self._task is not None:
-            self._queue.add(task)
+            self._join_queue(task)
             yield from trio.lowlevel.wait_task_rescheduled(partial(self._abort_queued, task))
             return
         if self._message is None:
@@ -106,11 +108,17 @@ class TrioSignal:
             sent.unwrap()
 
     async def wait_uncancellable(self) -> None:
-        self._queue.add(current_task())
+        self._join_queue(current_task())
         await trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED)
 
+    def _join_queue(self, task: Task) -> None:
+        if self._queue is None:
+            self._queue = set()
+        self._queue.add(task)
+
     def _abort_queued(self, task: Task, _: RaiseCancelT) -> Abort:
-        self._queue.discard(task)
+        if self._queue is not None:
+            self._queue.discard(task)
         return Abort.SUCCEEDED
 
     def abort_waiter(self) -> None:
