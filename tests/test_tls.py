@@ -89,9 +89,10 @@ async def test_a_cancelled_handshake_goes_on_later(contexts: Contexts) -> None:
     with trio.move_on_after(0.02) as scope:
         await stream.do_handshake()
     assert scope.cancelled_caught
-    async with stream, trio.open_nursery() as nursery:
-        nursery.start_soon(in_thread, peer.handshake)
-        await stream.do_handshake()
+    async with stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, peer.handshake)
+            await stream.do_handshake()
         await stream.send_all(b"x")
         assert await in_thread(peer.receive, 1) == b"x"
     assert (await in_thread(peer.end)).is_clean
