@@ -183,12 +183,14 @@ static void advance(struct rtl_ring *r, struct rtl_request *q, unsigned int sent
 		drop_head(r, q);
 }
 
-static void end(struct rtl_ring *r, struct rtl_request *q, int result)
+/* End it without a row. */
+static void bury(struct rtl_ring *r, struct rtl_request *q)
 {
+	int fd = q->fd;
+
 	drop_all(r, q);
-	rtl_uncancel(q);
-	rtl_end(r, q, result);
-	rtl_close_fd_event(r, q->fd);
+	rtl_table_remove(r, q);
+	rtl_close_fd_event(r, fd);
 }
 
 /* It has no send in flight. */
@@ -200,7 +202,10 @@ void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q)
 		rtl_fifo_remove(&r->queued, q);
 	else
 		r->n.idle--;
-	end(r, q, -ECANCELED);
+	drop_all(r, q);
+	rtl_uncancel(q);
+	rtl_end(r, q, -ECANCELED);
+	rtl_close_fd_event(r, q->fd);
 }
 
 /* 0 when all is sent, else -errno; -EAGAIN: the socket takes no more now. */
@@ -246,15 +251,20 @@ static int take_result(struct rtl_ring *r, struct rtl_request *q, int result)
 	return q->timed && rtl_is_past(&q->deadline) ? send_last(r, q) : 0;
 }
 
-/* Returns the number of rows written: 0 or 1. */
+/*
+ * Returns the number of rows written: 0 or 1. That it broke is told in the
+ * order of completions: what the input makes of its end depends on it.
+ */
 unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
 			     int result, int64_t *row)
 {
 	int error = take_result(r, q, result);
 
 	if (error || (q->u.out.finishing && !q->u.out.head)) {
-		end(r, q, error);
-		return 0;
+		uint64_t id = q->id;
+
+		bury(r, q);
+		return rtl_row(row, id, error, RTL_OVER);
 	}
 	if (q->u.out.head)
 		rtl_queue(r, q);
@@ -273,7 +283,7 @@ unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
 int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 {
 	struct rtl_request *q = find(r, id);
-	int error, fd;
+	int error;
 
 	if (!q || q->state == RTL_ENDED)
 		return q ? 1 : -EPIPE;
@@ -293,10 +303,7 @@ int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 		rtl_fifo_remove(&r->queued, q);
 	else
 		r->n.idle--;
-	drop_all(r, q);
-	fd = q->fd;
-	rtl_table_remove(r, q);
-	rtl_close_fd_event(r, fd);
+	bury(r, q);
 	return error;
 }
 

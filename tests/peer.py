@@ -166,12 +166,13 @@ async def meet(
     https_compatible: bool = False,
     shutdown_timeout: float = 5.0,
     handshake: bool = True,
+    pair: Callable[[int | None], tuple[socket.socket, socket.socket]] = tcp_pair,
 ) -> tuple[TlsStream[Any], Peer]:
-    """A stream of ours and a peer, connected; ``server_side`` says what ours is.
+    """A stream of ours and a peer, connected by ``pair``; ``server_side`` says what ours is.
 
     What is below our TLS is what ``transport`` is set to.
     """
-    ours, theirs = tcp_pair(buffer_size)
+    ours, theirs = pair(buffer_size)
     stream: TlsStream[Any] = TlsStream(
         transport(ours),
         contexts.server if server_side else contexts.client,

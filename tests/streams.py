@@ -13,15 +13,20 @@ from .conftest import Contexts
 
 
 def tcp_pair(buffer_size: int | None = None) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection over loopback, with the kernel's buffers fixed if asked."""
+    """Two ends of a TCP connection over loopback; for the size see set_buffers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
-    if buffer_size is not None:
-        for sock in (client, server):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_size)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_size)
+    set_buffers(buffer_size, client, server)
     return client, server
+
+
+def set_buffers(size: int | None, *sockets: socket.socket) -> None:
+    """Fix the kernel's buffers at ``size`` bytes; None leaves them to the kernel."""
+    if size is not None:
+        for sock in sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 async def socket_streams(buffer_size: int | None = None) -> tuple[SocketStream, SocketStream]:

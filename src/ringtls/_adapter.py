@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._transport import HIGH_WATER, broken
+from ._transport import HIGH_WATER, broken, reset_met
 
 if TYPE_CHECKING:
     from ._operation import Sink
@@ -95,7 +95,9 @@ class StreamTransport:
                 if data:
                     self._sink(data)
                 else:
-                    self._on_end()
+                    self._input_error = reset_met(self.error)
+                    if self._input_error is None:
+                        self._on_end()
             finally:
                 self._receiving = None
                 self._arrived.wake()

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from ._ring import Ring
     from ._statistics import Tally
 
-__all__ = ["HIGH_WATER", "RECEIVE_SIZE", "Driver", "RingTransport", "Signal", "Transport", "broken"]
+__all__ = [
+    "HIGH_WATER",
+    "RECEIVE_SIZE",
+    "Driver",
+    "RingTransport",
+    "Signal",
+    "Transport",
+    "broken",
+    "reset_met",
+]
 
 #: Bytes in the outbox from which on a sender waits.
 HIGH_WATER = 256 * 1024
@@ -264,7 +273,7 @@ class RingTransport:
 
     def _end_input(self, request: Request) -> None:
         self._input = None
-        error = request.error()
+        error = request.error() or reset_met(self.error)
         if error is None:
             self._input_ended = True
             if self._on_end is not None:
@@ -416,6 +425,15 @@ class RingTransport:
             self._operations.discard(operation)
         self.check_open()
         return result
+
+
+def reset_met(error: OSError | None) -> OSError | None:
+    """Given why sending failed: why input that reads as ended did not end, but broke.
+
+    The kernel reports a reset once: after a send has met it, input reads as ended. A send fails
+    with EPIPE where the peer's FIN came before its reset.
+    """
+    return None if error is None or error.errno == errno.EPIPE else error
 
 
 def broken(error: OSError) -> trio.BrokenResourceError:

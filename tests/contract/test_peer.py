@@ -152,6 +152,33 @@ async def test_c11_a_reset_is_no_end(contexts: Contexts) -> None:
     await stream.aclose()
 
 
+async def send_until_broken(stream: TlsStream) -> None:
+    with pytest.raises(trio.BrokenResourceError):
+        while True:
+            await stream.send_all(b"x")
+
+
+async def test_c11_a_reset_that_a_send_has_met_is_no_end(contexts: Contexts) -> None:
+    """The kernel reports it once; input then reads as ended."""
+    stream, peer = await meet(contexts, https_compatible=True)
+    peer.vanish()
+    await send_until_broken(stream)
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+    await stream.aclose()
+
+
+async def test_c11_an_end_before_the_reset_is_one(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, https_compatible=True)
+    await in_thread(peer.send, b"answer")
+    peer.sock.close()
+    await send_until_broken(stream)
+    assert await stream.receive_some() == b"answer"
+    assert await stream.receive_some() == b""
+    await stream.aclose()
+
+
 async def test_c12_after_a_tls_error_there_is_none(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
     await in_thread(peer.send, b"good")

@@ -1,0 +1,65 @@
+"""The snippets of docs/deployment.md, as far as they can be checked on any machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .container.seccomp_profile import IO_URING
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs" / "deployment.md").read_text()
+
+#: The program of the service.
+PROGRAM = "/opt/ringtls/bin/ringtls"
+
+
+def snippets(language: str) -> dict[str, str]:
+    """The code blocks that start with a file name, by that name."""
+    found = re.findall(rf"```{language}\n# (\S+)\n(.*?)```", DOCUMENT, re.DOTALL)
+    return {Path(path).name: text for path, text in found}
+
+
+def test_the_profile_is_derived_by_a_script_that_is_there() -> None:
+    [script] = re.findall(r"^python3 (\S+)", DOCUMENT, re.MULTILINE)
+    assert (ROOT / script).is_file()
+
+
+def test_the_units_are_valid(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze: install the package systemd")
+    units = {name: text for name, text in snippets("ini").items() if name.startswith("ringtls.")}
+    assert units.keys() == {"ringtls.socket", "ringtls.service"}
+    for name, text in units.items():
+        (tmp_path / name).write_text(text.replace(PROGRAM, sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(tmp_path / name for name in units)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ringtls" not in done.stderr  # a warning about these units
+
+
+def test_the_service_allows_io_uring() -> None:
+    service = snippets("ini")["ringtls.service"]
+    allowed = " ".join(re.findall(r"^SystemCallFilter=(.*)", service, re.MULTILINE)).split()
+    assert set(IO_URING) < set(allowed)
+
+
+def test_the_command_of_the_service_is_understood() -> None:
+    service = snippets("ini")["ringtls.service"]
+    [arguments] = re.findall(rf"^ExecStart={PROGRAM} (.*)", service, re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-m", "ringtls", *arguments.split()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr  # not 2: only what it names is missing here
