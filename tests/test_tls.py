@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import socket
 import ssl
+from functools import partial
 
 import pytest
 import trio
@@ -305,3 +307,35 @@ async def test_a_port_in_use(contexts: Contexts) -> None:
     ):
         port = taken.getsockname()[1]
         await open_tls_over_tcp_listeners(port, contexts.server, host="127.0.0.1")
+
+
+async def test_serving_goes_on_when_descriptors_run_short(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept = TlsListener.accept
+    refusals = [errno.EMFILE, errno.ENFILE] * 4
+
+    async def refuse_at_first(listener: TlsListener) -> TlsStream:
+        if refusals:
+            await trio.lowlevel.checkpoint()
+            raise OSError(refusals.pop(), "no descriptor is left")
+        return await accept(listener)
+
+    monkeypatch.setattr(TlsListener, "accept", refuse_at_first)
+
+    async def greet(stream: TlsStream) -> None:
+        await stream.send_all(b"hello")
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(
+            partial(serve_tls_over_tcp, greet, 0, contexts.server, host="127.0.0.1")
+        )
+        address = listeners[0].transport_listener.socket.getsockname()
+        with socket.create_connection(address) as sock:
+            peer = Peer(sock, contexts, server_side=False)
+            await in_thread(peer.handshake)
+            end = await in_thread(peer.read_to_end)
+        nursery.cancel_scope.cancel()
+    assert end.data == b"hello"
+    assert end.is_clean
+    assert "Trying again" in caplog.text

@@ -6,9 +6,11 @@ or listening sockets are then taken over.
 
 from __future__ import annotations
 
+import errno
+import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from functools import partial
+from contextlib import AsyncExitStack
 from typing import NoReturn
 
 import trio
@@ -26,11 +28,19 @@ __all__ = [
     "statistics",
 ]
 
+logger = logging.getLogger("ringtls")
+
 #: Seconds to wait for one address before the next is tried (RFC 8305, section 5).
 HAPPY_EYEBALLS_DELAY = 0.25
 
 #: Tasks that accept from each listener: so many connections can be taken in one tick.
 ACCEPTORS = 8
+
+#: What accept(2) answers when the process or the machine has no more to give, for now.
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+#: Seconds.
+SHORTAGE_PAUSE = 0.1
 
 
 async def open_tcp_stream(
@@ -128,18 +138,35 @@ async def serve_tls_over_tcp(
     listeners = await open_tls_over_tcp_listeners(
         port, ssl_context, host=host, https_compatible=https_compatible, backlog=backlog
     )
-    async with trio.open_nursery() as nursery:
-        for _ in range(ACCEPTORS):
-            nursery.start_soon(
-                partial(
-                    trio.serve_listeners,
-                    handler,
-                    listeners,
-                    handler_nursery=handler_nursery or nursery,
-                )
-            )
+    async with AsyncExitStack() as stack:
+        for listener in listeners:
+            await stack.enter_async_context(listener)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        for listener in listeners:
+            for _ in range(ACCEPTORS):
+                nursery.start_soon(_accept, listener, handler, handler_nursery or nursery)
         task_status.started(listeners)
-    raise AssertionError("the acceptors do not return")
+        await trio.sleep_forever()
+
+
+async def _accept(
+    listener: TlsListener, handler: Callable[[TlsStream], Awaitable[object]], nursery: trio.Nursery
+) -> NoReturn:
+    while True:
+        try:
+            stream = await listener.accept()
+        except OSError as error:
+            if error.errno not in _SHORTAGES:
+                raise
+            logger.error("can't accept a connection: %s. Trying again soon", error)
+            await trio.sleep(SHORTAGE_PAUSE)
+        else:
+            nursery.start_soon(_handle, handler, stream)
+
+
+async def _handle(handler: Callable[[TlsStream], Awaitable[object]], stream: TlsStream) -> None:
+    async with stream:
+        await handler(stream)
 
 
 def statistics() -> Statistics:
