@@ -393,21 +393,22 @@ class Ring:
         engine = self._usable()
         self._refuse_reentry()
         failures: list[BaseException] = []
+        in_flight, pool, rows = self._in_flight, self._pool, self._rows
         self._reaping = True
         try:
             while True:
-                count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
+                count = _lib.rtl_reap(engine, rows, REAP_ROWS)
                 if count < 0:
                     raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
                 if count == 0:
                     break
-                columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
+                columns = iter(_ffi.unpack(rows, count * _lib.RTL_ROW))
                 for id_, result, what in zip(columns, columns, columns, strict=True):
                     if what >= 0:
-                        self._pass_on(self._in_flight[id_], self._pool[what][:result])
+                        self._pass_on(in_flight[id_], pool[what][:result])
                     elif what == OVER:
                         self._end(id_, result, failures)
-                    elif (on_progress := self._in_flight[id_].on_progress) is not None:
+                    elif (on_progress := in_flight[id_].on_progress) is not None:
                         on_progress(result)
         finally:
             self._reaping = False

@@ -152,7 +152,9 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
             await driver.checkpoint_if_cancelled()
             if not session.handshake_done:
                 await self._ensure_handshake()
-            for piece in _pieces(data):
+            is_small = type(data) is bytes and 0 < len(data) <= PIECE
+            pieces: Iterable[Buffer] = (data,) if is_small else _pieces(data)
+            for piece in pieces:
                 if transport.unsent >= HIGH_WATER:
                     await transport.wait_sent()
                     self._check_sendable()
@@ -517,9 +519,7 @@ def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     return transport, Closing(transport)
 
 
-def _pieces(data: bytes | bytearray | memoryview) -> Iterable[Buffer]:
-    if type(data) is bytes and 0 < len(data) <= PIECE:
-        return (data,)
+def _pieces(data: bytes | bytearray | memoryview) -> list[memoryview]:
     view = memoryview(data).cast("B")
     return [view[start : start + PIECE] for start in range(0, len(view), PIECE)]
 
