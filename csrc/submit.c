@@ -314,10 +314,10 @@ static void stage(struct rtl_ring *r)
 	}
 }
 
-/* Requests that ended without a CQE do not make the kernel wake anyone. */
+/* What ended without a CQE does not make the kernel wake anyone. */
 static void announce_ended(const struct rtl_ring *r)
 {
-	if (r->ended.head)
+	if (r->ended.head || r->parcels)
 		eventfd_write(r->eventfd, 1);
 }
 

@@ -375,7 +375,11 @@ class Ring:
             self.wake()
 
     def reap(self) -> None:
-        """Complete every request that the kernel is done with.
+        """Complete requests that the kernel is done with.
+
+        Not more than the pool and ``REAP_ROWS`` hold, so that what a callback asks for, as the
+        end of a request for input, gets to the kernel however fast the peer is. If that is not
+        all, the wake-up descriptor is made readable.
 
         Raises:
           BaseException: what a callback raised, after all the others were called.
@@ -385,30 +389,40 @@ class Ring:
         failures: list[BaseException] = []
         self._reaping = True
         try:
-            while _lib.rtl_ready(engine):
-                count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
-                if count < 0:
-                    raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
-                columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
-                for id_, result, what in zip(columns, columns, columns, strict=True):
-                    if what >= 0:
-                        self._pass_on(self._in_flight[id_], self._pool[what][:result])
-                    elif what == OVER:
-                        self._end(id_, result, failures)
-                    elif (on_progress := self._in_flight[id_].on_progress) is not None:
-                        on_progress(result)
+            count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
+            if count < 0:
+                raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
+            columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
+            for id_, result, what in zip(columns, columns, columns, strict=True):
+                if what >= 0:
+                    self._pass_on(self._in_flight[id_], self._pool[what][:result])
+                elif what == OVER:
+                    self._end(id_, result, failures)
+                else:
+                    self._report(self._in_flight[id_], result, failures)
         finally:
             self._reaping = False
         if failures:
             raise failures[0]
+        if _lib.rtl_ready(engine):
+            self.wake()
 
     def _pass_on(self, request: Request, view: memoryview) -> None:
         assert request.sink is not None
+        if request.failure is not None:
+            return  # a piece is missing: what follows it is of no use
         try:
             request.sink(view)
         except BaseException as failure:
             request.failure = failure
             self.cancel(request)
+
+    def _report(self, request: Request, unsent: int, failures: list[BaseException]) -> None:
+        assert request.on_progress is not None
+        try:
+            request.on_progress(unsent)
+        except BaseException as failure:
+            failures.append(failure)
 
     def _end(self, id_: int, result: int, failures: list[BaseException]) -> None:
         request = self._in_flight.pop(id_, None)
