@@ -64,12 +64,12 @@ static void start(struct rtl_ring *r, struct rtl_request *q)
 	rtl_queue(r, q);
 }
 
-/* The bytes join the last segment, unless the kernel may have that one. */
+/* The bytes join the last segment. A send in flight has its own length. */
 static bool join(struct rtl_request *q, const void *buf, unsigned int len)
 {
 	struct rtl_segment *last = q->u.out.last;
 
-	if (!last || q->state == RTL_FLYING || last->left < len)
+	if (!last || last->left < len)
 		return false;
 	memcpy(last->end, buf, len);
 	last->end += len;
@@ -216,12 +216,10 @@ static int send_now(struct rtl_ring *r, struct rtl_request *q)
 		ssize_t sent = send(q->fd, s->base, s->len,
 				    MSG_NOSIGNAL | MSG_DONTWAIT);
 
-		if (sent < 0 && errno != EINTR)
-			return -errno;
-		if (sent > 0) {
-			r->n.bytes_sent += (uint64_t)sent;
-			advance(r, q, (unsigned int)sent);
-		}
+		if (sent < 0)
+			return rtl_is_passing(-errno) ? -EAGAIN : -errno;
+		r->n.bytes_sent += (uint64_t)sent;
+		advance(r, q, (unsigned int)sent);
 	}
 	return 0;
 }
@@ -294,11 +292,8 @@ int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 		return 1;
 	}
 	error = rtl_is_past(&q->deadline) ? send_last(r, q) : send_now(r, q);
-	if (error == -EAGAIN) {
-		if (q->state == RTL_HELD)
-			start(r, q);
-		return 1;
-	}
+	if (error == -EAGAIN)
+		return 1;	/* it is queued */
 	if (q->state == RTL_QUEUED)
 		rtl_fifo_remove(&r->queued, q);
 	else

@@ -122,6 +122,8 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 	}
 	if (q->opcode == RTL_OUTBOX)
 		return rtl_outbox_sent(r, q, result, row);
+	if (result > 0)
+		q->tries = 0;
 	n = hand_over(r, q, cqe, row);
 	if (cqe->flags & IORING_CQE_F_MORE || try_again(r, q, result))
 		return n;

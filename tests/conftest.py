@@ -1,14 +1,19 @@
-"""Certificates that the tests share."""
+"""What the tests share: certificates, rings without an event loop, connections."""
 
 from __future__ import annotations
 
+import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from ringtls._cli.certificates import make_certificate, server_context
+from ringtls._ring import Ring
+
+from .streams import tcp_pair
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,19 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> Contexts:
 @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def versioned_contexts(request: pytest.FixtureRequest, contexts: Contexts) -> Contexts:
     return contexts.of_version(request.param)
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    """A ring with a small pool; at the end it must be drained."""
+    ring = Ring(buffers=4, buffer_size=4096)
+    yield ring
+    assert ring.close(timeout=5.0)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Our end of a connection, and the peer's."""
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        yield ours, theirs

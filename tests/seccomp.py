@@ -1,15 +1,16 @@
-"""Refuses io_uring to the current process for good, as a container's seccomp filter does."""
+"""Refuses a system call to the current process for good, as a container's seccomp filter does."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from typing import ClassVar
 
-__all__ = ["forbid_io_uring"]
+__all__ = ["forbid", "forbid_io_uring"]
 
-#: The number of io_uring_setup(2), the same on x86-64 and aarch64.
-IO_URING_SETUP = 425
+#: The numbers of system calls on x86-64 and aarch64.
+_NUMBERS = {"io_uring_setup": (425, 425), "sendto": (44, 206)}
 
 PR_SET_SECCOMP = 22
 PR_SET_NO_NEW_PRIVS = 38
@@ -46,14 +47,19 @@ class _Program(ctypes.Structure):
 
 
 def forbid_io_uring(error: int) -> None:
-    """Have io_uring_setup(2) fail with this errno from now on; call it in a child process.
+    forbid("io_uring_setup", error)
+
+
+def forbid(call: str, error: int) -> None:
+    """Have a system call fail with this errno from now on; call it in a child process.
 
     Raises:
       OSError: the kernel takes no filter.
     """
+    number = _NUMBERS[call][platform.machine() == "aarch64"]
     instructions = (_Instruction * 4)(
         _Instruction(LOAD_WORD, 0, 0, NUMBER_OFFSET),
-        _Instruction(JUMP_IF_EQUAL, 0, 1, IO_URING_SETUP),
+        _Instruction(JUMP_IF_EQUAL, 0, 1, number),
         _Instruction(RETURN, 0, 0, SECCOMP_RET_ERRNO | error),
         _Instruction(RETURN, 0, 0, SECCOMP_RET_ALLOW),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import trio
 
 from ringtls import SocketStream, TlsStream
 
-from .conftest import Contexts
+if TYPE_CHECKING:
+    from .conftest import Contexts
 
 
 def tcp_pair(buffer_size: int | None = None) -> tuple[socket.socket, socket.socket]:

@@ -170,6 +170,7 @@ class Ring:
         pool = memoryview(_ffi.buffer(_lib.rtl_pool(self._engine), buffers * buffer_size))
         self._pool = [pool[i * buffer_size : (i + 1) * buffer_size] for i in range(buffers)]
         self._buffer_size = buffer_size
+        self._flood = buffers * buffer_size // 8  # bytes after which a reap is long enough
         _open_rings.add(self)
 
     # Making requests
@@ -385,7 +386,10 @@ class Ring:
         return bool(_lib.rtl_look(self._usable(), ns))
 
     def reap(self) -> None:
-        """Complete every request that the kernel is done with.
+        """Complete requests that the kernel is done with.
+
+        Not endlessly: what a callback asks for, as the end of a request for input, gets to the
+        kernel however fast the peer is. ``arm`` sees what is left.
 
         Raises:
           BaseException: what a callback raised, after all the others were called.
@@ -396,7 +400,8 @@ class Ring:
         in_flight, pool, rows = self._in_flight, self._pool, self._rows
         self._reaping = True
         try:
-            while True:
+            enough = _lib.rtl_moved(engine) + self._flood
+            while _lib.rtl_moved(engine) < enough:
                 count = _lib.rtl_reap(engine, rows, REAP_ROWS)
                 if count < 0:
                     raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
@@ -408,14 +413,16 @@ class Ring:
                         self._pass_on(in_flight[id_], pool[what][:result])
                     elif what == OVER:
                         self._end(id_, result, failures)
-                    elif (on_progress := in_flight[id_].on_progress) is not None:
-                        on_progress(result)
+                    else:
+                        self._report(in_flight[id_], result, failures)
         finally:
             self._reaping = False
         if failures:
             raise failures[0]
 
     def _pass_on(self, request: Request, view: memoryview) -> None:
+        if request.failure is not None:
+            return  # a piece is missing: what follows it is of no use
         try:
             if request.sink is None:
                 request.data = bytes(view)
@@ -424,6 +431,13 @@ class Ring:
         except BaseException as failure:
             request.failure = failure
             self.cancel(request)
+
+    def _report(self, request: Request, unsent: int, failures: list[BaseException]) -> None:
+        assert request.on_progress is not None
+        try:
+            request.on_progress(unsent)
+        except BaseException as failure:
+            failures.append(failure)
 
     def _end(self, id_: int, result: int, failures: list[BaseException]) -> None:
         request = self._in_flight.pop(id_, None)

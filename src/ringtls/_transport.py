@@ -244,7 +244,7 @@ class RingTransport:
             self._start_input()
         self._unread = 0
         await self._arrived.wait()
-        if self.closing or self._input_error is not None:
+        if self.closing or (self._input_error is not None and not self._unread):
             self._check_receivable()
 
     async def detach(self) -> None:
@@ -324,7 +324,7 @@ class RingTransport:
     def _end_outbox(self, request: Request) -> None:
         self._outbox = None
         self.unsent = 0
-        self.error = request.error()
+        self.error = self.error or request.error()
         self._progress.wake()
         if self._on_flushed is not None:
             self._on_flushed(self.error)

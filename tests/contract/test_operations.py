@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -19,21 +18,6 @@ from ringtls._operation import TRANSITIONS, Event, Opcode, Operation, Request, S
 from ringtls._ring import Ring
 
 from ..streams import open_fds, tcp_pair
-
-
-@pytest.fixture
-def ring() -> Iterator[Ring]:
-    ring = Ring(buffers=4, buffer_size=4096)
-    yield ring
-    assert ring.close(timeout=5.0)
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = tcp_pair()
-    with ours, theirs:
-        yield ours, theirs
-
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -1,0 +1,33 @@
+"""How tests drive a ring without an event loop."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from ringtls._ring import Ring
+
+__all__ = ["Pair", "drive", "drive_until", "is_awake"]
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def drive(ring: Ring, timeout: float = 0.0) -> None:
+    """Submit, wait for at most so many seconds, and reap."""
+    ring.wait(timeout)
+    ring.reap()
+
+
+def drive_until(ring: Ring, is_enough: Callable[[], object]) -> None:
+    """Drive the ring until that is true."""
+    deadline = time.monotonic() + 20
+    while not is_enough():
+        assert time.monotonic() < deadline
+        drive(ring, 0.01)
+
+
+def is_awake(ring: Ring) -> bool:
+    """True if an event loop would come back to the ring at once."""
+    return bool(select.select([ring.wakeup_fd], [], [], 0)[0])

@@ -1,0 +1,341 @@
+"""Requests for input, directly on a ring, and the back pressure of a TLS stream that has one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import wait_all_tasks_blocked
+from trio.to_thread import run_sync as in_thread
+
+from ringtls import TlsStream, _ring
+from ringtls._closing import CloseOutcome
+from ringtls._operation import Request
+from ringtls._ring import BUFFER_SIZE, BUFFERS, Ring
+from ringtls._tls import PIECE
+from ringtls._transport import HIGH_WATER, INPUT_LIMIT
+
+from .conftest import Contexts
+from .peer import Transport, meet
+from .rings import Pair, drive, drive_until, is_awake
+from .streams import tcp_pair
+
+POOL = 4 * 4096  # of the ring fixture
+
+ROUNDS = int(100 * float(os.environ.get("RINGTLS_RACES", "1")))
+
+
+class Input:
+    """A request for input, and what it passed on."""
+
+    def __init__(self, ring: Ring, sock: socket.socket) -> None:
+        self.ring = ring
+        self.data = bytearray()
+        self.error: OSError | None = None
+        self.is_over = False
+        self.request = ring.input(sock.fileno(), sink=self._take, on_done=self._end)
+
+    def _take(self, view: bytes | bytearray | memoryview) -> None:
+        self.data += view
+
+    def _end(self, request: Request) -> None:
+        self.is_over = True
+        self.error = request.error()
+
+    def errno(self) -> int | None:
+        """How it ended."""
+        drive_until(self.ring, lambda: self.is_over)
+        return None if self.error is None else self.error.errno
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_all_comes_in_order_and_then_the_end(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.setblocking(False)
+    left = memoryview(sent := os.urandom(1_000_000))
+    input_ = Input(ring, ours)
+    while left:
+        with suppress(BlockingIOError):
+            left = left[theirs.send(left[:70_000]) :]
+        drive(ring)
+    theirs.shutdown(socket.SHUT_WR)
+    assert input_.errno() is None
+    assert input_.data == sent
+    assert ring.counters().bytes_received == len(sent)
+    assert ring.counters().retries > 0  # the pool ran dry
+
+
+def test_what_came_before_a_reset_is_passed_on(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    input_ = Input(ring, ours)
+    ring.submit()
+    theirs.sendall(b"last words")
+    reset(theirs)
+    assert input_.errno() == errno.ECONNRESET
+    assert input_.data == b"last words"
+
+
+def test_more_inputs_than_buffers(ring: Ring) -> None:
+    pairs = [tcp_pair() for _ in range(16)]
+    inputs = [Input(ring, ours) for ours, _ in pairs]
+    ring.submit()
+    for _, theirs in pairs:
+        theirs.sendall(b"data")
+        theirs.shutdown(socket.SHUT_WR)
+    assert [(i.errno(), bytes(i.data)) for i in inputs] == [(None, b"data")] * 16
+    assert ring.counters().retries > 0
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+def test_more_input_than_the_completion_queue_holds(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel ends a receive whose completions overflow: it goes on by itself."""
+    monkeypatch.setattr(_ring, "SQ_ENTRIES", 8)
+    monkeypatch.setattr(_ring, "CQ_ENTRIES", 8)
+    ring = Ring(buffers=64, buffer_size=256)
+    ours, theirs = pair
+    input_ = Input(ring, ours)
+    ring.submit()
+    sent = os.urandom(40_000)
+    theirs.sendall(sent)
+    theirs.shutdown(socket.SHUT_WR)
+    assert input_.errno() is None
+    assert input_.data == sent
+    assert ring.close(timeout=5.0)
+
+
+@pytest.mark.parametrize("then", ["cancel", "close"])
+def test_cancelling_loses_nothing(ring: Ring, then: str) -> None:
+    """What was not passed on is still in the socket, or was discarded by the close."""
+    for round_ in range(ROUNDS):
+        ours, theirs = tcp_pair()
+        with ours, theirs:
+            sent = os.urandom(20_000)
+            input_ = Input(ring, ours)
+            if round_ % 2:
+                ring.submit()
+            theirs.sendall(sent)
+            for _ in range(round_ // 2 % 3):
+                drive(ring)
+            if then == "cancel":
+                ring.cancel(input_.request)
+            else:
+                closing = ring.close_fd(
+                    ours.fileno(), discard_limit=0, deadline=time.monotonic() + 10
+                )
+                ours.detach()
+                assert ring.release(closing)
+            assert input_.errno() == errno.ECANCELED
+            theirs.shutdown(socket.SHUT_WR)
+            if then == "cancel":
+                left = b"".join(iter(partial(ours.recv, 65536), b""))
+                assert input_.data + left == sent
+            else:
+                drive_until(ring, lambda closing=closing: closing.is_over)  # type: ignore[misc]
+                assert sent.startswith(input_.data)
+
+
+def test_a_sink_that_fails_gets_no_more(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    pieces: list[int] = []
+
+    def sink(view: bytes | bytearray | memoryview) -> None:
+        pieces.append(len(view))
+        raise MemoryError("made up")
+
+    over: list[Request] = []
+    request = ring.input(ours.fileno(), sink=sink, on_done=over.append)
+    ring.submit()
+    theirs.sendall(bytes(3 * 4096))  # three buffers in one reap
+    drive_until(ring, lambda: over)
+    assert pieces == [4096]
+    assert isinstance(request.failure, MemoryError)
+    theirs.sendall(b"x")
+    assert ours.recv(3 * 4096)
+
+
+def test_one_reap_ends_however_fast_the_peer_is(ring: Ring, pair: Pair) -> None:
+    """Else what its callbacks ask for would never get to the kernel."""
+    ours, theirs = pair
+    refills = iter(range(100))
+    passed_on = 0
+
+    def refill(view: bytes | bytearray | memoryview) -> None:
+        nonlocal passed_on
+        passed_on += len(view)
+        ring.cancel(request)
+        if next(refills, None) is not None:
+            theirs.sendall(bytes(4096))
+
+    request = ring.input(ours.fileno(), sink=refill, on_done=lambda request: None)
+    ring.submit()
+    theirs.sendall(bytes(4096))
+    ring.wait(1.0)
+    with suppress(BlockingIOError):
+        os.eventfd_read(ring.wakeup_fd)
+    ring.reap()
+    assert 0 < passed_on <= POOL
+    ring.arm()
+    assert is_awake(ring)
+    drive_until(ring, lambda: request.is_over)
+    assert passed_on <= 2 * POOL
+
+
+# Of a TLS stream
+
+
+def held(stream: TlsStream) -> int:
+    """Bytes of input that the stream holds and nobody has asked for."""
+    return int(stream._session.incoming.pending)
+
+
+async def until(is_true: Callable[[], object]) -> None:
+    with trio.fail_after(20):
+        while not is_true():
+            await trio.sleep(0.001)
+
+
+def is_paused(stream: TlsStream) -> bool:
+    return stream._transport._input is None  # type: ignore[attr-defined]
+
+
+async def test_a_peer_that_floods_is_held_back(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    sent = os.urandom(20_000_000)
+
+    def flood() -> None:
+        peer.send(sent)
+        peer.send_close_notify()
+
+    received = bytearray()
+    pauses = 0
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, flood)
+        while piece := await stream.receive_some():
+            received += piece
+            if len(received) < 15_000_000:
+                await until(lambda: is_paused(stream))
+                pauses += 1
+                assert held(stream) <= INPUT_LIMIT + BUFFERS * BUFFER_SIZE
+    assert received == sent
+    assert pauses > 2
+    peer.sock.close()
+
+
+async def test_receives_cut_off_while_input_pauses_and_resumes(contexts: Contexts) -> None:
+    """Nobody sleeps for ever, whatever the order of pause, data, cancellation and receive."""
+    stream, peer = await meet(contexts)
+    sent = os.urandom(5_000_000)
+    rng = random.Random(1)
+
+    def flood() -> None:
+        for start in range(0, len(sent), 50_000):
+            peer.send(sent[start : start + 50_000])
+
+    received = bytearray()
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, flood)
+        with trio.fail_after(60):
+            while len(received) < len(sent):
+                with trio.move_on_after(rng.choice([0, 0, 0.0002, 0.002])):
+                    received += await stream.receive_some(rng.choice([100, 20_000, 1_000_000]))
+                if rng.random() < 0.01:
+                    await trio.sleep(rng.random() * 0.01)
+    assert received == sent
+    peer.sock.close()
+
+
+async def test_what_came_before_a_reset_is_received(contexts: Contexts) -> None:
+    """Both come in one reap, while a task waits."""
+    stream, peer = await meet(contexts)
+    peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def receive() -> None:
+        assert await stream.receive_some() == b"last words"
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            await stream.receive_some()
+
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        peer.send(b"last words")
+        reset(peer.sock)
+
+
+async def test_a_piece_that_was_not_accepted_spoils_the_end(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No close_notify was sent: though the outbox ended well, the connection did not."""
+    stream, peer = await meet(contexts, buffer_size=32768)
+    await stream.send_all(bytes(127_000))
+
+    def put(ring: Ring, outbox: Request, data: bytes) -> int:
+        raise OSError(errno.ENOMEM, "made up")
+
+    monkeypatch.setattr(Ring, "put", put)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.aclose)
+        end = await in_thread(peer.end)
+    assert not end.close_notify
+    assert end.transport is Transport.RST
+    assert stream.close_outcome is CloseOutcome.PEER_RESET
+
+
+async def test_memory_stays_bounded(contexts: Contexts) -> None:
+    """Peers that send without end where nobody reads, and peers that never read."""
+    count = 16
+    flooding = [await meet(contexts) for _ in range(count)]
+    silent = [await meet(contexts, buffer_size=32768) for _ in range(count)]
+    nothing = bytes(65536)
+    before = resident_bytes()
+
+    async def fill(stream: TlsStream) -> None:
+        while True:
+            await stream.send_all(nothing)
+
+    async def flood(rounds: int) -> None:
+        for _ in range(rounds):
+            for _, peer in flooding:
+                with suppress(BlockingIOError):
+                    peer.sock.send(nothing)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        for stream, _ in silent:
+            nursery.start_soon(fill, stream)
+        for _, peer in flooding:
+            peer.sock.setblocking(False)
+        await flood(300)
+        assert all(is_paused(stream) for stream, _ in flooding)
+        assert sum(held(s) for s, _ in flooding) <= count * INPUT_LIMIT + BUFFERS * BUFFER_SIZE
+        full = resident_bytes()
+        await flood(300)
+        nursery.cancel_scope.cancel()
+    assert full - before < 2 * count * (INPUT_LIMIT + HIGH_WATER + PIECE) + BUFFERS * BUFFER_SIZE
+    assert resident_bytes() - full < 2**20
+    for stream, peer in flooding + silent:
+        stream.close_unclean()
+        peer.sock.close()
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,418 @@
+"""The outbox (csrc/outbox.c) on a real ring, without any event loop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from ringtls._operation import Request
+from ringtls._ring import LARGEST_COPY, REAP_ROWS, Ring
+
+from .rings import Pair, drive, drive_until, is_awake
+from .seccomp import forbid
+from .streams import open_fds, tcp_pair
+
+ROUNDS = int(100 * float(os.environ.get("RINGTLS_RACES", "1")))
+
+
+class Box:
+    """An outbox, and what it reported."""
+
+    def __init__(self, ring: Ring, sock: socket.socket) -> None:
+        self.ring = ring
+        self.progress: list[int] = []
+        self.error: OSError | None = None
+        self.is_over = False
+        self.request = ring.outbox(
+            sock.fileno(), on_progress=self.progress.append, on_done=self._end
+        )
+
+    def _end(self, request: Request) -> None:
+        self.is_over = True
+        self.error = request.error()
+
+    def put(self, data: bytes) -> int:
+        return self.ring.put(self.request, data)
+
+    def finish(self, seconds: float) -> bool:
+        return self.ring.finish(self.request, time.monotonic() + seconds)
+
+    def unsent(self, below: int = 0) -> int:
+        return self.ring.unsent(self.request, below)
+
+    def errno(self) -> int | None:
+        """How it ended."""
+        drive_until(self.ring, lambda: self.is_over)
+        return None if self.error is None else self.error.errno
+
+
+@pytest.fixture
+def narrow() -> Iterator[Pair]:
+    """A connection that takes little; the peer does not block."""
+    ours, theirs = tcp_pair(32768)
+    theirs.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def read(sock: socket.socket) -> bytes:
+    """What has come."""
+    data = bytearray()
+    with suppress(BlockingIOError):
+        while piece := sock.recv(1 << 20):
+            data += piece
+    return bytes(data)
+
+
+def read_until(ring: Ring, box: Box, sock: socket.socket) -> bytes:
+    """Read until the outbox is over, and what has come by then."""
+    data = bytearray()
+
+    def is_over() -> bool:
+        data.extend(read(sock))
+        return box.is_over
+
+    drive_until(ring, is_over)
+    return bytes(data + read(sock))
+
+
+def clog(ring: Ring, box: Box) -> bytes:
+    """Put in more than a narrow connection takes, and have its send in flight."""
+    pieces = [os.urandom(size) for size in (300_000, 2 * LARGEST_COPY)]
+    for piece in pieces:
+        box.put(piece)
+        drive(ring)
+    return b"".join(pieces)
+
+
+def assert_all_released(ring: Ring) -> None:
+    drive_until(ring, lambda: not ring._parcels)
+    assert ring.counters().idle == ring.counters().in_flight == ring.in_flight
+
+
+def test_pieces_of_all_sizes_arrive_in_order(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    rng = random.Random(1)
+    box = Box(ring, ours)
+    sent, received = bytearray(), bytearray()
+    sizes = [0, 1, 511, 512, 513, LARGEST_COPY, LARGEST_COPY + 1, 100_000]
+    for _ in range(1000):
+        piece = rng.randbytes(rng.choice(sizes))
+        sent += piece
+        assert box.put(piece) >= len(piece)
+        if rng.random() < 0.5:
+            drive(ring)
+            received += read(theirs)
+    assert not box.finish(10)
+    received += read_until(ring, box, theirs)
+    assert received == sent
+    assert ring.counters().bytes_sent == len(sent)
+    assert_all_released(ring)
+
+
+def test_small_pieces_join_behind_a_send_in_flight(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    data = clog(ring, box)
+    small = os.urandom(10_000)
+    for i in range(len(small)):
+        box.put(small[i : i + 1])
+    before = ring.counters().submitted
+    assert not box.finish(10)
+    assert read_until(ring, box, theirs) == data + small
+    assert box.error is None
+    assert ring.counters().submitted - before < 500
+
+
+def test_a_parcel_is_kept_until_it_is_over(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    parcel = os.urandom(10_000_000)
+    box.put(parcel)
+    box.put(b"a copy")
+    for _ in range(3):
+        drive(ring)
+        assert list(ring._parcels.values()) == [parcel]
+    assert not box.finish(10)
+    assert read_until(ring, box, theirs) == parcel + b"a copy"
+    assert_all_released(ring)
+
+
+def test_many_parcels_are_over_at_once(ring: Ring, narrow: Pair) -> None:
+    """More than the rows of one reap: the ring comes back for the rest."""
+    box = Box(ring, narrow[0])
+    clog(ring, box)
+    for _ in range(3 * REAP_ROWS):
+        box.put(bytes(LARGEST_COPY + 1))
+    ring.cancel(box.request)
+    assert box.errno() == errno.ECANCELED
+    while ring._parcels:
+        ring.arm()
+        assert is_awake(ring)
+        os.eventfd_read(ring.wakeup_fd)
+        ring.reap()
+
+
+# Progress
+
+
+def test_progress_is_reported_once_when_asked_for(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    clog(ring, box)
+    assert box.unsent(1000) == box.unsent(150_000) > 150_000
+    drive_until(ring, lambda: (read(theirs), box.progress)[1])
+    (unsent,) = box.progress
+    assert unsent < 150_000
+    drive_until(ring, lambda: (read(theirs), not box.unsent())[1])
+    assert len(box.progress) == 1
+    assert box.unsent(1) == 0
+    drive(ring)
+    assert len(box.progress) == 1
+
+
+def test_progress_that_raises_does_not_keep_others_from_theirs(ring: Ring, pair: Pair) -> None:
+    def fail(unsent: int) -> None:
+        raise KeyError("made up")
+
+    failing = Box(ring, pair[0])
+    failing.request.on_progress = fail
+    box = Box(ring, pair[0])
+    for each in (failing, box):
+        each.put(b"x")
+        each.unsent(1)
+    with pytest.raises(KeyError, match="made up"):
+        drive_until(ring, lambda: box.progress)
+    assert box.progress == [0]
+
+
+# Finishing
+
+
+def test_finish_when_all_is_sent(ring: Ring, pair: Pair) -> None:
+    box = Box(ring, pair[0])
+    box.put(b"abc")
+    drive_until(ring, lambda: not box.unsent())
+    assert box.finish(10)
+    assert not ring.in_flight
+    assert pair[1].recv(10) == b"abc"
+
+
+@pytest.mark.parametrize("seconds", [-1, 10])
+def test_finish_sends_at_once_what_the_socket_takes(ring: Ring, pair: Pair, seconds: float) -> None:
+    """Past the deadline too: there is one try."""
+    box = Box(ring, pair[0])
+    data = os.urandom(LARGEST_COPY + 1)
+    box.put(data)
+    box.put(b"abc")
+    assert box.finish(seconds)
+    assert pair[1].recv(10_000, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == data + b"abc"
+    assert not ring.in_flight
+    assert not is_awake(ring)
+    ring.submit()
+    ring.arm()
+    assert is_awake(ring)  # to hear that the parcel is over
+    ring.reap()
+    assert not ring._parcels
+
+
+def test_finish_past_the_deadline_with_nothing_in_flight(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    data = os.urandom(10_000_000)
+    box.put(data)
+    with pytest.raises(TimeoutError, match="outbox on fd"):
+        box.finish(-1)
+    assert not ring.in_flight
+    received = read(theirs)
+    assert received
+    assert data.startswith(received)
+    ring.reap()
+    assert not ring._parcels
+
+
+@pytest.mark.parametrize("seconds", [-1, 0.05])
+def test_the_deadline_holds_for_a_send_in_flight(ring: Ring, narrow: Pair, seconds: float) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    data = clog(ring, box)
+    assert not box.finish(seconds)
+    assert box.errno() == errno.ETIMEDOUT
+    assert data.startswith(read(theirs))
+    assert_all_released(ring)
+
+
+def test_finish_while_the_peer_reads(ring: Ring) -> None:
+    """The cancellation of the send in flight meets it at any stage: nothing is lost or doubled.
+
+    Steps: (1) a send is in flight; (2) finish() has it cancelled, to give it the deadline; (3) the
+    peer makes room, before or after the kernel hears of that; (4) the send is made anew.
+    """
+    for round_ in range(ROUNDS):
+        ours, theirs = tcp_pair(32768)
+        theirs.setblocking(False)
+        with ours, theirs:
+            box = Box(ring, ours)
+            data = clog(ring, box)
+            received = bytearray()
+            for _ in range(round_ % 4):
+                with suppress(BlockingIOError):
+                    received += theirs.recv(30_000)
+            assert not box.finish(10)
+            if round_ % 3 == 0:
+                ring.submit()
+            received += read_until(ring, box, theirs)
+            assert box.error is None
+            assert received == data
+    assert_all_released(ring)
+
+
+def test_finish_with_a_send_that_sent_nothing_yet(ring: Ring, narrow: Pair) -> None:
+    """Its cancellation is not the end of the outbox."""
+    ours, theirs = narrow
+    before = Box(ring, ours)
+    clog(ring, before)
+    ring.cancel(before.request)
+    assert before.errno() == errno.ECANCELED
+    box = Box(ring, ours)
+    box.put(b"last words")
+    drive(ring)
+    assert not box.finish(10)
+    drive(ring)
+    assert read_until(ring, box, theirs).endswith(b"last words")
+    assert box.error is None
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
+def test_finish_in_a_passing_shortage(error: int) -> None:
+    """What the direct send(2) could not do is left to the ring."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            forbid("sendto", error)
+            ours, theirs = tcp_pair()
+            ring = Ring(buffers=4, buffer_size=4096)
+            box = Box(ring, ours)
+            box.put(b"abc")
+            assert not box.finish(10)
+            assert box.errno() is None
+            assert theirs.recv(10) == b"abc"
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+# Breaking
+
+
+def test_nothing_is_taken_after_the_end(ring: Ring, narrow: Pair) -> None:
+    finishing, cancelled = Box(ring, narrow[0]), Box(ring, narrow[0])
+    clog(ring, finishing)
+    clog(ring, cancelled)
+    assert not finishing.finish(10)
+    ring.cancel(cancelled.request)
+    for box in (finishing, cancelled):
+        for data in (b"x", bytes(LARGEST_COPY + 1)):
+            parcels = len(ring._parcels)
+            with pytest.raises(BrokenPipeError, match="outbox on fd"):
+                box.put(data)
+            assert len(ring._parcels) == parcels
+    ring.cancel(finishing.request)
+    assert finishing.errno() == cancelled.errno() == errno.ECANCELED
+
+
+@pytest.mark.parametrize("stage", ["idle", "queued", "in flight"])
+def test_cancelling(ring: Ring, narrow: Pair, stage: str) -> None:
+    box = Box(ring, narrow[0])
+    if stage == "queued":
+        box.put(bytes(LARGEST_COPY + 1))
+        box.put(b"x")
+    elif stage == "in flight":
+        clog(ring, box)
+    ring.cancel(box.request)
+    assert box.errno() == errno.ECANCELED
+    assert_all_released(ring)
+
+
+@pytest.mark.parametrize("finishing", [False, True])
+def test_the_peer_resets(ring: Ring, narrow: Pair, finishing: bool) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    clog(ring, box)
+    if finishing:
+        assert not box.finish(10)
+        drive(ring)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    assert box.errno() in (errno.ECONNRESET, errno.EPIPE)
+    assert_all_released(ring)
+
+
+def test_finish_after_the_peer_reset(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    box = Box(ring, ours)
+    box.put(bytes(LARGEST_COPY + 1))
+    with pytest.raises((ConnectionResetError, BrokenPipeError), match="outbox on fd"):
+        box.finish(10)
+    assert_all_released(ring)
+
+
+# The end of the socket and of the ring
+
+
+def test_a_close_waits_for_the_outbox(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    data = clog(ring, box)
+    fds = open_fds()
+    closing = ring.close_fd(ours.fileno(), discard_limit=0, deadline=time.monotonic())
+    ours.detach()
+    assert ring.release(closing)
+    for _ in range(3):
+        drive(ring)
+        assert not closing.is_over
+    assert open_fds() == fds
+    assert not box.finish(10)
+    assert read_until(ring, box, theirs) == data
+    drive_until(ring, lambda: closing.is_over)
+    assert open_fds() == fds - 1
+
+
+def test_closing_the_ring_cancels_and_releases(narrow: Pair) -> None:
+    ring = Ring(buffers=4, buffer_size=4096)
+    idle, clogged = Box(ring, narrow[0]), Box(ring, narrow[0])
+    clog(ring, clogged)
+    assert ring.close(timeout=5.0)
+    assert idle.is_over
+    assert clogged.is_over
+    assert not ring._parcels
+
+
+def test_a_ring_that_fails_keeps_the_parcels(narrow: Pair) -> None:
+    ours, theirs = narrow
+    ring = Ring(buffers=4, buffer_size=4096)
+    idle, clogged = Box(ring, ours), Box(ring, ours)
+    data = clog(ring, clogged)
+    parcels = dict(ring._parcels)
+    assert parcels
+    ring.fail(ValueError("made up"))
+    for box in (idle, clogged):
+        assert box.is_over
+        with pytest.raises(OSError, match="made up"):
+            box.put(b"x")
+    assert not ring.close(timeout=1.0)
+    assert ring._parcels == parcels
+    assert data.startswith(read(theirs))
