@@ -25,7 +25,6 @@ Rules:
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -36,6 +35,7 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
+from ._closing import adopt
 from ._ring import Ring
 from ._statistics import Statistics, Tally
 
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from ._operation import Operation
 
 __all__ = ["TrioDriver"]
-
-logger = logging.getLogger("ringtls")
 
 #: Seconds that sends which nobody waits for may take after the last task has ended.
 GRACE = 5.0
@@ -180,6 +178,7 @@ class TrioDriver(trio.abc.Instrument):
                 raise_cancel()
             raise
 
+    checkpoint = staticmethod(trio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     cancel_shielded_checkpoint = staticmethod(trio.lowlevel.cancel_shielded_checkpoint)
 
@@ -315,7 +314,7 @@ class TrioDriver(trio.abc.Instrument):
         finally:
             trio.lowlevel.remove_instrument(watch)
         if late:
-            self._adopt_open_streams()
+            adopt(self._closings)
         if self._ring is not None and self.failure is None:
             self._ring.cancel_all(reads_only=True)
             self._ring.hurry()
@@ -323,17 +322,6 @@ class TrioDriver(trio.abc.Instrument):
             await self._next_wakeup()
         if late and self._ring is not None:
             await self._drain_rest(self._ring)
-
-    def _adopt_open_streams(self) -> None:
-        left_open = [closing for closing in self._closings if not closing.started]
-        for closing in left_open:
-            closing.start()
-            self.tally.orphans_adopted += 1
-        for closing in left_open:
-            try:
-                closing.warn_unclosed()
-            except ResourceWarning as warning:  # the user's filter makes it an error
-                logger.error("%s", warning)
 
     async def _drain_rest(self, ring: Ring) -> None:
         """What nobody waits for may take GRACE seconds."""
