@@ -442,14 +442,23 @@ class Ring:
         if self._reaping:
             raise RuntimeError("a callback of the ring must not drive it (rule 4)")
 
-    def _usable(self) -> Any:
-        if self._failure is not None:
-            raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child of the process that made this."""
         if self.forked:
             raise RuntimeError(
                 "this connection belongs to the parent process: "
                 "a forked child can't use it, open a new one"
             )
+
+    @property
+    def is_usable(self) -> bool:
+        """False if it was closed, or has failed, or is the parent process's."""
+        return not self._unusable
+
+    def _usable(self) -> Any:
+        if self._failure is not None:
+            raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
+        self.check_process()
         if self._closed:
             raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
         if get_ident() != self._thread:
