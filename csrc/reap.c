@@ -170,15 +170,26 @@ int rtl_ready(const struct rtl_ring *r)
 }
 
 /*
- * Write up to max_rows rows; call again while rtl_ready(). The buffers they
+ * The kernel queues work and then says so, by IORING_SQ_TASKRUN. If we run the
+ * work in between, the flag stays set with nothing behind it until there is
+ * more work: it can't be waited for to go away.
+ */
+#define MAX_FRUITLESS 16u
+
+/*
+ * Write up to max_rows rows; call again until it writes none. The buffers they
  * name are the caller's until the next call.
  */
 int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 {
-	unsigned int n = 0;
+	unsigned int n = 0, fruitless = 0;
 
 	rtl_pool_take_back(r);
-	while (n + MOST_ROWS <= max_rows && rtl_ready(r)) {
+	while (n + MOST_ROWS <= max_rows && rtl_ready(r) &&
+	       fruitless < MAX_FRUITLESS) {
+		uint64_t completed = r->n.completed;
+		unsigned int rows_before = n;
+
 		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
 			r->n.cq_overflows++;
 		if (work_waits(r)) {
@@ -192,6 +203,10 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 		n += report_ended(r, rows + (size_t)n * RTL_ROW, max_rows - n);
 		n += rtl_outbox_report(r, rows + (size_t)n * RTL_ROW,
 				       max_rows - n);
+		if (n > rows_before || r->n.completed > completed)
+			fruitless = 0;
+		else
+			fruitless++;
 	}
 	return (int)n;
 }
@@ -206,7 +221,7 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 	ret = rtl_submit(r);
 	if (ret && ret != -EAGAIN && ret != -EBUSY && ret != -ENOMEM)
 		return ret;
-	if (rtl_ready(r))
+	if (r->ended.head || r->parcels || io_uring_cq_ready(&r->uring))
 		return 0;
 	if (ret && timeout_ns > SHORTAGE_NS)
 		timeout_ns = SHORTAGE_NS;

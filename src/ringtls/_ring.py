@@ -389,6 +389,8 @@ class Ring:
                 count = _lib.rtl_reap(engine, self._rows, REAP_ROWS)
                 if count < 0:
                     raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
+                if not count:
+                    break
                 columns = iter(_ffi.unpack(self._rows, count * _lib.RTL_ROW))
                 for id_, result, what in zip(columns, columns, columns, strict=True):
                     if what >= 0:
