@@ -168,11 +168,38 @@ static unsigned int report_completed(struct rtl_ring *r, int64_t *rows,
 	return n;
 }
 
-/* True when rtl_reap() would find something, without asking the kernel. */
+static bool has_rows(const struct rtl_ring *r)
+{
+	return r->ended.head || r->parcels || io_uring_cq_ready(&r->uring);
+}
+
+/* True when rtl_reap() may find something, without asking the kernel. */
 int rtl_ready(const struct rtl_ring *r)
 {
-	return r->ended.head || r->parcels || io_uring_cq_ready(&r->uring) ||
-	       work_waits(r);
+	return has_rows(r) || work_waits(r);
+}
+
+/*
+ * The kernel queues work and then says so, by IORING_SQ_TASKRUN. If we run the
+ * work in between, the flag stays set with nothing behind it until there is
+ * more. So nothing may wait for it to go away.
+ */
+#define MAX_FRUITLESS 16u
+
+static int run_work(struct rtl_ring *r)
+{
+	for (unsigned int i = 0; i < MAX_FRUITLESS && work_waits(r); i++) {
+		int ret;
+
+		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
+			r->n.cq_overflows++;
+		ret = io_uring_get_events(&r->uring);
+		if (ret < 0 && ret != -EINTR && ret != -EBUSY)
+			return ret;
+		if (io_uring_cq_ready(&r->uring))
+			break;
+	}
+	return 0;
 }
 
 /*
@@ -184,28 +211,32 @@ int rtl_ready(const struct rtl_ring *r)
  * is sure to see the other. The kernel's is the locked instruction on x86.
  * Elsewhere it is that of its list of work, so it is asked to look there.
  */
-void rtl_arm(struct rtl_ring *r)
+int rtl_arm(struct rtl_ring *r)
 {
 	struct io_uring_cqe *cqe;
+	int error;
 
 	io_uring_cq_eventfd_toggle(&r->uring, true);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 #ifndef __x86_64__
 	io_uring_get_events(&r->uring);
 #endif
-	while (!io_uring_peek_cqe(&r->uring, &cqe) &&
+	error = run_work(r);
+	while (io_uring_cq_ready(&r->uring) &&
+	       !io_uring_peek_cqe(&r->uring, &cqe) &&
 	       rtl_outbox_is_silent(r, cqe->user_data, cqe->res)) {
 		int64_t row[MOST_ROWS * RTL_ROW];
 
 		complete(r, cqe, row);
 		io_uring_cqe_seen(&r->uring, cqe);
 	}
-	if (rtl_ready(r) || r->queued.head)
+	if (has_rows(r) || r->queued.head)
 		eventfd_write(r->eventfd, 1);
+	return error;
 }
 
 /*
- * Write up to max_rows rows; call again until there are none. The buffers they
+ * Write up to max_rows rows; call again until it writes none. The buffers they
  * name are the caller's until the next call: so when half of the pool is lent,
  * that is enough.
  */
@@ -215,16 +246,14 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 
 	io_uring_cq_eventfd_toggle(&r->uring, false);
 	rtl_pool_take_back(r);
-	while (n + MOST_ROWS <= max_rows && rtl_ready(r) &&
+	while (n + MOST_ROWS <= max_rows &&
 	       r->lent_len <= r->n.buffers / 2) {
-		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
-			r->n.cq_overflows++;
-		if (work_waits(r)) {
-			int ret = io_uring_get_events(&r->uring);
+		int error = run_work(r);
 
-			if (ret < 0 && ret != -EINTR && ret != -EBUSY)
-				return n ? (int)n : ret;
-		}
+		if (error)
+			return n ? (int)n : error;
+		if (!has_rows(r))
+			break;
 		n += report_completed(r, rows + (size_t)n * RTL_ROW,
 				      max_rows - n);
 		n += report_ended(r, rows + (size_t)n * RTL_ROW, max_rows - n);
@@ -234,17 +263,16 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 	return (int)n;
 }
 
-/* Look for a completion, for so many nanoseconds at most. 1: there is one. */
-int rtl_look(const struct rtl_ring *r, int64_t ns)
+/* Stay here until there may be a completion: so many nanoseconds at most. */
+void rtl_look(const struct rtl_ring *r, int64_t ns)
 {
 	int64_t end = rtl_now_ns() + ns;
 
 	do {
 		for (unsigned int i = 0; i < LOOKS_PER_CLOCK; i++)
 			if (rtl_ready(r))
-				return 1;
+				return;
 	} while (rtl_now_ns() < end);
-	return 0;
 }
 
 /* Submit, then sleep until there is a completion: 0, -ETIME or -EINTR. */
@@ -257,7 +285,7 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 	ret = rtl_submit(r);
 	if (ret < 0 && ret != -EAGAIN && ret != -EBUSY && ret != -ENOMEM)
 		return ret;
-	if (rtl_ready(r))
+	if (has_rows(r))
 		return 0;
 	if (ret < 0 && timeout_ns > SHORTAGE_NS)
 		timeout_ns = SHORTAGE_NS;

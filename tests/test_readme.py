@@ -22,7 +22,7 @@ def example(name: str, port: int) -> str:
     return found[1].replace("8443", str(port))
 
 
-def test_server_and_client(contexts: Contexts, tmp_path: Path) -> None:
+def test_server_and_clients(contexts: Contexts, tmp_path: Path) -> None:
     for source, name in (
         (contexts.ca, "ca.pem"),
         (contexts.certificate, "certificate.pem"),
@@ -34,17 +34,20 @@ def test_server_and_client(contexts: Contexts, tmp_path: Path) -> None:
     server = subprocess.Popen([sys.executable, "-c", example("server.py", port)], cwd=tmp_path)
     try:
         wait_until_it_listens(port)
-        client = subprocess.run(
-            [sys.executable, "-c", example("client.py", port)],
-            cwd=tmp_path,
-            capture_output=True,
-            timeout=30,
-            check=True,
-        )
+        outputs = [
+            subprocess.run(
+                [sys.executable, "-c", example(client, port)],
+                cwd=tmp_path,
+                capture_output=True,
+                timeout=30,
+                check=True,
+            ).stdout.decode()
+            for client in ("client.py", "blocking_client.py")
+        ]
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
-    assert client.stdout.decode() == "b'hello'\nCloseOutcome.CLEAN\n"
+    assert outputs == ["b'hello'\nCloseOutcome.CLEAN\n"] * 2
 
 
 def wait_until_it_listens(port: int) -> None:

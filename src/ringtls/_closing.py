@@ -31,10 +31,20 @@ from typing import TYPE_CHECKING
 from . import _unclosed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._session import TlsSession
     from ._transport import Transport
 
-__all__ = ["TRANSITIONS", "CloseOutcome", "Closing", "Event", "Phase", "checked_timeout"]
+__all__ = [
+    "TRANSITIONS",
+    "CloseOutcome",
+    "Closing",
+    "Event",
+    "Phase",
+    "adopt",
+    "checked_timeout",
+]
 
 logger = logging.getLogger("ringtls")
 
@@ -186,10 +196,10 @@ class Closing:
         """The stream was garbage-collected, perhaps in another thread."""
         driver = self.transport.driver
         if not self.started and not driver.is_forked:
-            driver.call_soon(self._start_as_orphan)
+            driver.call_soon(self.start_as_orphan)
             self.warn_unclosed()
 
-    def _start_as_orphan(self) -> None:
+    def start_as_orphan(self) -> None:
         self.transport.driver.tally.orphans_adopted += 1
         self.start()
 
@@ -198,7 +208,7 @@ class Closing:
         text = f"unclosed stream to {self.transport.name}, made at {self.made_at}"
         _unclosed.report(text)
         warnings.warn(
-            f"{text}; it is closed in the background. Use 'async with' to close it in time",
+            f"{text}; it is closed in the background. Use its context manager to close it in time",
             ResourceWarning,
             stacklevel=3,
             source=self,
@@ -261,6 +271,18 @@ class Closing:
         self._phase = TRANSITIONS[self._phase, event]
         self.started = True
         _unclosed.still_open.discard(self)
+
+
+def adopt(closings: Iterable[Closing]) -> None:
+    """End the connections that are still open, as if their streams had been dropped."""
+    left_open = [closing for closing in closings if not closing.started]
+    for closing in left_open:
+        closing.start_as_orphan()
+    for closing in left_open:
+        try:
+            closing.warn_unclosed()
+        except ResourceWarning as warning:  # the user's filter makes it an error
+            logger.error("%s", warning)
 
 
 def checked_timeout(seconds: float) -> float:

@@ -378,15 +378,22 @@ class Ring:
         return bool(result)
 
     def arm(self) -> None:
-        """Have completions make the wake-up descriptor readable, until the next ``reap``."""
-        _lib.rtl_arm(self._usable())
+        """Have completions make the wake-up descriptor readable, until the next ``reap``.
 
-    def look(self, ns: int) -> bool:
-        """Look for completions for up to ``ns`` nanoseconds, without sleeping."""
-        return bool(_lib.rtl_look(self._usable(), ns))
+        Raises:
+          OSError: io_uring_enter(2) failed.
+        """
+        result = _lib.rtl_arm(self._usable())
+        if result < 0:
+            raise OSError(-result, f"io_uring work: {os.strerror(-result)}")
 
-    def reap(self) -> None:
-        """Complete requests that the kernel is done with.
+    def look(self, ns: int) -> None:
+        """Stay here, without sleeping, until there may be completions: ``ns`` nanoseconds at
+        most."""
+        _lib.rtl_look(self._usable(), ns)
+
+    def reap(self) -> bool:
+        """Complete requests that the kernel is done with. False if there were none.
 
         Not endlessly: what a callback asks for, as the end of a request for input, gets to the
         kernel however fast the peer is. ``arm`` sees what is left.
@@ -399,6 +406,7 @@ class Ring:
         failures: list[BaseException] = []
         in_flight, pool, rows = self._in_flight, self._pool, self._rows
         self._reaping = True
+        found = False
         try:
             enough = _lib.rtl_moved(engine) + self._flood
             while _lib.rtl_moved(engine) < enough:
@@ -407,6 +415,7 @@ class Ring:
                     raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
                 if count == 0:
                     break
+                found = True
                 columns = iter(_ffi.unpack(rows, count * _lib.RTL_ROW))
                 for id_, result, what in zip(columns, columns, columns, strict=True):
                     if what >= 0:
@@ -419,6 +428,7 @@ class Ring:
             self._reaping = False
         if failures:
             raise failures[0]
+        return found
 
     def _pass_on(self, request: Request, view: memoryview) -> None:
         if request.failure is not None:
@@ -471,14 +481,23 @@ class Ring:
         if self._reaping:
             raise RuntimeError("a callback of the ring must not drive it (rule 4)")
 
-    def _usable(self) -> Any:
-        if self._failure is not None:
-            raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child of the process that made this."""
         if self.forked:
             raise RuntimeError(
                 "this connection belongs to the parent process: "
                 "a forked child can't use it, open a new one"
             )
+
+    @property
+    def is_usable(self) -> bool:
+        """False if it was closed, or has failed, or is the parent process's."""
+        return not self._unusable
+
+    def _usable(self) -> Any:
+        if self._failure is not None:
+            raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
+        self.check_process()
         if self._closed:
             raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
         if get_ident() != self._thread:

@@ -25,6 +25,8 @@ from ._trio_driver import TrioDriver
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from ._transport import Driver
+
 __all__ = ["SocketListener", "SocketStream", "checked_max_bytes"]
 
 #: What accept(2) may answer because of one connection, and not of the listener (its man page
@@ -79,8 +81,17 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
+        self._take_over(TrioDriver.current(), sock)
+
+    @classmethod
+    def driven_by(cls, driver: Driver, sock: socket.socket) -> SocketStream:
+        """A stream whose calls wait as ``driver`` does."""
+        stream = cls.__new__(cls)
+        stream._take_over(driver, sock)
+        return stream
+
+    def _take_over(self, driver: Driver, sock: socket.socket | trio.socket.SocketType) -> None:
         _check_stream_type(sock)
-        driver = TrioDriver.current()
         ring = driver.ring  # if there is none, the socket stays the caller's
         self._transport = RingTransport(driver, ring, _take_over(sock))
         with suppress(OSError):
@@ -119,7 +130,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             self._check_sendable()
             left = memoryview(data).cast("B")
             if not left:
-                await trio.lowlevel.checkpoint()
+                await self._transport.driver.checkpoint()
             while left:
                 sent = await self._transport.send(left)
                 left = left[sent:]
@@ -148,7 +159,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """Send FIN. Receiving goes on."""
         with self._sending:
-            await trio.lowlevel.checkpoint()
+            await self._transport.driver.checkpoint()
             self._transport.check_open()
             self._transport.driver.check_process()
             if self._sent_eof:
@@ -163,7 +174,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Send FIN and close. The ring reads what the peer still sends, and throws it away."""
         self._closing.start()
-        await trio.lowlevel.checkpoint()
+        await self._transport.driver.checkpoint()
 
     def surrender(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""

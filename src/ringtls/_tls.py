@@ -19,15 +19,16 @@ Nothing here awaits anything but the transport and its driver.
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
+from typing import TYPE_CHECKING, Generic, NoReturn, final
 
 import idna
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._adapter import StreamTransport
-from ._closing import SHUTDOWN_TIMEOUT, CloseOutcome, Closing, checked_timeout
+from ._closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
 from ._conflict import ConflictDetector
+from ._info import TlsInfo
 from ._session import TlsSession
 from ._socket import SocketStream, checked_max_bytes
 from ._transport import HIGH_WATER, RECEIVE_SIZE
@@ -48,14 +49,14 @@ else:
 
     StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-__all__ = ["TlsListener", "TlsStream"]
+__all__ = ["TlsListener", "TlsStream", "ascii_hostname"]
 
 #: Plaintext that is encrypted in one piece.
 PIECE = 256 * 1024
 
 
 @final
-class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
+class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
     """A TLS connection that always ends with close_notify.
 
     Like trio.SSLStream, but for its end: leaving ``async with stream``, or ``aclose()``, sends
@@ -93,15 +94,10 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
     ) -> None:
         if not isinstance(transport_stream, trio.abc.Stream):
             raise TypeError(f"TlsStream needs a trio.abc.Stream, not {transport_stream!r}")
-        if isinstance(server_hostname, bytes):
-            server_hostname = server_hostname.decode("ascii")
-        if server_hostname is not None and not server_hostname.isascii():
-            # As trio resolves it (IDNA 2008); ssl would take the name of IDNA 2003.
-            server_hostname = idna.encode(server_hostname, uts46=True).decode("ascii")
         self._session = TlsSession(
             ssl_context,
             server_side=server_side,
-            server_hostname=server_hostname,
+            server_hostname=None if server_hostname is None else ascii_hostname(server_hostname),
             https_compatible=https_compatible,
         )
         self._transport, self._closing = _take_over(transport_stream)
@@ -313,20 +309,6 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
         if not self._unwrapped:
             self._closing.abort()
 
-    @property
-    def close_outcome(self) -> CloseOutcome | None:
-        """How the connection ended; None until that is known."""
-        return self._closing.outcome
-
-    @property
-    def shutdown_timeout(self) -> float:
-        """Seconds that the end may take."""
-        return self._closing.timeout
-
-    @shutdown_timeout.setter
-    def shutdown_timeout(self, seconds: float) -> None:
-        self._closing.timeout = checked_timeout(seconds)
-
     def __enter__(self) -> NoReturn:
         raise TypeError("use 'async with' with a TlsStream, not 'with'")
 
@@ -337,66 +319,12 @@ class TlsStream(trio.abc.HalfCloseableStream, Generic[StreamT]):
         if self._is_owner:
             self._closing.drop()
 
-    # What is known of the connection
-
     @property
     def transport_stream(self) -> StreamT:
         """The stream below. None of its data methods may be used."""
         if self._transport_stream is None:
             raise trio.ClosedResourceError("this stream was unwrapped")
         return self._transport_stream
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """The SSLContext. May be set by an SNI callback, as ssl.SSLObject.context."""
-        return self._session.object.context
-
-    @property
-    def server_side(self) -> bool:
-        return self._session.object.server_side
-
-    @property
-    def server_hostname(self) -> str | None:
-        return self._session.object.server_hostname
-
-    @property
-    def session(self) -> ssl.SSLSession | None:
-        """The session, to be resumed by another connection (set it there before the handshake)."""
-        return self._session.object.session
-
-    @session.setter
-    def session(self, session: ssl.SSLSession | None) -> None:
-        self._session.object.session = session
-
-    @property
-    def session_reused(self) -> bool | None:
-        """Raises trio.NeedHandshakeError before the handshake, like all that follow."""
-        return self._after_handshake("session_reused").session_reused
-
-    def selected_alpn_protocol(self) -> str | None:
-        """See ssl.SSLSocket.selected_alpn_protocol."""
-        return self._after_handshake("selected_alpn_protocol").selected_alpn_protocol()
-
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        """See ssl.SSLSocket.getpeercert."""
-        return self._after_handshake("getpeercert").getpeercert(binary_form)
-
-    def cipher(self) -> tuple[str, str, int] | None:
-        """See ssl.SSLSocket.cipher."""
-        return self._after_handshake("cipher").cipher()
-
-    def version(self) -> str | None:
-        """See ssl.SSLSocket.version."""
-        return self._after_handshake("version").version()
-
-    def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
-        """See ssl.SSLSocket.get_channel_binding."""
-        return self._after_handshake("get_channel_binding").get_channel_binding(cb_type)
-
-    def _after_handshake(self, name: str) -> ssl.SSLObject:
-        if not self._session.handshake_done:
-            raise trio.NeedHandshakeError(f"call do_handshake() before {name}")
-        return self._session.object
 
     # Helpers
 
@@ -522,6 +450,14 @@ def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
 def _pieces(data: bytes | bytearray | memoryview) -> list[memoryview]:
     view = memoryview(data).cast("B")
     return [view[start : start + PIECE] for start in range(0, len(view), PIECE)]
+
+
+def ascii_hostname(host: str | bytes) -> str:
+    """A hostname as DNS and certificates have it: as trio resolves it (IDNA 2008). ssl would take
+    the name of IDNA 2003."""
+    if isinstance(host, bytes):
+        return host.decode("ascii")
+    return host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
 
 
 def _broken(error: ssl.SSLError) -> trio.BrokenResourceError:

@@ -86,6 +86,9 @@ class Driver(Protocol):
         cancellation comes out only if the operation had no result of its own.
         """
 
+    async def checkpoint(self) -> None:
+        """Let others run, and a cancellation out."""
+
     async def checkpoint_if_cancelled(self) -> None:
         """Let a cancellation out; if there is none, do not suspend."""
 

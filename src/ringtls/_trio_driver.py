@@ -26,7 +26,6 @@ Rules:
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -40,6 +39,7 @@ import trio
 from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
+from ._closing import adopt
 from ._polling import LOOK, Polling
 from ._ring import Ring
 from ._statistics import Statistics, Tally
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from ._operation import Operation
 
 __all__ = ["TrioDriver"]
-
-logger = logging.getLogger("ringtls")
 
 #: Seconds that sends which nobody waits for may take after the last task has ended.
 GRACE = 5.0
@@ -243,6 +241,7 @@ class TrioDriver(trio.abc.Instrument):
                 raise_cancel()
             raise
 
+    checkpoint = staticmethod(trio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
 
     @staticmethod
@@ -318,9 +317,11 @@ class TrioDriver(trio.abc.Instrument):
         if ring is None or ring.forked or self.failure is not None:
             return
         try:
-            if self._polling.awake and not self._submitted and not ring.look(LOOK):
+            looks = self._polling.awake and not self._submitted
+            if looks:
+                ring.look(LOOK)
+            if not ring.reap() and looks:
                 self._polling.stop()
-            ring.reap()
             self._polling.has_moved(ring.bytes_moved)
         except BaseException as failure:
             self._fail(failure)
@@ -391,7 +392,7 @@ class TrioDriver(trio.abc.Instrument):
         finally:
             trio.lowlevel.remove_instrument(watch)
         if late:
-            self._adopt_open_streams()
+            adopt(self._closings)
         if self._ring is not None and self.failure is None:
             self._ring.cancel_all(reads_only=True)
             self._ring.hurry()
@@ -399,17 +400,6 @@ class TrioDriver(trio.abc.Instrument):
             await self._next_wakeup()
         if late and self._ring is not None:
             await self._drain_rest(self._ring)
-
-    def _adopt_open_streams(self) -> None:
-        left_open = [closing for closing in self._closings if not closing.started]
-        for closing in left_open:
-            closing.start()
-            self.tally.orphans_adopted += 1
-        for closing in left_open:
-            try:
-                closing.warn_unclosed()
-            except ResourceWarning as warning:  # the user's filter makes it an error
-                logger.error("%s", warning)
 
     async def _drain_rest(self, ring: Ring) -> None:
         """What nobody waits for may take GRACE seconds."""

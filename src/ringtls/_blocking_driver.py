@@ -1,0 +1,327 @@
+"""How a plain thread drives a ring.
+
+Rules:
+
+1. Each thread has one driver with one ring, made on first use. No other thread may use it.
+2. A wait never suspends: it drives the ring until what it waits for has happened. So a coroutine
+   that waits for nothing but this driver runs to its end at its first step (``complete``).
+3. Between the calls nobody drives the ring. So a call ends with a submit and a reap. What is still
+   to be done after the last call, is done at the thread's end.
+4. SIGINT does not interrupt a call in its middle, where it would part steps that belong together:
+   its handler runs where the call waits, or when it is done. Masking the signal would not do:
+   whichever thread takes it, Python runs the handler in the main thread, at any bytecode. So
+   another handler takes its place for as long as the call lasts, and keeps it.
+5. A finalizer may run in any thread, and in the middle of any call. It only leaves behind what is
+   to be done.
+6. At the thread's end the streams that are still open are closed as if they had been dropped, and
+   every close that has begun is waited for. The main thread's end is the interpreter's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from threading import get_ident
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ._closing import adopt
+from ._ring import Ring
+from ._statistics import Tally
+
+if TYPE_CHECKING:
+    from ._closing import Closing
+    from ._operation import Operation
+
+__all__ = ["BlockingDriver", "complete"]
+
+T = TypeVar("T")
+
+#: A thread has few streams, and passes on at once what has come.
+BUFFERS = 4
+
+#: Seconds after which a sleeping call looks at what finalizers of other threads have left behind,
+#: and at a signal that came just before it fell asleep.
+LONGEST_SLEEP = 1.0
+
+
+def complete(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends (rule 2)."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("a blocking driver's coroutine was suspended")
+
+
+class _ExpiredError(Exception):
+    """The call's time is over. Not an OSError, which would be the connection's."""
+
+
+class _BlockingSignal:
+    """Waits for the next occurrence of something (Signal of _transport)."""
+
+    __slots__ = ("_driver", "_wakes")
+
+    def __init__(self, driver: BlockingDriver) -> None:
+        self._driver = driver
+        self._wakes = 0
+
+    def wake(self) -> None:
+        self._wakes += 1
+
+    async def wait(self) -> None:
+        seen = self._wakes
+        self._driver.drive_until(lambda: self._wakes > seen)
+
+    async def wait_uncancellable(self) -> None:
+        seen = self._wakes
+        self._driver.drive_until(lambda: self._wakes > seen, interruptible=False)
+
+
+class _Interrupts:
+    """Keeps SIGINT back during a call of the main thread (rule 4)."""
+
+    def __init__(self) -> None:
+        self._is_main_thread = get_ident() == threading.main_thread().ident
+        self._handler: Callable[[int, FrameType | None], object] | None = None
+        self._is_pending = False
+
+    def hold(self) -> None:
+        self._handler = None
+        self._is_pending = False
+        if self._is_main_thread and callable(handler := signal.getsignal(signal.SIGINT)):
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._keep)
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        self._is_pending = True
+
+    def deliver(self) -> None:
+        """Run the handler now, if there was a signal. It may raise."""
+        if self._is_pending:
+            assert self._handler is not None
+            self._is_pending = False
+            self._handler(signal.SIGINT, sys._getframe())
+
+    def release(self) -> None:
+        """Let the signal through again, and with it one that was kept."""
+        if self._handler is None:
+            return
+        replaced = signal.signal(signal.SIGINT, self._handler)
+        if replaced != self._keep:  # the handler has given itself a successor
+            signal.signal(signal.SIGINT, replaced)
+        if self._is_pending:
+            signal.raise_signal(signal.SIGINT)
+
+
+class _Call:
+    """A context manager for what a thread does with its streams, until a deadline."""
+
+    __slots__ = ("_deadline", "_driver", "_outer_deadline")
+
+    def __init__(self, driver: BlockingDriver, timeout: float | None) -> None:
+        self._driver = driver
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def __enter__(self) -> None:
+        driver = self._driver
+        driver.check_process()
+        driver.check_thread()
+        if not driver.depth:
+            driver.interrupts.hold()
+        driver.depth += 1
+        self._outer_deadline, driver.deadline = driver.deadline, self._deadline
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        driver = self._driver
+        try:
+            driver.go_on()
+        finally:
+            driver.deadline = self._outer_deadline
+            driver.depth -= 1
+            if not driver.depth:
+                driver.interrupts.release()
+        if exc_type is _ExpiredError:
+            raise TimeoutError("timed out") from None
+
+
+class BlockingDriver:
+    """What the streams of one thread share, and how it waits for its ring (Driver of _transport).
+
+    Raises:
+      RingUnavailableError: there is no io_uring here.
+    """
+
+    def __init__(self) -> None:
+        self.ring = Ring(buffers=BUFFERS)
+        self.tally = Tally()
+        self.interrupts = _Interrupts()
+        self.depth = 0  # calls that this thread is in: of a finalizer, or a signal's handler, too
+        self.deadline: float | None = None
+        self.has_ended = False
+        self._thread = get_ident()
+        self._closings: set[Closing] = set()
+        self._left_behind: deque[Callable[[], object]] = deque()
+
+    @classmethod
+    def current(cls) -> BlockingDriver:
+        """The driver of this thread, made on first use."""
+        end: _ThreadEnd | None = getattr(_this_thread, "end", None)
+        if end is None or end.driver.is_forked or end.driver.has_ended:
+            _this_thread.end = end = _ThreadEnd(cls())
+        return end.driver
+
+    def call(self, timeout: float | None = None) -> _Call:
+        """Enter this around all that uses the ring. Waits in it raise TimeoutError after
+        ``timeout`` seconds, but not before they have tried.
+
+        Raises:
+          RuntimeError: this thread, or this process, is not the driver's.
+        """
+        return _Call(self, timeout)
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError in any thread but the driver's own."""
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "this stream belongs to another thread: use a stream in the thread that made it"
+            )
+
+    # What streams use
+
+    @property
+    def is_forked(self) -> bool:
+        return self.ring.forked
+
+    def signal(self) -> _BlockingSignal:
+        return _BlockingSignal(self)
+
+    async def wait(self, operation: Operation) -> int | bytes:
+        try:
+            self.drive_until(lambda: operation.done)
+        except BaseException as interruption:
+            operation.cancel()
+            self.drive_until(lambda: operation.done, interruptible=False)
+            if isinstance(interruption, _ExpiredError):
+                try:
+                    return operation.take()
+                except OSError as error:
+                    if error.errno != errno.ECANCELED:
+                        raise
+            raise
+        return operation.take()
+
+    async def checkpoint(self) -> None:
+        """Nobody else could run; and what interrupts a call, does so where it waits."""
+
+    checkpoint_if_cancelled = cancel_shielded_checkpoint = uncancellable_checkpoint = checkpoint
+
+    def register(self, closing: Closing) -> None:
+        self._closings.add(closing)
+
+    def unregister(self, closing: Closing) -> None:
+        self._closings.discard(closing)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        self._left_behind.append(function)
+        if get_ident() == self._thread and not self.depth:
+            with self.call():
+                pass
+
+    def check_process(self) -> None:
+        self.ring.check_process()
+
+    # Driving
+
+    def drive_until(self, is_over: Callable[[], bool], *, interruptible: bool = True) -> None:
+        """Sleep and work until ``is_over``.
+
+        Raises:
+          BaseException: what a signal's handler raised, if this is interruptible.
+          _ExpiredError: the call's time is over, if this is interruptible.
+          OSError: the ring has failed.
+        """
+        expired = False
+        while not is_over():
+            timeout = LONGEST_SLEEP
+            if interruptible:
+                self.interrupts.deliver()
+                if expired:
+                    raise _ExpiredError
+                if self.deadline is not None:
+                    timeout = min(timeout, self.deadline - time.monotonic())
+                    expired = timeout <= 0
+            self._look_after_the_left_behind()
+            self.ring.wait(timeout)
+            self._reap()
+
+    def go_on(self) -> None:
+        """Do what can be done without waiting."""
+        self._look_after_the_left_behind()
+        if self.ring.is_usable:
+            self.ring.submit()
+            self._reap()
+
+    def _look_after_the_left_behind(self) -> None:
+        while self._left_behind:
+            self._left_behind.popleft()()
+
+    def _reap(self) -> None:
+        try:
+            self.ring.reap()
+        except Exception as failure:
+            self.ring.fail(failure)
+
+    # The end
+
+    def end(self) -> None:
+        """End all connections, and the ring (rule 6). Nothing in a thread that is not its own."""
+        if self.has_ended or self.is_forked or get_ident() != self._thread:
+            return
+        self.has_ended = True
+        try:
+            with self.call():
+                self._look_after_the_left_behind()
+                adopt(self._closings)
+                self.ring.cancel_all(reads_only=True)
+                self.ring.hurry()
+                self.drive_until(lambda: not self._closings, interruptible=False)
+        except OSError as failure:
+            self.ring.fail(failure)
+        self.ring.close(timeout=1.0)
+
+
+class _ThreadEnd:
+    """Goes when its thread does: the only thing that refers to it is thread-local."""
+
+    def __init__(self, driver: BlockingDriver) -> None:
+        self.driver = driver
+
+    def __del__(self) -> None:
+        self.driver.end()
+
+
+_this_thread = threading.local()
+
+
+def _end_this_thread() -> None:
+    end: _ThreadEnd | None = getattr(_this_thread, "end", None)
+    if end is not None:
+        end.driver.end()
+
+
+# Before the rings are closed: _ring was imported, and registered itself, earlier.
+atexit.register(_end_this_thread)

@@ -1,0 +1,89 @@
+"""What is known of a TLS connection, in ssl's own words: the same for every kind of stream."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._closing import checked_timeout
+
+if TYPE_CHECKING:
+    from ._closing import CloseOutcome, Closing
+    from ._session import TlsSession
+
+__all__ = ["TlsInfo"]
+
+
+class TlsInfo:
+    """The part of a TLS stream that does no I/O."""
+
+    _session: TlsSession
+    _closing: Closing
+
+    @property
+    def close_outcome(self) -> CloseOutcome | None:
+        """How the connection ended; None until that is known."""
+        return self._closing.outcome
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """Seconds that the end may take."""
+        return self._closing.timeout
+
+    @shutdown_timeout.setter
+    def shutdown_timeout(self, seconds: float) -> None:
+        self._closing.timeout = checked_timeout(seconds)
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The SSLContext. May be set by an SNI callback, as ssl.SSLObject.context."""
+        return self._session.object.context
+
+    @property
+    def server_side(self) -> bool:
+        return self._session.object.server_side
+
+    @property
+    def server_hostname(self) -> str | None:
+        return self._session.object.server_hostname
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """The session, to be resumed by another connection (set it there before the handshake)."""
+        return self._session.object.session
+
+    @session.setter
+    def session(self, session: ssl.SSLSession | None) -> None:
+        self._session.object.session = session
+
+    @property
+    def session_reused(self) -> bool | None:
+        """Raises trio.NeedHandshakeError before the handshake, like all that follow."""
+        return self._after_handshake("session_reused").session_reused
+
+    def selected_alpn_protocol(self) -> str | None:
+        """See ssl.SSLSocket.selected_alpn_protocol."""
+        return self._after_handshake("selected_alpn_protocol").selected_alpn_protocol()
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """See ssl.SSLSocket.getpeercert."""
+        return self._after_handshake("getpeercert").getpeercert(binary_form)
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """See ssl.SSLSocket.cipher."""
+        return self._after_handshake("cipher").cipher()
+
+    def version(self) -> str | None:
+        """See ssl.SSLSocket.version."""
+        return self._after_handshake("version").version()
+
+    def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
+        """See ssl.SSLSocket.get_channel_binding."""
+        return self._after_handshake("get_channel_binding").get_channel_binding(cb_type)
+
+    def _after_handshake(self, name: str) -> ssl.SSLObject:
+        if not self._session.handshake_done:
+            raise trio.NeedHandshakeError(f"call do_handshake() before {name}")
+        return self._session.object

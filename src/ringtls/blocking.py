@@ -1,0 +1,329 @@
+"""The streams of ringtls for plain threads: ``with`` instead of ``async with``, and no event loop.
+
+    with ringtls.blocking.open_tls_over_tcp_stream("example.org", 443) as stream:
+        stream.send_all(b"...")
+        print(stream.receive_some())
+
+What holds for all of them:
+
+- A stream may be used in the thread that made it, and in no other.
+- ``timeout`` is how many seconds one call may wait; None, the default, means as long as it takes.
+  After that the call raises TimeoutError, and the stream stays usable. Closing is bounded by
+  ``shutdown_timeout`` instead.
+- Ctrl-C, like anything else that SIGINT's handler raises, comes out of a call where it waits, or at
+  its end. A close does not wait any less for that. (What handlers of other signals raise comes out
+  anywhere, as in all of Python.)
+- When a thread ends, and for the main thread at the interpreter's exit, its streams that are still
+  open are closed, and all ends are waited for. Python kills a daemon thread at the interpreter's
+  exit, and its streams with it.
+- The exceptions are those of the asynchronous streams, trio's.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn, final
+
+from . import _socket, _tls
+from ._blocking_driver import BlockingDriver, complete
+from ._closing import SHUTDOWN_TIMEOUT, checked_timeout
+from ._info import TlsInfo
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ._blocking_driver import _Call
+    from ._closing import Closing
+
+__all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream"]
+
+
+class _Stream:
+    """What both streams have in common."""
+
+    _driver: BlockingDriver
+    _closing: Closing
+    _timeout: float | None = None
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a call may wait, or None; may be set at any time."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._timeout = None if seconds is None else checked_timeout(seconds)
+
+    def _call(self) -> _Call:
+        return self._driver.call(self._timeout)
+
+    def receive_some(self, max_bytes: int | None = None) -> bytes:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        data = self.receive_some()
+        if not data:
+            raise StopIteration
+        return data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> NoReturn:
+        raise TypeError(f"use 'with' with a blocking {type(self).__name__}, not 'async with'")
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        raise AssertionError("__aenter__ does not return")
+
+
+@final
+class SocketStream(_Stream):
+    """A connected socket whose I/O is done by the ring of this thread, with TCP_NODELAY set.
+
+    The socket belongs to the stream from now on, and its timeout is now the stream's.
+
+    Args:
+      sock: a connected stream socket.
+
+    Raises:
+      RingUnavailableError: there is no io_uring here; the text says what to change.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"a blocking SocketStream needs a socket.socket, not {sock!r}")
+        self._driver = BlockingDriver.current()
+        self._timeout = sock.gettimeout()
+        with self._driver.call():
+            self._stream = _socket.SocketStream.driven_by(self._driver, sock)
+        self._closing = self._stream._closing
+
+    @property
+    def socket(self) -> socket.socket:
+        """The stdlib socket, for options and addresses. Do not send or receive with it."""
+        return self._stream.socket
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``. If this is interrupted, some part from its start has been sent.
+
+        Raises:
+          TimeoutError
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            complete(self._stream.send_all(data))
+
+    def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive between 1 and ``max_bytes`` bytes (by default 64 KiB); b"" at the end.
+
+        Raises:
+          TimeoutError: nothing was received.
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            return complete(self._stream.receive_some(max_bytes))
+
+    def send_eof(self) -> None:
+        """Send FIN. Receiving goes on."""
+        with self._call():
+            complete(self._stream.send_eof())
+
+    def close(self) -> None:
+        """Send FIN and close; what the peer still sends is thrown away. Does not wait."""
+        if self._closing.started:
+            return
+        with self._call():
+            complete(self._stream.aclose())
+
+
+@final
+class TlsStream(TlsInfo, _Stream):
+    """A TLS connection that always ends with close_notify: ringtls.TlsStream for plain threads.
+
+    Like an ssl.SSLSocket, but for its end: leaving ``with stream``, or ``close()``, sends all
+    that ``send_all`` accepted, close_notify and FIN, also when a KeyboardInterrupt flies. To break
+    a connection off there is ``close_unclean()``.
+
+    Args:
+      transport_stream: the connection; it belongs to this object from now on, and its timeout is
+        also this object's.
+      ssl_context, server_hostname, server_side, https_compatible, shutdown_timeout: as for
+        ringtls.TlsStream.
+
+    Raises:
+      ValueError, ssl.SSLError: the context and the names do not fit together.
+    """
+
+    def __init__(
+        self,
+        transport_stream: SocketStream,
+        ssl_context: ssl.SSLContext,
+        *,
+        server_hostname: str | bytes | None = None,
+        server_side: bool = False,
+        https_compatible: bool = False,
+        shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+    ) -> None:
+        if not isinstance(transport_stream, SocketStream):
+            raise TypeError(
+                f"a blocking TlsStream needs a blocking SocketStream, not {transport_stream!r}"
+            )
+        self._transport_stream = transport_stream
+        self._driver = transport_stream._driver
+        self._timeout = transport_stream.timeout
+        with self._driver.call():
+            self._stream = _tls.TlsStream(
+                transport_stream._stream,
+                ssl_context,
+                server_hostname=server_hostname,
+                server_side=server_side,
+                https_compatible=https_compatible,
+                shutdown_timeout=shutdown_timeout,
+            )
+        self._session, self._closing = self._stream._session, self._stream._closing
+
+    def do_handshake(self) -> None:
+        """Shake hands, if that has not happened yet. The other methods do it where needed.
+
+        Raises:
+          TimeoutError: call it again, and it goes on where it was.
+          trio.BrokenResourceError: it failed; the cause is the ssl.SSLError.
+          trio.ClosedResourceError
+        """
+        with self._call():
+            complete(self._stream.do_handshake())
+            complete(self._stream.wait_sent())
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``, in order. Returns when the kernel has it.
+
+        If this is interrupted, what was accepted is some part of ``data`` from its start (all or
+        nothing, up to 128 KiB). That is sent during later calls in this thread, and before the
+        connection ends.
+
+        Raises:
+          TimeoutError
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            complete(self._stream.send_all(data))
+            complete(self._stream.wait_sent())
+
+    def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
+
+        Raises:
+          TimeoutError: nothing was received, and nothing is lost.
+          TruncationError: the connection ended without close_notify.
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            return complete(self._stream.receive_some(max_bytes))
+
+    def send_eof(self) -> None:
+        """Send close_notify, and no FIN: the other direction goes on.
+
+        Afterwards sending raises trio.ClosedResourceError.
+
+        Raises:
+          TimeoutError: close_notify is sent like what ``send_all`` accepted.
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            complete(self._stream.send_eof())
+            complete(self._stream.wait_sent())
+
+    def unwrap(self) -> tuple[SocketStream, bytes]:
+        """End TLS and keep the connection.
+
+        Sends close_notify and waits for the peer's. Read to the end (b"") first if the peer may
+        still be sending.
+
+        Returns:
+          The transport, and what came on it after the peer's close_notify.
+
+        Raises:
+          TimeoutError
+          trio.BrokenResourceError: among others if the peer still sends data.
+          trio.ClosedResourceError
+        """
+        with self._call():
+            _, trailing = complete(self._stream.unwrap())
+            return self._transport_stream, trailing
+
+    def close(self, *, shutdown_timeout: float | None = None) -> None:
+        """Send what is accepted, close_notify and FIN; wait until the kernel has them.
+
+        Does not wait for the peer, but for its TCP to take in what is unsent: at most
+        ``shutdown_timeout`` seconds (by default the stream's own). After that the connection is
+        reset. How it ended is ``close_outcome``; no error is raised for it.
+
+        A KeyboardInterrupt comes out when that is done.
+        """
+        if self.close_outcome is not None:
+            return
+        with self._driver.call():
+            complete(self._stream.aclose(shutdown_timeout=shutdown_timeout))
+
+    def close_unclean(self) -> None:
+        """Reset the connection at once, without close_notify. Does not wait.
+
+        The peer sees an error, and may lose what it has not read yet.
+        """
+        with self._driver.call():
+            self._stream.close_unclean()
+
+    @property
+    def transport_stream(self) -> SocketStream:
+        """The stream below. None of its data methods may be used."""
+        self._stream.transport_stream  # noqa: B018 raises if it was unwrapped
+        return self._transport_stream
+
+
+def open_tls_over_tcp_stream(
+    host: str | bytes,
+    port: int,
+    *,
+    https_compatible: bool = False,
+    ssl_context: ssl.SSLContext | None = None,
+    timeout: float | None = None,
+) -> TlsStream:
+    """Connect to a TLS server.
+
+    The handshake, which checks that the certificate is valid for ``host``, is made by the first
+    call on the stream, or by ``do_handshake()``. The host's addresses are tried one by one, as
+    socket.create_connection does.
+
+    Args:
+      ssl_context: by default ssl.create_default_context().
+      timeout: of the stream, and of the connection to each address.
+
+    Raises:
+      OSError: no address of the host could be connected to.
+      RingUnavailableError: there is no io_uring here.
+    """
+    BlockingDriver.current()  # raises before there is anything to be closed
+    name = _tls.ascii_hostname(host)
+    context = ssl_context or ssl.create_default_context()
+    stream = SocketStream(socket.create_connection((name, port), timeout))
+    try:
+        return TlsStream(stream, context, server_hostname=name, https_compatible=https_compatible)
+    except BaseException:
+        stream.close()
+        raise

@@ -1,0 +1,199 @@
+"""C1 on the blocking face: how connections end, many of each kind, and a SIGINT at any bytecode.
+
+RINGTLS_CASES sets how many: a fiftieth of it (500 by default) of each kind of end.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from ringtls import CloseOutcome, blocking
+from ringtls._blocking_driver import BlockingDriver
+from ringtls._closing import Closing
+
+from ..conftest import Contexts
+from ..peer import End, Peer
+from ..streams import open_fds, tcp_pair
+from .test_interrupted import SENT, SignalAtBytecode, peer_story
+from .test_random import CASES
+
+pytestmark = pytest.mark.ringtls_allow_unclosed
+
+ENDS = max(CASES // 50, 1)
+
+rng = random.Random(5)
+
+
+class LeaveError(Exception):
+    """The handler's own exception."""
+
+
+class Meeting:
+    """A blocking stream, and a peer that reads when it may."""
+
+    def __init__(self, contexts: Contexts) -> None:
+        ours, theirs = tcp_pair(32768)
+        self.may_read = threading.Event()
+        self.ends: list[End] = []
+        self._peer = Peer(theirs, contexts, server_side=False)
+        self._thread = threading.Thread(target=self._their_story)
+        self._thread.start()
+        self.stream: blocking.TlsStream | None = blocking.TlsStream(
+            blocking.SocketStream(ours), contexts.server, server_side=True
+        )
+        self.closing: Closing = self.stream._closing
+        self.stream.do_handshake()
+
+    def _their_story(self) -> None:
+        self._peer.handshake()
+        with suppress(BrokenPipeError, ConnectionResetError):  # ours has ended
+            self._peer.send(bytes(20_000))
+        self.may_read.wait(20)
+        self.ends.append(self._peer.end())
+
+    def take(self) -> blocking.TlsStream:
+        stream, self.stream = self.stream, None
+        assert stream is not None
+        return stream
+
+    def end(self) -> End:
+        """How the peer saw it."""
+        self.may_read.set()
+        self._thread.join()
+        return self.ends[0]
+
+
+def by_return(meeting: Meeting) -> None:
+    meeting.may_read.set()
+    with meeting.take() as stream:
+        received = 0
+        while received < 20_000:
+            received += len(stream.receive_some())
+        stream.send_all(SENT)
+
+
+def by_exception(meeting: Meeting) -> None:
+    meeting.may_read.set()
+    with pytest.raises(LeaveError), meeting.take() as stream:
+        stream.send_all(SENT)
+        raise LeaveError
+
+
+def by_unread_input(meeting: Meeting) -> None:
+    meeting.may_read.set()
+    with meeting.take() as stream:
+        stream.send_all(SENT)
+
+
+def by_sigint(meeting: Meeting) -> None:
+    """In a send into a peer that has stalled; it goes on while we close."""
+
+    def interrupt() -> None:
+        time.sleep(rng.random() * 0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupted.set()
+        time.sleep(0.002)
+        meeting.may_read.set()
+
+    interrupted = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt), meeting.take() as stream:
+        thread.start()
+        while True:
+            stream.send_all(SENT)
+    thread.join()
+
+
+def by_timeout(meeting: Meeting) -> None:
+    stream = meeting.take()
+    stream.timeout = rng.random() * 0.01
+    with pytest.raises(TimeoutError), stream:
+        while True:
+            stream.send_all(SENT)
+
+
+def by_drop(meeting: Meeting) -> None:
+    meeting.may_read.set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        meeting.take().send_all(SENT)
+        gc.collect()
+
+
+WAYS = [by_return, by_exception, by_unread_input, by_sigint, by_timeout, by_drop]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_d5_ends(contexts: Contexts, way: Callable[[Meeting], None]) -> None:
+    BlockingDriver.current()
+    fds, threads = open_fds(), threading.active_count()
+    for number in range(ENDS):
+        meeting = Meeting(contexts)
+        if way is by_timeout:  # while we close
+            threading.Timer(0.02, meeting.may_read.set).start()
+        way(meeting)
+        end = meeting.end()
+        assert end.is_clean, (number, end.close_notify, end.transport, end.trailing, end.error)
+        assert meeting.closing.outcome is CloseOutcome.CLEAN
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    BlockingDriver.current().end()
+    assert open_fds() == fds - 2  # the ring's own
+    assert threading.active_count() == threads
+
+
+def play(contexts: Contexts, number: int) -> tuple[bool, End]:
+    """As in test_interrupted: was the signal given, and how did the peer see the end?"""
+    ours, theirs = tcp_pair()
+    ends: list[End] = []
+    peer = Peer(theirs, contexts, server_side=False)
+    thread = threading.Thread(target=peer_story, args=(peer, ends))
+    signaller = SignalAtBytecode(number)
+    thread.start()
+
+    def our_story() -> None:
+        stream = blocking.TlsStream(blocking.SocketStream(ours), contexts.server, server_side=True)
+        stream.do_handshake()
+        sys.settrace(signaller)
+        try:
+            with stream:
+                stream.send_all(SENT)
+                stream.timeout = 0
+                with suppress(TimeoutError):
+                    stream.receive_some()
+                stream.timeout = None
+                stream.send_all(SENT)
+        finally:
+            sys.settrace(None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it may come before close() is reached
+        with suppress(KeyboardInterrupt):
+            our_story()
+        gc.collect()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return signaller.left <= 0, ends[0]
+
+
+def test_d5_sigint_at_any_bytecode(contexts: Contexts) -> None:
+    bytecodes = random.Random(3)
+    last = 1
+    while play(contexts, last)[0]:
+        last *= 2
+    for _ in range(max(CASES // 5, 1)):
+        number = bytecodes.randrange(1, last)
+        _, end = play(contexts, number)
+        assert end.is_clean, (number, end.close_notify, end.transport)
+        assert (SENT * 2).startswith(end.data), number
+    BlockingDriver.current().end()

@@ -1,0 +1,559 @@
+"""ringtls.blocking: threads and their ends, timeouts, signals, forks, misuse."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import math
+import os
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import trio
+from trio.to_thread import run_sync as in_thread
+
+import ringtls
+from ringtls import CloseOutcome, blocking
+from ringtls._blocking_driver import BlockingDriver
+
+from .conftest import Contexts
+from .faces import sigint_after
+from .peer import End, Peer, Transport
+from .streams import open_fds, tcp_pair
+
+
+def meet(contexts: Contexts, *, buffer_size: int | None = None) -> tuple[blocking.TlsStream, Peer]:
+    ours, theirs = tcp_pair(buffer_size)
+    stream = blocking.TlsStream(blocking.SocketStream(ours), contexts.server, server_side=True)
+    peer = Peer(theirs, contexts, server_side=False)
+    thread = threading.Thread(target=peer.handshake)
+    thread.start()
+    stream.do_handshake()
+    thread.join()
+    return stream, peer
+
+
+def clog(stream: blocking.TlsStream) -> None:
+    """Leave the stream with more accepted than the kernel takes."""
+    stream.timeout = 0.05
+    with pytest.raises(TimeoutError):
+        while True:
+            stream.send_all(bytes(65536))
+    stream.timeout = None
+
+
+def run_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_public_names() -> None:
+    assert sorted(blocking.__all__) == ["SocketStream", "TlsStream", "open_tls_over_tcp_stream"]
+    for name in blocking.__all__:
+        assert inspect.getdoc(getattr(blocking, name)), name
+
+
+def test_it_has_the_methods_of_the_asynchronous_stream() -> None:
+    asynchronous = {name for name in dir(ringtls.TlsStream) if not name.startswith("_")}
+    missing = asynchronous - set(dir(blocking.TlsStream))
+    assert missing == {"aclose", "wait_sent", "wait_send_all_might_not_block"}
+
+
+# Opening, and serving
+
+
+def serve(listener: socket.socket, contexts: Contexts) -> None:
+    """A thread for each connection."""
+
+    def echo(sock: socket.socket) -> None:
+        transport_stream = blocking.SocketStream(sock)
+        stream = blocking.TlsStream(transport_stream, contexts.server, server_side=True)
+        with suppress(trio.BrokenResourceError), stream:
+            for data in stream:
+                stream.send_all(data)
+
+    threads = []
+    with suppress(OSError):  # the listener was shut down
+        while True:
+            sock, _ = listener.accept()
+            threads.append(threading.Thread(target=echo, args=(sock,)))
+            threads[-1].start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def port(contexts: Contexts) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        thread = threading.Thread(target=serve, args=(listener, contexts))
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def echo_once(contexts: Contexts, port: int) -> CloseOutcome | None:
+    data = os.urandom(10_000)
+    with blocking.open_tls_over_tcp_stream(
+        "localhost", port, ssl_context=contexts.client, timeout=20
+    ) as stream:
+        assert stream.timeout == 20
+        stream.send_all(data)
+        stream.send_eof()
+        assert b"".join(stream) == data
+        assert stream.version() == "TLSv1.3"
+    return stream.close_outcome
+
+
+def test_client_and_server(contexts: Contexts, port: int) -> None:
+    assert echo_once(contexts, port) is CloseOutcome.CLEAN
+
+
+def test_many_threads_at_once(contexts: Contexts, port: int) -> None:
+    before = open_fds()
+    outcomes: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(echo_once(contexts, port)))
+        for _ in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == [CloseOutcome.CLEAN] * 50
+    deadline = time.monotonic() + 10
+    while open_fds() > before:  # of the server's threads
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+async def test_in_trios_threads(contexts: Contexts, port: int) -> None:
+    outcomes = []
+
+    async def one() -> None:
+        outcomes.append(await in_thread(echo_once, contexts, port))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(one)
+    assert outcomes == [CloseOutcome.CLEAN] * 10
+
+
+def test_in_the_thread_of_a_trio_run(contexts: Contexts, port: int) -> None:
+    """It blocks the run, and has a ring of its own."""
+
+    async def main() -> None:
+        assert echo_once(contexts, port) is CloseOutcome.CLEAN
+
+    trio.run(main)
+
+
+def test_a_connection_that_is_refused(contexts: Contexts) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        blocking.open_tls_over_tcp_stream("localhost", port, ssl_context=contexts.client)
+
+
+def test_no_stream_is_left_if_the_context_does_not_fit(contexts: Contexts, port: int) -> None:
+    with pytest.raises(ssl.SSLError, match="SERVER"):
+        blocking.open_tls_over_tcp_stream("localhost", port, ssl_context=contexts.server)
+
+
+def test_plain_sockets() -> None:
+    ours, theirs = tcp_pair()
+    ours.settimeout(0.05)
+    with theirs, blocking.SocketStream(ours) as stream:
+        assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        with pytest.raises(TimeoutError, match="timed out"):
+            stream.receive_some()
+        theirs.sendall(b"abc")
+        assert stream.receive_some(2) == b"ab"
+        assert stream.receive_some() == b"c"
+        with pytest.raises(TimeoutError):
+            stream.send_all(bytes(30_000_000))
+        stream.timeout = None
+        with sigint_after(0.05), pytest.raises(KeyboardInterrupt):
+            stream.receive_some()
+        theirs.sendall(b"abc")
+        assert stream.receive_some() == b"abc"
+        stream.send_eof()
+        stream.close()
+        stream.close()
+        with pytest.raises(trio.ClosedResourceError):
+            stream.receive_some()
+
+
+# Timeouts
+
+
+def test_no_time_at_all_is_one_try(contexts: Contexts) -> None:
+    stream, peer = meet(contexts)
+    with stream:
+        stream.timeout = 0
+        with pytest.raises(TimeoutError):
+            stream.receive_some()
+        peer.send(b"here")
+        select.select([stream.transport_stream.socket], [], [], 20)
+        assert stream.receive_some() == b"here"
+        stream.send_all(b"last words")
+    assert peer.end() == End(b"last words", True, Transport.FIN, 0, None)
+
+
+def test_a_send_that_timed_out_is_sent_by_later_calls(contexts: Contexts) -> None:
+    stream, peer = meet(contexts, buffer_size=32768)
+    ends: list[End] = []
+    with stream:
+        clog(stream)
+        thread = threading.Thread(target=lambda: ends.append(peer.end()))
+        thread.start()
+        stream.send_all(b"last words")
+    thread.join()
+    assert ends[0].is_clean
+    assert ends[0].data.endswith(b"last words")
+
+
+def test_wrong_timeouts(contexts: Contexts) -> None:
+    stream, peer = meet(contexts)
+    with stream:
+        for wrong in (-1, math.nan):
+            with pytest.raises(ValueError, match="timeout"):
+                stream.timeout = wrong
+            with pytest.raises(ValueError, match="timeout"):
+                stream.close(shutdown_timeout=wrong)
+    peer.sock.close()
+
+
+# The end of a thread
+
+
+@pytest.mark.ringtls_allow_unclosed
+def test_a_thread_that_ends_closes_its_streams(contexts: Contexts) -> None:
+    """C8, C9: they are used no more, but referred to."""
+    before = open_fds()
+    kept: list[blocking.TlsStream] = []
+    ends: list[End] = []
+
+    def reader(peer: Peer) -> None:
+        time.sleep(0.2)
+        ends.append(peer.end())
+
+    def work() -> None:
+        stream, peer = meet(contexts, buffer_size=32768)
+        clog(stream)
+        kept.append(stream)
+        readers.append(threading.Thread(target=reader, args=(peer,)))
+        readers[0].start()
+
+    readers: list[threading.Thread] = []
+    with pytest.warns(ResourceWarning, match="test_blocking.py:"):
+        run_thread(work)
+    assert kept[0].close_outcome is CloseOutcome.CLEAN
+    readers[0].join()
+    assert ends[0].is_clean
+    kept[0].close()  # which has no need of the thread
+    with pytest.raises(RuntimeError, match="another thread"):
+        kept[0].receive_some()
+    assert open_fds() == before
+
+
+def test_a_thread_that_ends_waits_for_what_lingers(contexts: Contexts) -> None:
+    """C10: nothing of what was sent gets lost over input that nobody read."""
+    before = open_fds()
+    peers: list[Peer] = []
+
+    def work() -> None:
+        stream, peer = meet(contexts)
+        peers.append(peer)
+        peer.send(bytes(10_000))
+        with stream:
+            stream.send_all(b"last words")
+
+    run_thread(work)
+    assert open_fds() == before + 1
+    end = peers[0].end()
+    assert end.is_clean
+    assert end.data == b"last words"
+
+
+@pytest.mark.parametrize("how", ["open", "closing"])
+def test_at_the_interpreters_exit(contexts: Contexts, how: str) -> None:
+    ours, theirs = tcp_pair(32768)
+    program = f"""if True:
+        import socket, ssl
+        from ringtls import blocking
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain({str(contexts.certificate)!r}, {str(contexts.key)!r})
+        sock = blocking.SocketStream(socket.socket(fileno={ours.fileno()}))
+        stream = blocking.TlsStream(sock, context, server_side=True)
+        stream.send_all(b"last words")
+        if {how!r} == "closing":
+            stream.close()
+        """
+    child = subprocess.Popen([sys.executable, "-c", program], pass_fds=[ours.fileno()])
+    with child:
+        ours.close()
+        peer = Peer(theirs, contexts, server_side=False)
+        peer.handshake()
+        end = peer.end()
+    assert child.returncode == 0
+    assert end.is_clean
+    assert end.data == b"last words"
+
+
+# Streams that go in the wrong way
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.parametrize("owner", ["sleeps in a call", "makes a call later"])
+def test_c8_dropped_in_another_thread(contexts: Contexts, owner: str) -> None:
+    stream, peer = meet(contexts)
+    other, other_peer = meet(contexts)
+    stream.send_all(b"last words")
+    holder = [stream]
+    del stream
+
+    def drop() -> None:
+        if owner == "sleeps in a call":
+            time.sleep(0.05)
+        holder.clear()
+
+    with other, pytest.warns(ResourceWarning, match="unclosed stream"):
+        thread = threading.Thread(target=drop)
+        thread.start()
+        if owner == "makes a call later":
+            thread.join()
+            other.send_all(b"x")
+        else:
+            other.timeout = 3
+            with pytest.raises(TimeoutError):
+                other.receive_some()
+            thread.join()
+        end = peer.end()
+    assert end.is_clean
+    assert end.data == b"last words"
+    other_peer.sock.close()
+
+
+@pytest.mark.ringtls_allow_unclosed
+def test_c8_dropped_in_the_middle_of_a_call(contexts: Contexts) -> None:
+    """The garbage collector runs anywhere: here at every allocation it can."""
+    peers = []
+    with pytest.warns(ResourceWarning, match="unclosed stream"):
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            for _ in range(5):
+                stream, peer = meet(contexts)
+                stream.send_all(b"last words")
+                stream.cycle = stream  # type: ignore[attr-defined]
+                del stream
+                peers.append(peer)
+                ours, theirs = tcp_pair()
+                with theirs, blocking.SocketStream(ours) as plain:
+                    plain.timeout = 0
+                    with pytest.raises(TimeoutError):
+                        plain.receive_some()
+        finally:
+            gc.set_threshold(*thresholds)
+        gc.collect()
+    for peer in peers:
+        end = peer.end()
+        assert end.is_clean
+        assert end.data == b"last words"
+
+
+def test_another_threads_stream(contexts: Contexts) -> None:
+    stream, peer = meet(contexts)
+    refused = []
+
+    def misuse() -> None:
+        for use in (
+            lambda: stream.send_all(b"x"),
+            stream.receive_some,
+            stream.close,
+            stream.close_unclean,
+            lambda: blocking.TlsStream(stream.transport_stream, contexts.server, server_side=True),
+        ):
+            with pytest.raises(RuntimeError, match="another thread"):
+                use()
+            refused.append(use)
+
+    with stream:
+        run_thread(misuse)
+        assert len(refused) == 5
+        stream.send_all(b"still works")
+    assert peer.end().is_clean
+
+
+def test_c14_fork(contexts: Contexts, port: int) -> None:
+    stream, peer = meet(contexts)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        refused = 0
+        try:
+            for use in (stream.receive_some, stream.close, stream.close_unclean):
+                try:
+                    use()
+                except RuntimeError as error:
+                    refused += "parent" in str(error)
+            outcome = echo_once(contexts, port)  # with a ring of its own
+            status = 0 if refused == 3 and outcome is CloseOutcome.CLEAN else 2
+        finally:
+            BlockingDriver.current().end()
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    with stream:
+        stream.send_all(b"from the parent")
+    end = peer.end()
+    assert end.is_clean
+    assert end.data == b"from the parent"
+
+
+async def test_c15_async_use(contexts: Contexts) -> None:
+    ours, theirs = tcp_pair()
+    with theirs, blocking.SocketStream(ours) as stream:
+        with pytest.raises(TypeError, match="use 'with' with a blocking SocketStream"):
+            async with stream:
+                pass
+        tls = blocking.TlsStream(stream, contexts.server, server_side=True)
+        with pytest.raises(TypeError, match="use 'with' with a blocking TlsStream"):
+            async with tls:
+                pass
+
+
+def test_wrong_arguments(contexts: Contexts) -> None:
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        with pytest.raises(TypeError, match="needs a blocking SocketStream"):
+            blocking.TlsStream(ours, contexts.server)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"needs a socket\.socket"):
+            blocking.SocketStream("socket")  # type: ignore[arg-type]
+
+
+@pytest.mark.ringtls_allow_unclosed
+def test_a_ring_that_fails(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call says so, and nothing hangs."""
+    stream, peer = meet(contexts)
+
+    def fail() -> None:
+        raise ValueError("made up")
+
+    monkeypatch.setattr(BlockingDriver.current().ring, "reap", fail)
+    with pytest.raises((OSError, trio.BrokenResourceError)):
+        stream.receive_some()
+    with pytest.raises((OSError, trio.BrokenResourceError)):
+        stream.receive_some()
+    stream.close()
+    BlockingDriver.current().end()
+    assert peer.read_to_end().error is None
+    peer.sock.close()
+    again, peer = meet(contexts)  # with another ring
+    again.close()
+    peer.sock.close()
+
+
+# Signals
+
+
+def test_sigint_in_a_close(contexts: Contexts) -> None:
+    """C2: the close goes on, and then the KeyboardInterrupt comes out."""
+    stream, peer = meet(contexts, buffer_size=32768)
+    clog(stream)
+    ends: list[End] = []
+
+    def read_late() -> None:
+        time.sleep(0.3)
+        ends.append(peer.end())
+
+    thread = threading.Thread(target=read_late)
+    thread.start()
+    with sigint_after(0.1), sigint_after(0.15), pytest.raises(KeyboardInterrupt):
+        stream.close()
+    assert stream.close_outcome is CloseOutcome.CLEAN
+    thread.join()
+    assert ends[0].is_clean
+
+
+def test_a_handler_that_does_not_raise(contexts: Contexts) -> None:
+    """It runs while the call waits, and the call goes on waiting."""
+    stream, peer = meet(contexts)
+    calls = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        calls.append(number)
+        signal.signal(signal.SIGINT, successor)
+        peer.send(b"by the handler")
+
+    def successor(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("there was one signal")
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with stream, sigint_after(0.05):
+            assert stream.receive_some() == b"by the handler"
+        assert calls == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) is successor
+    finally:
+        signal.signal(signal.SIGINT, before)
+    peer.sock.close()
+
+
+def test_without_a_handler_sigint_is_the_kernels(contexts: Contexts) -> None:
+    program = """if True:
+        import signal, socket
+        from ringtls import blocking
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        ours, theirs = socket.socketpair()
+        stream = blocking.SocketStream(ours)
+        print("ready", flush=True)
+        stream.receive_some()
+        """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+    assert child.returncode == -signal.SIGINT
+
+
+def test_what_another_signals_handler_raises(contexts: Contexts) -> None:
+    stream, peer = meet(contexts)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        sys.exit(3)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        with pytest.raises(SystemExit), stream:
+            stream.receive_some()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        timer.join()
+    assert peer.end().is_clean
+    assert stream.close_outcome is CloseOutcome.CLEAN
+
+
+def test_there_is_one_tls_and_one_closing() -> None:
+    """D5: the blocking face has neither session nor closing logic of its own."""
+    package = Path(ringtls.__file__).parent
+    for module in ("blocking.py", "_blocking_driver.py"):
+        source = (package / module).read_text()
+        for name in ("SSLObject", "MemoryBIO", "TlsSession(", "Closing(", "SHUT_WR", "enqueue"):
+            assert name not in source, (module, name)
