@@ -330,7 +330,7 @@ async def test_memory_stays_bounded(contexts: Contexts) -> None:
         await flood(300)
         nursery.cancel_scope.cancel()
     assert full - before < 2 * count * (INPUT_LIMIT + HIGH_WATER + PIECE) + BUFFERS * BUFFER_SIZE
-    assert resident_bytes() - full < 2**20
+    assert resident_bytes() - full < 2**23  # of 300 MB more that were offered
     for stream, peer in flooding + silent:
         stream.close_unclean()
         peer.sock.close()
