@@ -55,12 +55,12 @@ async def handshaken(
     return client, server
 
 
-async def clog(stream: trio.abc.SendStream) -> None:
-    """Send until not even one byte more is taken, and TCP's window probes are over."""
-    for size, patience in ((1 << 16, 0.03), (1, 0.3)):
+async def clog(stream: trio.abc.SendStream, patience: float = 0.03) -> None:
+    """Send until not even one byte more is taken for so many seconds."""
+    for size, seconds in ((1 << 16, 0.03), (1 << 10, 0.03), (1, patience)):
         blocked = False
         while not blocked:
-            with trio.move_on_after(patience) as scope:
+            with trio.move_on_after(seconds) as scope:
                 await stream.send_all(bytes(size))
             blocked = scope.cancelled_caught
 

@@ -42,8 +42,9 @@ async def test_trio_check_half_closeable_stream(
         client, server = await handshaken(versioned_contexts, buffer_size=16384)
         for stream in (client, server):
             stream.shutdown_timeout = 0.1  # the check closes them one after the other
-        await clog(client)
-        await clog(server)
+        async with trio.open_nursery() as nursery:
+            for stream in (client, server):  # until TCP's window probes are over
+                nursery.start_soon(clog, stream, 0.3)
         return client, server
 
     await trio.testing.check_half_closeable_stream(streams, clogged)
