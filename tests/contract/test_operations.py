@@ -14,7 +14,8 @@ from contextlib import suppress
 import pytest
 
 from ringtls import _ring
-from ringtls._operation import TRANSITIONS, Event, Opcode, Operation, Request, State
+from ringtls._operation import TRANSITIONS, Event, Opcode, Request, State
+from ringtls._operation import Handle as Operation
 from ringtls._ring import Ring
 
 from ..streams import open_fds, tcp_pair
@@ -87,6 +88,20 @@ def test_h2_a_buffer_outlives_everybody(ring: Ring, pair: Pair) -> None:
     finish_all(ring)
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("method", ["send", "recv_into"])
+def test_h2_memory_that_is_in_a_cycle(ring: Ring, method: str) -> None:
+    """Collecting it once crashed the interpreter."""
+
+    def fail() -> None:
+        try:
+            getattr(ring, method)(-1, memoryview(bytearray(8)))
+        except OSError as error:
+            error.itself = error  # type: ignore[attr-defined]
+
+    fail()
+    gc.collect()
 
 
 def test_h2_a_ring_that_nobody_holds(pair: Pair) -> None:
