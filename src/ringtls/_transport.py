@@ -205,7 +205,6 @@ class RingTransport:
         "_progress",
         "_ring",
         "_sink",
-        "_started",
         "_unread",
         "closing",
         "driver",
@@ -224,7 +223,6 @@ class RingTransport:
         self.name = _peer_name(sock)
         self._close_request: Request | None = None
         self._operations: set[Handle] = set()
-        self._started: list[Request] = []
         self._on_flushed: Callable[[OSError | None], object] | None = None
         # Input
         self._sink: Sink | None = None
@@ -356,11 +354,13 @@ class RingTransport:
         """Wait until a send would not block."""
         await self._perform(self._ring.poll_writable(self._fd()))
 
+    # What nobody waits for: the ring cuts a receive off at the close, and our FIN a send.
+
     def start_receive(self, max_bytes: int) -> Request:
-        return self._start(self._ring.recv(self._fd(), max_bytes))
+        return self._ring.recv(self._fd(), max_bytes)
 
     def start_send(self, data: memoryview) -> Request:
-        return self._start(self._ring.send(self._fd(), data[:LARGEST_TRANSFER]))
+        return self._ring.send(self._fd(), data[:LARGEST_TRANSFER])
 
     def check_error(self, error: OSError) -> None:
         """Raise what the stream makes of an operation's failure. Cancelling it is the caller's
@@ -381,9 +381,6 @@ class RingTransport:
         for operation in self._operations:
             if not operation.done:
                 operation.cancel()
-        for request in self._started:
-            if not request.is_over:
-                self._ring.cancel(request)
         self._arrived.wake()
         self._progress.wake()
 
@@ -438,11 +435,6 @@ class RingTransport:
     def check_open(self) -> None:
         if self.closing:
             raise trio.ClosedResourceError("this stream was closed")
-
-    def _start(self, request: Request) -> Request:
-        self._started = [started for started in self._started if not started.is_over]
-        self._started.append(request)
-        return request
 
     async def _perform(self, request: Request) -> int | bytes:
         operation = Handle(self._ring, request)
