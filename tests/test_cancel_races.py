@@ -13,7 +13,7 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -77,7 +77,8 @@ async def nothing_lost() -> AsyncIterator[None]:
             await trio.sleep(0.01)
 
 
-async def test_receives(rng: random.Random) -> None:
+@pytest.mark.parametrize("how", ["receive_some", "receive_into", "start_receive"])
+async def test_receives(rng: random.Random, how: str) -> None:
     received = bytearray()
     cut_off = sent = 0
     async with nothing_lost():
@@ -95,8 +96,22 @@ async def test_receives(rng: random.Random) -> None:
                 await source.send_eof()
 
             async def receive() -> None:
-                received.extend(await sink.receive_some(rng.randrange(1, 10)))
+                size = rng.randrange(1, 10)
+                if how == "receive_some":
+                    received.extend(await sink.receive_some(size))
+                elif how == "receive_into":
+                    count = await sink.receive_into(memory, size)
+                    received.extend(memory[:count])
+                    memory[:count] = bytes(count)
+                    assert not any(memory)  # nothing else was written, nor since the last time
+                else:
+                    operation = sink.start_receive(size)
+                    if rng.random() < 0.1:
+                        operation.cancel()
+                    with suppress(OSError):
+                        received.extend(await operation)
 
+            memory = bytearray(10)
             nursery.start_soon(send)
             while cut_off < CUT_OFF:
                 cut_off += await race(rng, receive)
@@ -132,7 +147,8 @@ async def test_sends(rng: random.Random) -> None:
     assert received == counting(0, offset)
 
 
-async def test_accepts(rng: random.Random) -> None:
+@pytest.mark.parametrize("how", ["accept", "start_accept"])
+async def test_accepts(rng: random.Random, how: str) -> None:
     clients: list[socket.socket] = []
     accepted: list[SocketStream] = []
     cut_off = 0
@@ -141,7 +157,8 @@ async def test_accepts(rng: random.Random) -> None:
         address = listener.socket.getsockname()
 
         async def accept() -> None:
-            accepted.append(await listener.accept())
+            accepting = listener.accept() if how == "accept" else listener.start_accept()
+            accepted.append(await accepting)
 
         while cut_off < CUT_OFF:
             if rng.random() < 0.2:
@@ -159,7 +176,8 @@ async def test_accepts(rng: random.Random) -> None:
         await listener.aclose()
 
 
-async def test_tls_both_ways(contexts: Contexts, rng: random.Random) -> None:
+@pytest.mark.parametrize("how", ["receive_some", "receive_into"])
+async def test_tls_both_ways(contexts: Contexts, rng: random.Random, how: str) -> None:
     """A cancelled send_all of one piece sent nothing of it, a cancelled receive took nothing."""
     async with nothing_lost():
         client, server = await handshaken(contexts, buffer_size=32768)
@@ -167,6 +185,7 @@ async def test_tls_both_ways(contexts: Contexts, rng: random.Random) -> None:
         async def exchange(ours: TlsStream, theirs: TlsStream) -> None:
             accepted = bytearray()
             received = bytearray()
+            memory = bytearray(12_000)
             ended = False
 
             async def send() -> None:
@@ -176,9 +195,14 @@ async def test_tls_both_ways(contexts: Contexts, rng: random.Random) -> None:
 
             async def receive() -> None:
                 nonlocal ended
-                data = await theirs.receive_some(rng.randrange(1, 12_000))
-                received.extend(data)
-                ended = not data
+                size = rng.randrange(1, 12_000)
+                if how == "receive_some":
+                    received.extend(data := await theirs.receive_some(size))
+                    ended = not data
+                else:
+                    count = await theirs.receive_into(memory, size)
+                    received.extend(memory[:count])
+                    ended = not count
 
             async def receive_all() -> None:
                 while not ended:

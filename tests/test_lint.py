@@ -162,11 +162,11 @@ async def handler(stream: TlsStream) -> None:
 async def handler(stream: "ringtls.TlsStream[SocketStream]") -> None:
     await aclose_forcefully(stream)  # RTL103
 ---
-async def handler(stream: TlsStream) -> None:
+async def handler(stream: SocketStream) -> None:
     stream.start_send(b"x")  # RTL104
     await stream.receive_some()
 ---
-async with TlsListener(other, context) as listener:
+async with SocketListener(raw) as listener:
     operation = listener.start_accept()  # RTL104
 ---
 async with SocketStream(raw) as stream:
@@ -387,14 +387,15 @@ async def handler(stream: TlsStream) -> None:
     stream = wrap(stream)
     await trio.aclose_forcefully(stream)
 ---
-async def handler(stream: TlsStream) -> None:
+async def handler(stream: SocketStream) -> None:
     operation = stream.start_send(b"x")
     await stream.receive_some()
-    operation.take()
+    await operation
 ---
-async def handler(stream: TlsStream) -> None:
+async def handler(stream: SocketStream) -> None:
     operations.append(stream.start_send(b"x"))
     await stream.start_send(b"x")
+    nursery.start_soon(stream.start_receive().wait)
     unknown.start_send(b"x")
     stream.start = 3
 ---

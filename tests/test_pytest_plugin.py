@@ -244,18 +244,36 @@ async def test_not_allowed():
     shown.stdout.fnmatch_lines(["@pytest.mark.ringtls_allow_unclosed: *"])
 
 
-def test_other_things_than_streams(pytester: pytest.Pytester) -> None:
+def test_operations(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
         """
-from ringtls import _unclosed
+async def test_dropped():
+    async with make() as stream:
+        operation = stream.start_receive()  # line 30
+        del operation
 
-def test_operation():
-    _unclosed.report("unclosed operation, made at there.py:3")
+async def test_cycle():
+    async with make() as stream:
+        operations = [stream.start_receive()]  # line 35
+        operations.append(operations)
+
+async def test_awaited():
+    async with make() as stream:
+        assert await stream.start_receive() == b""
+
+async def test_cancelled():
+    async with make() as stream:
+        stream.start_receive().cancel()
 """,
     )
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["unclosed operation, made at there.py:3"])
+    result.assert_outcomes(failed=2, passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "recv on fd *, started at *test_*.py:30, was never awaited",
+            "recv on fd *, started at *test_*.py:35, was never awaited",
+        ]
+    )
 
 
 async def test_nothing_stays_open_after_an_unwrap(contexts: Contexts) -> None:

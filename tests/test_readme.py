@@ -1,4 +1,4 @@
-"""The README's server and client, run as they stand there but for the port."""
+"""The examples of the README and of docs/, as they stand there but for the README's port."""
 
 from __future__ import annotations
 
@@ -11,33 +11,64 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from .conftest import Contexts
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DESTRUCTORS = ROOT / "docs" / "async-destructors.md"
+
+
+def examples(document: Path) -> dict[str, str]:
+    """The source of each example, by the name in its first line."""
+    found = re.findall(r"```python\n(# (\S+)\n.*?)```", document.read_text(), re.DOTALL)
+    return {name: source for source, name in found}
 
 
 def example(name: str, port: int) -> str:
-    found = re.search(rf"```python\n(# {name}\n.*?)```", README.read_text(), re.DOTALL)
-    assert found is not None
-    return found[1].replace("8443", str(port))
+    return examples(README)[name].replace("8443", str(port))
 
 
-def test_server_and_clients(contexts: Contexts, tmp_path: Path) -> None:
+@pytest.fixture
+def directory(contexts: Contexts, tmp_path: Path) -> Path:
+    """One that has the certificate of which the examples speak."""
     for source, name in (
         (contexts.ca, "ca.pem"),
         (contexts.certificate, "certificate.pem"),
         (contexts.key, "key.pem"),
     ):
         shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def test_every_example_is_run() -> None:
+    run = {README: {"server.py", "client.py", "blocking_client.py"}}
+    run[DESTRUCTORS] = set(examples(DESTRUCTORS))
+    for document in (README, *ROOT.glob("docs/*.md")):
+        assert set(examples(document)) == run.get(document, set())
+        assert document.read_text().count("```python") == len(examples(document))
+
+
+@pytest.mark.parametrize("name", sorted(examples(DESTRUCTORS).keys() - {"common.py"}))
+def test_async_destructors(directory: Path, name: str) -> None:
+    sources = examples(DESTRUCTORS)
+    for each in ("common.py", name):
+        (directory / each).write_text(sources[each])
+    command = [sys.executable, "-W", "error", name]
+    subprocess.run(command, cwd=directory, timeout=30, check=True)
+
+
+def test_server_and_clients(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-c", example("server.py", port)], cwd=tmp_path)
+    server = subprocess.Popen([sys.executable, "-c", example("server.py", port)], cwd=directory)
     try:
         wait_until_it_listens(port)
         outputs = [
             subprocess.run(
                 [sys.executable, "-c", example(client, port)],
-                cwd=tmp_path,
+                cwd=directory,
                 capture_output=True,
                 timeout=30,
                 check=True,

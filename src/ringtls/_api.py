@@ -10,8 +10,8 @@ from ._highlevel import (
     serve_tls_over_tcp,
     statistics,
 )
-from ._operation import Operation
 from ._socket import SocketListener, SocketStream
+from ._started import Operation
 from ._statistics import Statistics
 from ._tls import TlsListener, TlsStream
 

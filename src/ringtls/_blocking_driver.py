@@ -37,7 +37,7 @@ from ._statistics import Tally
 
 if TYPE_CHECKING:
     from ._closing import Closing
-    from ._operation import Operation
+    from ._operation import Handle
 
 __all__ = ["BlockingDriver", "complete"]
 
@@ -209,7 +209,7 @@ class BlockingDriver:
     def signal(self) -> _BlockingSignal:
         return _BlockingSignal(self)
 
-    async def wait(self, operation: Operation) -> int | bytes:
+    async def wait(self, operation: Handle) -> int | bytes:
         try:
             self.drive_until(lambda: operation.done)
         except BaseException as interruption:

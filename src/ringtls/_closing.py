@@ -21,11 +21,8 @@ from __future__ import annotations
 import enum
 import errno
 import logging
-import os
-import sys
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _unclosed
@@ -50,8 +47,6 @@ logger = logging.getLogger("ringtls")
 
 #: Seconds that a connection's end may take.
 SHUTDOWN_TIMEOUT = 5.0
-
-_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class CloseOutcome(enum.Enum):
@@ -144,7 +139,7 @@ class Closing:
         self._session: TlsSession | None = None
         self.timeout = SHUTDOWN_TIMEOUT
         self.outcome: CloseOutcome | None = None
-        self.made_at = _caller()
+        self.made_at = _unclosed.caller()
         self._phase = Phase.OPEN
         self.started = False
         self._farewell = CloseOutcome.CLEAN
@@ -294,11 +289,3 @@ def checked_timeout(seconds: float) -> float:
     if not seconds >= 0:
         raise ValueError(f"a timeout must be >= 0, not {seconds}")
     return seconds
-
-
-def _caller() -> str:
-    """Where outside this package the connection was made, as "file:line"."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -5,7 +5,7 @@ Rules:
 1. A Request is the ring's: it holds what the kernel may touch (the pinned buffer) and stays in
    the ring's table from its submission to its terminal completion, whatever becomes of anyone
    who waits for it. One for INPUT or an OUTBOX is long-lived, and reports in between.
-2. An Operation is the caller's handle to a Request. Dropping it frees nothing. If the request
+2. A Handle is what the caller has of a Request. Dropping it frees nothing. If the request
    is in flight then, reads are cancelled and writes complete; both are reaped by the ring.
 3. States change as TRANSITIONS says and in no other way.
 4. A result is taken once. A second taker, or a second waiter, is an error at the call.
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from ._ring import Ring
 
-__all__ = ["TRANSITIONS", "Event", "Opcode", "Operation", "Request", "State"]
+__all__ = ["TRANSITIONS", "Event", "Handle", "Opcode", "Request", "State"]
 
 Sink: TypeAlias = Callable[[bytes | bytearray | memoryview], object]
 
@@ -155,10 +155,10 @@ class Request:
         return f"<{self.label}, {self.state.name}{amount}>"
 
 
-class Operation:
-    """A handle to one operation of the kernel, from its submission to its result.
+class Handle:
+    """What the caller has of one operation, from its submission to its result.
 
-    Made by the ring; one handle for one request.
+    One handle for one request.
     """
 
     __slots__ = ("_request", "_ring")

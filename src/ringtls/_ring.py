@@ -15,6 +15,8 @@ Rules:
    owned, because the kernel may still have them.
 6. What can't be drained is never freed: the kernel may write to it as long as the process lives.
 7. After a fork the child's ring is dead: it is the parent's.
+8. What pins a buffer is a memoryview that nothing else is exported from: the garbage collector
+   crashes on one that is (Python's memory_clear), as in a traceback that refers to itself.
 
 This module knows no event loop, and is the only one that touches the C extension.
 """
@@ -191,9 +193,10 @@ class Ring:
 
     def recv_into(self, fd: int, buffer: Buffer, *, on_done: OnDone | None = None) -> Request:
         """Receive into the caller's memory, which is pinned until the end of the request."""
-        pin = _ffi.from_buffer(buffer, require_writable=True)
+        pin = memoryview(buffer)
         request = Request(Opcode.RECV_INTO, fd, pin=pin, on_done=on_done)
-        return self._start(request, _lib.rtl_recv_into, pin, len(pin))
+        with _ffi.from_buffer(pin, require_writable=True) as memory:
+            return self._start(request, _lib.rtl_recv_into, memory, len(memory))
 
     def send(
         self,
@@ -208,9 +211,10 @@ class Ring:
         The result may be less than the whole, after a cancellation or at the deadline
         (a time of ``time.monotonic()``; None: there is none).
         """
-        pin = _ffi.from_buffer(buffer)
+        pin = memoryview(buffer)
         request = Request(Opcode.SEND, fd, pin=pin, on_done=on_done)
-        return self._start(request, _lib.rtl_send, pin, len(pin), _deadline_ns(deadline))
+        with _ffi.from_buffer(pin) as memory:
+            return self._start(request, _lib.rtl_send, memory, len(memory), _deadline_ns(deadline))
 
     def outbox(self, fd: int, *, on_progress: Callable[[int], object], on_done: OnDone) -> Request:
         """Something to put bytes into that are to be sent, in order (csrc/outbox.c).

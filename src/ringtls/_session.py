@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import ssl
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from ._errors import TruncationError
 
@@ -132,29 +132,42 @@ class TlsSession:
         self._note_what_is_there()
         return True
 
-    def read(self, max_bytes: int) -> bytes | None:
+    @overload
+    def read(self, max_bytes: int) -> bytes | None: ...
+
+    @overload
+    def read(self, max_bytes: int, memory: memoryview) -> int | None: ...
+
+    def read(self, max_bytes: int, memory: memoryview | None = None) -> bytes | int | None:
         """Up to ``max_bytes`` of what the peer sent; b"" after its close_notify.
+
+        With ``memory``, which has that many bytes, they are put there and their number is
+        returned: as SSLObject.read.
 
         Raises:
           TruncationError: the input has ended without close_notify.
           ssl.SSLError: the peer broke the protocol, or sent a fatal alert.
         """
         if self.quiet:
-            return self._read_records(max_bytes) if self.incoming.pending else None
+            return self._read_records(max_bytes, memory) if self.incoming.pending else None
         if self._unread:
-            return self._read_unread(max_bytes)
+            data = self._read_unread(max_bytes)
+            if memory is None:
+                return bytes(data)
+            memory[: len(data)] = data
+            return len(data)
         if self.failure is not None:
             raise _without_frames(self.failure)
         if self.close_notify_received:
-            return b""
+            return b"" if memory is None else 0
         if self.incoming.pending or self._more_decrypted:
-            data = self._read_records(max_bytes)
-            if data is not None:
-                return data
+            received = self._read_records(max_bytes, memory)
+            if received is not None:
+                return received
         if not self._input_ended:
             return None
         if self._https_compatible:
-            return b""
+            return b"" if memory is None else 0
         raise TruncationError(
             "the connection ended without close_notify: what was received may be incomplete"
         )
@@ -200,42 +213,58 @@ class TlsSession:
 
     # Helpers
 
-    def _read_records(self, max_bytes: int) -> bytes | None:
-        """As many records as are there, in one piece."""
+    @overload
+    def _read_records(self, max_bytes: int) -> bytes | None: ...
+
+    @overload
+    def _read_records(self, max_bytes: int, memory: memoryview | None) -> bytes | int | None: ...
+
+    def _read_records(self, max_bytes: int, memory: memoryview | None = None) -> bytes | int | None:
+        """As many records as are there, in one piece. Parameters as ``read``."""
         pieces: list[bytes] = []
         left = max_bytes
         while left:
             size = left if left < RECORD_SIZE else RECORD_SIZE
             try:
-                data = self.object.read(size)
+                if memory is None:
+                    data = self.object.read(size)
+                    taken = len(data)
+                else:
+                    with memory[max_bytes - left :] as rest:
+                        taken = self.object.read(size, rest)  # type: ignore[assignment]
             except ssl.SSLWantReadError:
                 self._more_decrypted = False
                 break
             except ssl.SSLZeroReturnError:
-                data = b""
+                taken = 0
             except ssl.SSLError as error:
-                if not pieces:
+                if left == max_bytes:
                     raise self._fail(error) from None
                 self._fail(error)  # for the next read
                 break
-            if not data:
+            if not taken:
                 self.close_notify_received = True
                 break
-            taken = len(data)
             self._more_decrypted = taken == size and self.object.pending() > 0
-            if not (pieces or self._more_decrypted or self.incoming.pending):
-                return data
-            pieces.append(data)
+            is_all = not (self._more_decrypted or self.incoming.pending)
+            if memory is None:
+                if is_all and not pieces:
+                    return data
+                pieces.append(data)
             left -= taken
+            if is_all:
+                break
         self._note_what_is_there()
-        return b"".join(pieces) if pieces or self.close_notify_received else None
+        if left == max_bytes and not self.close_notify_received:
+            return None
+        return b"".join(pieces) if memory is None else max_bytes - left
 
-    def _read_unread(self, max_bytes: int) -> bytes:
+    def _read_unread(self, max_bytes: int) -> memoryview:
         data = self._unread.pop(0)
         if len(data) > max_bytes:
             self._unread.insert(0, data[max_bytes:])
         self._note_what_is_there()
-        return bytes(data[:max_bytes])
+        return data[:max_bytes]
 
     def _save_unread(self) -> None:
         while not self.close_notify_received and (self.incoming.pending or self._more_decrypted):

@@ -11,23 +11,30 @@ import operator
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, final
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._closing import Closing
 from ._conflict import ConflictDetector
-from ._operation import Operation
-from ._transport import RECEIVE_SIZE, RingTransport, broken
+from ._operation import Handle
+from ._started import Operation, check_run
+from ._transport import RECEIVE_SIZE, RingTransport, as_bytes, as_count, broken
 from ._trio_driver import TrioDriver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
+    from ._operation import Request
     from ._transport import Driver
 
-__all__ = ["SocketListener", "SocketStream", "checked_max_bytes"]
+    T = TypeVar("T")
+
+__all__ = ["SocketListener", "SocketStream", "checked_max_bytes", "writable_bytes"]
 
 #: What accept(2) may answer because of one connection, and not of the listener (its man page
 #: asks to treat these as "try again").
@@ -156,6 +163,80 @@ class SocketStream(trio.abc.HalfCloseableStream):
             return await self._transport.receive_bytes(max_bytes)
 
     @enable_ki_protection
+    async def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
+        """Receive into the caller's memory, which the kernel writes to without a copy.
+
+        The memory can't be resized, or unmapped, until the kernel is done with it, whatever
+        becomes of this call. If this is cancelled, nothing was received.
+
+        Args:
+          buffer: a bytearray, memoryview, mmap, array or the like; contiguous and writable.
+          nbytes: how many bytes to receive at most, by default as many as fit. No more than
+            1 GiB is received at once.
+
+        Returns:
+          The number of bytes received, at the start of ``buffer``; 0 at the end.
+
+        Raises:
+          TypeError, ValueError: the buffer can't be received into, or has no room.
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+        """
+        with self._receiving:
+            return await self._transport.receive_into(writable_bytes(buffer, nbytes))
+
+    # Operations
+
+    @enable_ki_protection
+    def start_send(self, data: bytes | bytearray | memoryview) -> Operation[int]:
+        """Start to send ``data``, and return at once.
+
+        It is sent from the caller's memory, without a copy, and can't be resized meanwhile. Until
+        the kernel is done, nothing else can be sent.
+
+        Returns:
+          An operation whose result is the number of bytes sent: all, but no more than 1 GiB,
+          unless it was cancelled.
+
+        Raises:
+          trio.BusyResourceError: a task, or another operation, is sending.
+          trio.ClosedResourceError
+          RuntimeError: called outside the trio run that made the stream.
+        """
+        check_run(self._transport.driver)
+        with self._sending:
+            self._check_sendable()
+            request = self._transport.start_send(memoryview(data).cast("B"))
+            return self._started(request, self._sending, as_count)
+
+    @enable_ki_protection
+    def start_receive(self, max_bytes: int | None = None) -> Operation[bytes]:
+        """Start to receive, and return at once.
+
+        Until the kernel is done, nothing else can be received.
+
+        Returns:
+          An operation whose result is between 1 and ``max_bytes`` bytes (by default 64 KiB), or
+          b"" at the end.
+
+        Raises:
+          trio.BusyResourceError: a task, or another operation, is receiving.
+          trio.ClosedResourceError
+          RuntimeError: called outside the trio run that made the stream.
+        """
+        max_bytes = checked_max_bytes(max_bytes)
+        check_run(self._transport.driver)
+        with self._receiving:
+            request = self._transport.start_receive(max_bytes)
+            return self._started(request, self._receiving, as_bytes)
+
+    def _started(
+        self, request: Request, direction: ConflictDetector, convert: Callable[[int | bytes], T]
+    ) -> Operation[T]:
+        direction.hold(request)
+        transport = self._transport
+        return Operation(transport.driver, request, convert=convert, check=transport.check_error)
+
+    @enable_ki_protection
     async def send_eof(self) -> None:
         """Send FIN. Receiving goes on."""
         with self._sending:
@@ -178,7 +259,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     def surrender(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
-        self._transport.check_open()
+        with self._sending, self._receiving:
+            self._transport.check_open()
         if not self._is_owner:
             raise ValueError("this stream is below another TlsStream already")
         self._is_owner = False
@@ -235,18 +317,36 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         listening = self.socket
         ring = self._ring
         while True:
-            if listening.fileno() < 0:
-                raise trio.ClosedResourceError("this listener was closed")
+            _check_listening(listening)
             try:
-                fd = await self._driver.wait(Operation(ring, ring.accept(listening.fileno())))
+                fd = await self._driver.wait(Handle(ring, ring.accept(listening.fileno())))
             except OSError as error:
                 if error.errno in _CONNECTION_ERRORS or listening.fileno() < 0:
                     continue
                 raise
-            assert isinstance(fd, int)
-            return SocketStream(
-                socket.socket(listening.family, listening.type, listening.proto, fileno=fd)
-            )
+            return _accepted(listening, fd)
+
+    @enable_ki_protection
+    def start_accept(self) -> Operation[SocketStream]:
+        """Start to accept one connection, and return at once. Several may be started.
+
+        Returns:
+          An operation whose result is the connection. It may fail with an OSError that concerns
+          only the connection, as accept(2) says; ``accept()`` passes over these.
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed.
+          RuntimeError: called outside the trio run that made the listener.
+        """
+        check_run(self._driver)
+        listening = self.socket
+        _check_listening(listening)
+        return Operation(
+            self._driver,
+            self._ring.accept(listening.fileno()),
+            convert=partial(_accepted, listening),
+            check=lambda error: _check_listening(listening),
+        )
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -261,6 +361,39 @@ class SocketListener(trio.abc.Listener[SocketStream]):
             else:
                 self.socket.close()
         await trio.lowlevel.checkpoint()
+
+
+def _check_listening(listening: socket.socket) -> None:
+    if listening.fileno() < 0:
+        raise trio.ClosedResourceError("this listener was closed")
+
+
+def _accepted(listening: socket.socket, fd: int | bytes) -> SocketStream:
+    return SocketStream(
+        socket.socket(listening.family, listening.type, listening.proto, fileno=as_count(fd))
+    )
+
+
+def writable_bytes(buffer: Buffer, nbytes: int | None) -> memoryview:
+    """The first ``nbytes`` bytes of memory to receive into; None means all.
+
+    Raises:
+      TypeError, ValueError: it can't be received into, or has no room.
+    """
+    try:
+        memory = memoryview(buffer).cast("B")
+    except TypeError as error:
+        raise TypeError(f"can receive only into contiguous memory: {error}") from None
+    if memory.readonly:
+        raise TypeError(f"can receive only into writable memory, not {type(buffer).__name__}")
+    if not memory:
+        raise ValueError("can't receive into an empty buffer")
+    if nbytes is None:
+        return memory
+    nbytes = operator.index(nbytes)
+    if not 1 <= nbytes <= len(memory):
+        raise ValueError(f"nbytes must be between 1 and the buffer's {len(memory)} bytes")
+    return memory[:nbytes]
 
 
 def checked_max_bytes(max_bytes: int | None) -> int:

@@ -30,7 +30,7 @@ from ._closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
 from ._conflict import ConflictDetector
 from ._info import TlsInfo
 from ._session import TlsSession
-from ._socket import SocketStream, checked_max_bytes
+from ._socket import SocketStream, checked_max_bytes, writable_bytes
 from ._transport import HIGH_WATER, RECEIVE_SIZE
 from ._trio_driver import TrioDriver
 
@@ -217,6 +217,39 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             return data
         finally:
             receiving.busy = False
+
+    @enable_ki_protection
+    async def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
+        """Receive into the caller's memory: OpenSSL puts there what it has decrypted.
+
+        The memory can't be resized while this waits. If this is cancelled, nothing was received,
+        and nothing is lost.
+
+        Args:
+          buffer: a bytearray, memoryview, mmap, array or the like; contiguous and writable.
+          nbytes: how many bytes to receive at most, by default as many as fit.
+
+        Returns:
+          The number of bytes received, at the start of ``buffer``: all that has come, as far as
+          it fits, and at least 1; 0 after the peer's close_notify. Beyond them the memory is not
+          touched.
+
+        Raises:
+          TypeError, ValueError: the buffer can't be received into, or has no room.
+          TruncationError: the connection ended without close_notify.
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+        """
+        with self._receiving, writable_bytes(buffer, nbytes) as memory:
+            self._check_open()
+            await self._driver.checkpoint_if_cancelled()
+            waited = await self._ensure_handshake()
+            size, session = len(memory), self._session
+            while (count := self._call_session(lambda: session.read(size, memory))) is None:
+                await self._transport.receive()
+                waited = True
+            if not waited:
+                await self._driver.cancel_shielded_checkpoint()
+            return count
 
     @enable_ki_protection
     async def send_eof(self) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._operation import Operation
+from ._operation import Handle
 from ._ring import reset_connection
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ __all__ = [
     "RingTransport",
     "Signal",
     "Transport",
+    "as_bytes",
+    "as_count",
     "broken",
     "reset_met",
 ]
@@ -44,8 +46,8 @@ DISCARD_LIMIT = 32 * 1024 * 1024
 
 RECEIVE_SIZE = 65536
 
-#: One send takes no more than this.
-LARGEST_SEND = 1 << 30
+#: One send, or receive into the caller's memory, takes no more than this.
+LARGEST_TRANSFER = 1 << 30
 
 #: Bytes of input that nobody has asked for from which on no more is received.
 INPUT_LIMIT = 256 * 1024
@@ -79,7 +81,7 @@ class Driver(Protocol):
 
     def signal(self) -> Signal: ...
 
-    async def wait(self, operation: Operation) -> int | bytes:
+    async def wait(self, operation: Handle) -> int | bytes:
         """Wait for an operation of the ring and take its result.
 
         If this is cancelled, the operation is cancelled too and its end awaited: the
@@ -220,7 +222,7 @@ class RingTransport:
         self.closing = False
         self.name = _peer_name(sock)
         self._close_request: Request | None = None
-        self._operations: set[Operation] = set()
+        self._operations: set[Handle] = set()
         self._on_flushed: Callable[[OSError | None], object] | None = None
         # Input
         self._sink: Sink | None = None
@@ -336,18 +338,36 @@ class RingTransport:
 
     async def receive_bytes(self, max_bytes: int) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" at the end of input."""
-        received = await self._perform(self._ring.recv(self._fd(), max_bytes))
-        return received if isinstance(received, bytes) else b""
+        return as_bytes(await self._perform(self._ring.recv(self._fd(), max_bytes)))
+
+    async def receive_into(self, memory: memoryview) -> int:
+        """Receive into the caller's memory; returns how much, 0 at the end of input."""
+        request = self._ring.recv_into(self._fd(), memory[:LARGEST_TRANSFER])
+        del memory  # the traceback of an error must not keep it exported
+        return as_count(await self._perform(request))
 
     async def send(self, data: memoryview) -> int:
         """Send from the caller's memory; returns how much went out."""
-        sent = await self._perform(self._ring.send(self._fd(), data[:LARGEST_SEND]))
-        assert isinstance(sent, int)
-        return sent
+        return as_count(await self._perform(self._ring.send(self._fd(), data[:LARGEST_TRANSFER])))
 
     async def wait_writable(self) -> None:
         """Wait until a send would not block."""
         await self._perform(self._ring.poll_writable(self._fd()))
+
+    # What nobody waits for: the ring cuts a receive off at the close, and our FIN a send.
+
+    def start_receive(self, max_bytes: int) -> Request:
+        return self._ring.recv(self._fd(), max_bytes)
+
+    def start_send(self, data: memoryview) -> Request:
+        return self._ring.send(self._fd(), data[:LARGEST_TRANSFER])
+
+    def check_error(self, error: OSError) -> None:
+        """Raise what the stream makes of an operation's failure. Cancelling it is the caller's
+        own affair."""
+        self.check_open()
+        if error.errno != errno.ECANCELED:
+            raise broken(error) from error
 
     # Ending
 
@@ -417,7 +437,7 @@ class RingTransport:
             raise trio.ClosedResourceError("this stream was closed")
 
     async def _perform(self, request: Request) -> int | bytes:
-        operation = Operation(self._ring, request)
+        operation = Handle(self._ring, request)
         self._operations.add(operation)
         try:
             result = await self.driver.wait(operation)
@@ -437,6 +457,16 @@ def reset_met(error: OSError | None) -> OSError | None:
     with EPIPE where the peer's FIN came before its reset.
     """
     return None if error is None or error.errno == errno.EPIPE else error
+
+
+def as_bytes(result: int | bytes) -> bytes:
+    """The result of a receive from the pool: at the end of input it is 0."""
+    return result if isinstance(result, bytes) else b""
+
+
+def as_count(result: int | bytes) -> int:
+    assert isinstance(result, int)
+    return result
 
 
 def broken(error: OSError) -> trio.BrokenResourceError:

@@ -46,7 +46,7 @@ from ._statistics import Statistics, Tally
 
 if TYPE_CHECKING:
     from ._closing import Closing
-    from ._operation import Operation
+    from ._operation import Handle
 
 __all__ = ["TrioDriver"]
 
@@ -222,7 +222,7 @@ class TrioDriver(trio.abc.Instrument):
     def signal(self) -> TrioSignal:
         return TrioSignal()
 
-    async def wait(self, operation: Operation) -> int | bytes:
+    async def wait(self, operation: Handle) -> int | bytes:
         task = current_task()
         raise_cancel: RaiseCancelT | None = None
 

@@ -7,9 +7,14 @@ garbage collection notices it.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Hashable
+from pathlib import Path
 
-__all__ = ["observers", "report", "still_open"]
+__all__ = ["caller", "observers", "report", "still_open"]
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 still_open: set[Hashable] = set()
 
@@ -20,3 +25,11 @@ def report(text: str) -> None:
     """Tell the observers what was lost, and where it was made. They must not raise."""
     for observer in observers:
         observer(text)
+
+
+def caller() -> str:
+    """Where outside this package something is being made, as "file:line"."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

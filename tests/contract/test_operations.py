@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 
 from ringtls import _ring
-from ringtls._operation import TRANSITIONS, Event, Opcode, Operation, Request, State
+from ringtls._operation import TRANSITIONS, Event, Handle, Opcode, Request, State
 from ringtls._ring import Ring
 
 from ..streams import open_fds, tcp_pair
@@ -22,7 +22,7 @@ from ..streams import open_fds, tcp_pair
 Pair = tuple[socket.socket, socket.socket]
 
 
-def finish(ring: Ring, *operations: Operation) -> None:
+def finish(ring: Ring, *operations: Handle) -> None:
     """Drive the ring until the operations are over."""
     deadline = time.monotonic() + 10
     while not all(operation.done for operation in operations):
@@ -40,7 +40,7 @@ def finish_all(ring: Ring) -> None:
 def test_h1_states(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     request = ring.recv(ours.fileno(), 100)
-    operation = Operation(ring, request)
+    operation = Handle(ring, request)
     assert repr(operation) == f"<Operation: <recv on fd {ours.fileno()}, SUBMITTED>>"
     operation.cancel()
     assert "CANCELLING" in repr(operation)
@@ -62,7 +62,7 @@ def test_h1_user_data_is_never_reused(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     ids = set()
     for _ in range(1000):
-        operation = Operation(ring, ring.send(ours.fileno(), b"x"))
+        operation = Handle(ring, ring.send(ours.fileno(), b"x"))
         ids.add(operation._request.id)
         finish(ring, operation)
         operation.take()
@@ -77,7 +77,7 @@ def test_h2_a_buffer_outlives_everybody(ring: Ring, pair: Pair) -> None:
 
     buffer = Buffer(100)
     alive = weakref.ref(buffer)
-    operation = Operation(ring, ring.recv_into(ours.fileno(), buffer))
+    operation = Handle(ring, ring.recv_into(ours.fileno(), buffer))
     ring.submit()
     with pytest.raises(BufferError):
         buffer.append(1)
@@ -87,6 +87,20 @@ def test_h2_a_buffer_outlives_everybody(ring: Ring, pair: Pair) -> None:
     finish_all(ring)
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("method", ["send", "recv_into"])
+def test_h2_memory_that_is_in_a_cycle(ring: Ring, method: str) -> None:
+    """Collecting it once crashed the interpreter."""
+
+    def fail() -> None:
+        try:
+            getattr(ring, method)(-1, memoryview(bytearray(8)))
+        except OSError as error:
+            error.itself = error  # type: ignore[attr-defined]
+
+    fail()
+    gc.collect()
 
 
 def test_h2_a_ring_that_nobody_holds(pair: Pair) -> None:
@@ -104,7 +118,7 @@ def test_h2_a_ring_that_nobody_holds(pair: Pair) -> None:
 
 def test_h3_dropping_a_read_cancels_it(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
-    operation = Operation(ring, ring.recv(ours.fileno(), 100))
+    operation = Handle(ring, ring.recv(ours.fileno(), 100))
     ring.submit()
     del operation
     finish_all(ring)
@@ -116,7 +130,7 @@ def test_h3_dropping_a_write_lets_it_finish(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     data = bytearray(os.urandom(5_000_000))
     sent = bytes(data)
-    operation = Operation(ring, ring.send(ours.fileno(), data))
+    operation = Handle(ring, ring.send(ours.fileno(), data))
     ring.submit()
     del operation, data
     gc.collect()
@@ -133,7 +147,7 @@ def test_h3_dropping_a_write_lets_it_finish(ring: Ring, pair: Pair) -> None:
 def test_h3_an_accepted_fd_that_nobody_takes_is_closed(ring: Ring) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         before = open_fds()
-        operation = Operation(ring, ring.accept(listener.fileno()))
+        operation = Handle(ring, ring.accept(listener.fileno()))
         with socket.create_connection(listener.getsockname()):
             finish(ring, operation)
             assert open_fds() == before + 2
@@ -144,7 +158,7 @@ def test_h3_an_accepted_fd_that_nobody_takes_is_closed(ring: Ring) -> None:
 
 def test_h4_a_result_wins_over_a_late_cancellation(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
-    operation = Operation(ring, ring.recv(ours.fileno(), 100))
+    operation = Handle(ring, ring.recv(ours.fileno(), 100))
     ring.submit()
     theirs.sendall(b"in time")
     time.sleep(0.01)
@@ -160,7 +174,7 @@ def test_h4_a_result_wins_over_a_late_cancellation(ring: Ring, pair: Pair) -> No
 def test_h4_a_cancelled_send_says_how_much_went_out(ring: Ring) -> None:
     ours, theirs = tcp_pair(32768)
     with ours, theirs:
-        operation = Operation(ring, ring.send(ours.fileno(), bytes(5_000_000)))
+        operation = Handle(ring, ring.send(ours.fileno(), bytes(5_000_000)))
         ring.wait(0.05)
         ring.reap()
         assert not operation.done
@@ -178,7 +192,7 @@ def test_h4_a_cancelled_send_says_how_much_went_out(ring: Ring) -> None:
 
 def test_h5_a_result_is_taken_once(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
-    operation = Operation(ring, ring.send(ours.fileno(), b"abc"))
+    operation = Handle(ring, ring.send(ours.fileno(), b"abc"))
     with pytest.raises(RuntimeError, match="can't take"):
         operation.take()
     operation.notify(lambda request: None)
@@ -195,7 +209,7 @@ def test_h5_a_result_is_taken_once(ring: Ring, pair: Pair) -> None:
 def test_h6_errors_name_the_operation(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     with open(os.devnull) as file:
-        operation = Operation(ring, ring.recv(file.fileno(), 100))
+        operation = Handle(ring, ring.recv(file.fileno(), 100))
         finish(ring, operation)
         with pytest.raises(OSError, match=f"recv on fd {file.fileno()}") as caught:
             operation.take()
@@ -207,7 +221,7 @@ def test_h6_errors_name_the_operation(ring: Ring, pair: Pair) -> None:
 def test_h6_more_than_the_submission_queue_holds(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     count = 3 * _ring.SQ_ENTRIES
-    operations = [Operation(ring, ring.send(ours.fileno(), b"x")) for _ in range(count)]
+    operations = [Handle(ring, ring.send(ours.fileno(), b"x")) for _ in range(count)]
     finish(ring, *operations)
     assert [operation.take() for operation in operations] == [1] * count
 
@@ -220,7 +234,7 @@ def test_h6_more_than_the_completion_queue_holds(
     ring = Ring(buffers=4, buffer_size=4096)
     ours, theirs = pair
     count = 500
-    operations = [Operation(ring, ring.send(ours.fileno(), b"x")) for _ in range(count)]
+    operations = [Handle(ring, ring.send(ours.fileno(), b"x")) for _ in range(count)]
     finish(ring, *operations)
     assert [operation.take() for operation in operations] == [1] * count
     assert ring.counters().cq_overflows > 0
@@ -230,7 +244,7 @@ def test_h6_more_than_the_completion_queue_holds(
 def test_h6_a_dry_pool(ring: Ring) -> None:
     """Sixteen receives have data at once, and the pool four buffers."""
     pairs = [tcp_pair() for _ in range(16)]
-    operations = [Operation(ring, ring.recv(ours.fileno(), 100)) for ours, _ in pairs]
+    operations = [Handle(ring, ring.recv(ours.fileno(), 100)) for ours, _ in pairs]
     ring.submit()
     for _, theirs in pairs:
         theirs.sendall(b"data")
@@ -250,14 +264,12 @@ def test_h6_connect(ring: Ring) -> None:
         socket.socket() as refused,
     ):
         port = listener.getsockname()[1]
-        operation = Operation(ring, ring.connect(sock.fileno(), socket.AF_INET, "127.0.0.1", port))
+        operation = Handle(ring, ring.connect(sock.fileno(), socket.AF_INET, "127.0.0.1", port))
         finish(ring, operation)
         assert operation.take() == 0
         assert sock.getpeername() == listener.getsockname()
         listener.close()
-        operation = Operation(
-            ring, ring.connect(refused.fileno(), socket.AF_INET, "127.0.0.1", port)
-        )
+        operation = Handle(ring, ring.connect(refused.fileno(), socket.AF_INET, "127.0.0.1", port))
         finish(ring, operation)
         with pytest.raises(ConnectionRefusedError, match="connect on fd"):
             operation.take()
@@ -269,7 +281,7 @@ def test_h7_closing_cancels_and_drains(pair: Pair) -> None:
     ours, theirs = pair
     before = open_fds()
     ring = Ring(buffers=4, buffer_size=4096)
-    operation = Operation(ring, ring.recv(ours.fileno(), 100))
+    operation = Handle(ring, ring.recv(ours.fileno(), 100))
     ring.submit()
     assert ring.close(timeout=5.0)
     assert operation.done
@@ -282,7 +294,7 @@ def test_h7_what_fails_is_never_freed(pair: Pair) -> None:
     ours, theirs = pair
     ring = Ring(buffers=4, buffer_size=4096)
     buffer = bytearray(100)
-    operation = Operation(ring, ring.recv_into(ours.fileno(), buffer))
+    operation = Handle(ring, ring.recv_into(ours.fileno(), buffer))
     ring.submit()
     ring.fail(ValueError("made up"))
     with pytest.raises(OSError, match="made up"):
@@ -298,7 +310,7 @@ def test_h8_receive_into_the_callers_memory(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     buffer = bytearray(b"........")
     theirs.sendall(b"data")
-    operation = Operation(ring, ring.recv_into(ours.fileno(), memoryview(buffer)[2:]))
+    operation = Handle(ring, ring.recv_into(ours.fileno(), memoryview(buffer)[2:]))
     finish(ring, operation)
     assert operation.take() == 4
     assert buffer == b"..data.."
@@ -312,7 +324,7 @@ def test_h4_a_cancellation_that_comes_at_the_wrong_moment_is_repeated(ring: Ring
         ours, theirs = tcp_pair(32768)
         theirs.setblocking(False)
         with ours, theirs:
-            operation = Operation(ring, ring.send(ours.fileno(), bytes(30_000_000)))
+            operation = Handle(ring, ring.send(ours.fileno(), bytes(30_000_000)))
             ring.submit()
             for _ in range(round_ % 4):
                 with suppress(BlockingIOError):
@@ -328,7 +340,7 @@ def test_h4_a_deadline_holds(ring: Ring, after: float) -> None:
         with ours, theirs:
             deadline = time.monotonic() + after
             send = ring.send(ours.fileno(), bytes(30_000_000), deadline=deadline)
-            finish(ring, Operation(ring, send))
+            finish(ring, Handle(ring, send))
 
 
 def test_h2_an_exception_between_the_table_and_the_engine(ring: Ring, pair: Pair) -> None:
@@ -352,8 +364,8 @@ def test_h4_a_sink_that_raises_fails_its_own_operation(ring: Ring) -> None:
 
     pairs = [tcp_pair(), tcp_pair()]
     operations = [
-        Operation(ring, ring.recv(pairs[0][0].fileno(), 100, sink=refuse)),
-        Operation(ring, ring.recv(pairs[1][0].fileno(), 100)),
+        Handle(ring, ring.recv(pairs[0][0].fileno(), 100, sink=refuse)),
+        Handle(ring, ring.recv(pairs[1][0].fileno(), 100)),
     ]
     for _, theirs in pairs:
         theirs.sendall(b"precious")
@@ -374,7 +386,7 @@ def test_h6_callbacks_must_not_drive_the_ring(ring: Ring, pair: Pair) -> None:
         ring.submit()
 
     ring.send(pair[0].fileno(), b"x", on_done=submit)
-    other = Operation(ring, ring.send(pair[0].fileno(), b"x"))
+    other = Handle(ring, ring.send(pair[0].fileno(), b"x"))
     with pytest.raises(RuntimeError, match="must not drive"):
         finish(ring, other)
     assert called
@@ -414,7 +426,7 @@ def test_h7_an_accepted_fd_that_nobody_took(ring: Ring) -> None:
         before = open_fds()
         for close_first in (False, True):
             ring = Ring(buffers=4, buffer_size=4096)
-            operation = Operation(ring, ring.accept(listener.fileno()))
+            operation = Handle(ring, ring.accept(listener.fileno()))
             with socket.create_connection(listener.getsockname()):
                 finish(ring, operation)
                 if close_first:
@@ -424,14 +436,14 @@ def test_h7_an_accepted_fd_that_nobody_took(ring: Ring) -> None:
         assert open_fds() == before
 
 
-def close_of(ring: Ring, sock: socket.socket, seconds: float) -> Operation:
+def close_of(ring: Ring, sock: socket.socket, seconds: float) -> Handle:
     """Shut the socket's output and hand it to the ring."""
     deadline = time.monotonic() + seconds
     request = ring.close_fd(sock.fileno(), discard_limit=1 << 30, deadline=deadline)
     sock.shutdown(socket.SHUT_WR)
     sock.detach()
     assert ring.release(request)
-    return Operation(ring, request)
+    return Handle(ring, request)
 
 
 def test_h7_a_ring_that_fails_closes_what_it_was_given(pair: Pair) -> None:

@@ -1,0 +1,148 @@
+"""An operation that was started and can be awaited later: what ``start_...`` methods hand out.
+
+Rules:
+
+1. It is of the kernel from the start: nothing has to be awaited for it to happen. It is handed
+   over when the task that started it next lets go, with all others of that tick.
+2. Its result is handed out once, to who awaits it. A second ``await`` is an error at the call,
+   whether the first still waits or has the result.
+3. Whatever nobody awaited is noticed: with a ResourceWarning, unless it was cancelled. What then
+   becomes of it is the Handle's affair (rule 2 of _operation).
+4. It belongs to a trio run. Elsewhere (another thread, another run, none, a forked child) it can
+   be neither started nor awaited nor cancelled, and says so.
+5. It does not keep its stream open. One that the stream's end cuts off is a ClosedResourceError.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+from trio.lowlevel import enable_ki_protection
+
+from . import _unclosed
+from ._operation import Handle
+from ._trio_driver import TrioDriver
+
+if TYPE_CHECKING:
+    from ._operation import Request
+    from ._transport import Driver
+
+__all__ = ["Operation", "check_run"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+def check_run(driver: Driver) -> None:
+    """Rule 4.
+
+    Raises:
+      RuntimeError: the caller is not in this driver's trio run.
+    """
+    driver.check_process()
+    if TrioDriver.current() is not driver:
+        raise RuntimeError("this belongs to another trio run: use it in the run that made it")
+
+
+@final
+class Operation(Generic[T_co]):
+    """An operation of the kernel that was started: ``await`` it for its result.
+
+    Made by ``start_send``, ``start_receive`` and ``start_accept``. It happens whether or not
+    anybody waits for it. Await it in the trio run that made it, once. ``nursery.start_soon(
+    operation.wait)`` has a nursery see to its end.
+
+    One that is dropped without having been awaited gives a ResourceWarning that says where it was
+    started. A receive or an accept is then cancelled, and what came all the same is lost (a
+    connection is closed); a send completes.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_cancelled",
+        "_check",
+        "_convert",
+        "_driver",
+        "_handle",
+        "_made_at",
+        "_request",
+    )
+
+    def __init__(
+        self,
+        driver: Driver,
+        request: Request,
+        *,
+        convert: Callable[[int | bytes], T_co],
+        check: Callable[[OSError], None],
+    ) -> None:
+        self._awaited = False
+        self._cancelled = False
+        self._driver = driver
+        self._request = request
+        self._handle = Handle(driver.ring, request)
+        self._convert = convert
+        self._check = check
+        self._made_at = _unclosed.caller()
+        _unclosed.still_open.add(request)
+
+    @property
+    def done(self) -> bool:
+        """True when the kernel is done with it. Then ``await`` does not wait."""
+        return self._request.is_over
+
+    @enable_ki_protection
+    def cancel(self) -> None:
+        """Ask the kernel to end it early. Does not wait, and does nothing if it is done.
+
+        ``await`` it to know what came of that: its result if it had one by then, else an OSError.
+        """
+        check_run(self._driver)
+        self._cancelled = True
+        _unclosed.still_open.discard(self._request)
+        if not self.done:
+            self._handle.cancel()
+
+    @enable_ki_protection
+    async def wait(self) -> T_co:
+        """Wait until it is done and hand out its result; ``await operation`` as a function.
+
+        If this is cancelled, the operation is cancelled, too, and has ended when this returns. If
+        it has a result by then, or had one before, that is returned, and the cancellation comes
+        out at the next checkpoint.
+
+        Raises:
+          OSError: of errno ECANCELED: ``cancel()`` has ended it, and it has no result.
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream, or listener, was closed meanwhile.
+          RuntimeError: it was awaited before, or belongs to another run.
+        """
+        check_run(self._driver)
+        if self._awaited:
+            raise RuntimeError(f"{self!r} was awaited before: its result is handed out once")
+        self._awaited = True
+        _unclosed.still_open.discard(self._request)
+        try:
+            if not self.done:
+                return self._convert(await self._driver.wait(self._handle))
+            result = self._convert(self._handle.take())
+        except OSError as error:
+            self._check(error)
+            raise
+        await self._driver.cancel_shielded_checkpoint()
+        return result
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        return self.wait().__await__()
+
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
+    def __del__(self) -> None:
+        _unclosed.still_open.discard(self._request)
+        if self._awaited or self._cancelled or self._driver.is_forked:
+            return
+        text = f"{self._request.label}, started at {self._made_at}, was never awaited"
+        _unclosed.report(text)
+        warnings.warn(f"{text}: its result is lost", ResourceWarning, stacklevel=2)
