@@ -199,6 +199,32 @@ def test_plain_sockets() -> None:
 # Timeouts
 
 
+def test_h8_into_the_callers_memory(contexts: Contexts) -> None:
+    stream, peer = meet(contexts)
+    buffer = bytearray(5)
+    with stream:
+        peer.send(b"hello, world")
+        assert stream.receive_into(buffer) == 5
+        assert buffer == b"hello"
+        assert stream.receive_into(buffer, 2) == 2
+        assert buffer == b", llo"
+        stream.timeout = 0.01
+        assert stream.receive_into(buffer) == 5
+        with pytest.raises(TimeoutError):
+            stream.receive_into(buffer)
+        buffer.append(0)  # it is released
+    peer.sock.close()
+
+
+def test_h8_into_the_callers_memory_without_tls() -> None:
+    ours, theirs = tcp_pair()
+    buffer = bytearray(5)
+    with theirs, blocking.SocketStream(ours) as stream:
+        theirs.sendall(b"hello, world")
+        assert stream.receive_into(buffer) == 5
+        assert buffer == b"hello"
+
+
 def test_no_time_at_all_is_one_try(contexts: Contexts) -> None:
     stream, peer = meet(contexts)
     with stream:

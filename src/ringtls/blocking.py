@@ -34,6 +34,8 @@ from ._info import TlsInfo
 if TYPE_CHECKING:
     from typing import Self
 
+    from typing_extensions import Buffer
+
     from ._blocking_driver import _Call
     from ._closing import Closing
 
@@ -139,6 +141,17 @@ class SocketStream(_Stream):
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
 
+    def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
+        """Receive into the caller's memory: see ringtls.SocketStream.receive_into.
+
+        Raises:
+          TimeoutError: nothing was received.
+          TypeError, ValueError: the buffer can't be received into, or has no room.
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            return complete(self._stream.receive_into(buffer, nbytes))
+
     def send_eof(self) -> None:
         """Send FIN. Receiving goes on."""
         with self._call():
@@ -235,6 +248,18 @@ class TlsStream(TlsInfo, _Stream):
         """
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
+
+    def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
+        """Receive into the caller's memory: see ringtls.TlsStream.receive_into.
+
+        Raises:
+          TimeoutError: nothing was received, and nothing is lost.
+          TypeError, ValueError: the buffer can't be received into, or has no room.
+          TruncationError: the connection ended without close_notify.
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            return complete(self._stream.receive_into(buffer, nbytes))
 
     def send_eof(self) -> None:
         """Send close_notify, and no FIN: the other direction goes on.
