@@ -8,6 +8,7 @@ import mmap
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import SocketStream, TlsStream, TruncationError
+from ringtls import SocketStream, TlsStream, TruncationError, blocking
 from ringtls._trio_driver import TrioDriver
 
 from ..conftest import Contexts
@@ -322,3 +323,32 @@ async def test_h8_it_shakes_hands_where_needed(contexts: Contexts) -> None:
         buffer = bytearray(10)
         assert await stream.receive_into(buffer) == 5
     peer.sock.close()
+
+
+def test_h8_blocking(contexts: Contexts) -> None:
+    """Also when it was interrupted by its timeout."""
+    ours, theirs = tcp_pair()
+    with blocking.SocketStream(ours) as receiver, theirs:
+        buffer = bytearray(5)
+        receiver.timeout = 0.01
+        with pytest.raises(TimeoutError):
+            receiver.receive_into(buffer)
+        theirs.sendall(b"hello")
+        receiver.timeout = None
+        assert receiver.receive_into(buffer, 3) == 3
+        assert buffer == b"hel\0\0"
+    ours, theirs = tcp_pair()
+    peer = Peer(theirs, contexts, server_side=False)
+    with (
+        ThreadPoolExecutor() as threads,
+        blocking.TlsStream(
+            blocking.SocketStream(ours), contexts.server, server_side=True
+        ) as stream,
+    ):
+        shaken = threads.submit(peer.handshake)
+        stream.do_handshake()
+        shaken.result()
+        peer.send(b"hello")
+        assert stream.receive_into(buffer) == 5
+        assert buffer == b"hello"
+    assert peer.end().is_clean
