@@ -6,6 +6,7 @@ import errno
 import gc
 import socket
 import ssl
+import weakref
 from functools import partial
 
 import pytest
@@ -263,10 +264,15 @@ async def test_one_tls_stream_for_a_connection(contexts: Contexts) -> None:
     await server.aclose()
 
 
-async def test_failures_leave_no_reference_cycles(contexts: Contexts) -> None:
-    gc.collect()
+async def test_failures_leave_no_reference_cycles(
+    contexts: Contexts, request: pytest.FixtureRequest
+) -> None:
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    made = []
     for _ in range(20):
         stream, peer = await meet(contexts)
+        made.append(weakref.ref(stream))
         peer.sock.sendall(b"\x17\x03\x03\x00\x05junk!")
         try:
             async with stream:
@@ -275,7 +281,7 @@ async def test_failures_leave_no_reference_cycles(contexts: Contexts) -> None:
             pass
         peer.sock.close()
     del stream, peer
-    assert not [o for o in gc.get_objects() if isinstance(o, TlsStream)]
+    assert not any(stream() for stream in made)
 
 
 async def test_serving_and_connecting(contexts: Contexts) -> None:
