@@ -33,7 +33,8 @@ def test_public_names() -> None:
         "serve_tls_over_tcp",
         "statistics",
     ]
-    public = {name for name in vars(ringtls) if not name.startswith("_")}
+    # pytest rewrites what an installed plugin belongs to, and adds names with an @.
+    public = {name for name in vars(ringtls) if name[0] not in "_@"}
     assert public <= {*ringtls.__all__, "TYPE_CHECKING", "blocking", "lint", "pytest_plugin"}
 
 

@@ -5,7 +5,7 @@ both directions, how fast the peer is. Whatever it is, what the peer read is a p
 offered, holds all that was accepted, and is followed by close_notify and FIN; or the timeout
 passed, and then the peer saw a reset.
 
-RINGTLS_CASES sets the number of cases (500 by default), RINGTLS_SEED the first seed. A case that
+RINGTLS_CASES sets the number of cases (300 by default), RINGTLS_SEED the first seed. A case that
 fails names its seed: RINGTLS_CASES=1 RINGTLS_SEED=n runs it alone.
 """
 
@@ -33,7 +33,7 @@ from ..conftest import Contexts
 from ..peer import End, MakeTransport, Peer, Transport, trio_socket_stream
 from ..streams import open_fds, tcp_pair
 
-CASES = int(os.environ.get("RINGTLS_CASES", "500"))
+CASES = int(os.environ.get("RINGTLS_CASES", "300"))
 FIRST_SEED = int(os.environ.get("RINGTLS_SEED", "0"))
 
 AnyTls = TlsStream[trio.abc.Stream] | trio.SSLStream[trio.SocketStream]
