@@ -327,7 +327,7 @@ CASES = [
     Case(
         "timeout of the stream",
         timeout_of_the_stream,
-        lambda peer: time.sleep(0.5),
+        lambda peer: time.sleep(1.5),
         outcome=CloseOutcome.TIMED_OUT,
         data=None,
         is_right=lambda end: not end.close_notify and end.transport is Transport.RST,
@@ -335,7 +335,7 @@ CASES = [
     Case(
         "timeout of the close",
         timeout_of_the_close,
-        lambda peer: time.sleep(0.5),
+        lambda peer: time.sleep(1.5),
         outcome=CloseOutcome.TIMED_OUT,
         data=None,
         is_right=lambda end: not end.close_notify and end.transport is Transport.RST,
