@@ -166,6 +166,7 @@ class TrioDriver(trio.abc.Instrument):
         self._polling = Polling()
         self._submitted = False
         self._pump_runs = False
+        self._draining = False  # the pump waits for the ends of closings, and not for the eventfd
         self._late_nursery: trio.Nursery | None = None
         self._late_pump_asked_for = False
         self._late_tasks: list[Callable[[], Awaitable[None]]] = []
@@ -320,8 +321,11 @@ class TrioDriver(trio.abc.Instrument):
             looks = self._polling.awake and not self._submitted
             if looks:
                 ring.look(LOOK)
-            if not ring.reap() and looks:
+            found = ring.reap()
+            if looks and not found:
                 self._polling.stop()
+            if found and self._draining:
+                self.wake()
             self._polling.has_moved(ring.bytes_moved)
         except BaseException as failure:
             self._fail(failure)
@@ -384,6 +388,7 @@ class TrioDriver(trio.abc.Instrument):
         """Stay until this is the last task, and then until nothing is in flight (rule 5)."""
         nursery = current_task().parent_nursery
         assert nursery is not None
+        self._draining = True
         watch = _WakeOnTaskExit(self.wake)
         trio.lowlevel.add_instrument(watch)
         try:
