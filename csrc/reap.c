@@ -53,7 +53,10 @@ static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
 		return false;
 	if (!goes_on)
 		r->n.retries++;
-	rtl_queue(r, q);
+	if (dry)
+		rtl_queue_dry(r, q);
+	else
+		rtl_queue(r, q);
 	return true;
 }
 
@@ -230,7 +233,7 @@ int rtl_arm(struct rtl_ring *r)
 		complete(r, cqe, row);
 		io_uring_cqe_seen(&r->uring, cqe);
 	}
-	if (has_rows(r) || r->queued.head)
+	if (has_rows(r) || r->queued.head || r->dry.head)
 		eventfd_write(r->eventfd, 1);
 	return error;
 }
@@ -285,7 +288,7 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 	ret = rtl_submit(r);
 	if (ret < 0 && ret != -EAGAIN && ret != -EBUSY && ret != -ENOMEM)
 		return ret;
-	if (has_rows(r))
+	if (has_rows(r) || r->dry.head)
 		return 0;
 	if (ret < 0 && timeout_ns > SHORTAGE_NS)
 		timeout_ns = SHORTAGE_NS;

@@ -54,6 +54,13 @@ void rtl_queue(struct rtl_ring *r, struct rtl_request *q)
 	rtl_fifo_push(&r->queued, q);
 }
 
+/* The pool had no buffer for what the request could have received. */
+void rtl_queue_dry(struct rtl_ring *r, struct rtl_request *q)
+{
+	q->state = RTL_DRY;
+	rtl_fifo_push(&r->dry, q);
+}
+
 /* The request is over without the kernel, or the kernel is done with it. */
 void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result)
 {
@@ -196,7 +203,8 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id)
 	}
 	switch (q->state) {
 	case RTL_QUEUED:
-		rtl_fifo_remove(&r->queued, q);
+	case RTL_DRY:
+		rtl_fifo_remove(q->state == RTL_DRY ? &r->dry : &r->queued, q);
 		rtl_end(r, q, -ECANCELED);
 		rtl_close_fd_event(r, q->fd);
 		break;
@@ -314,6 +322,16 @@ static void stage(struct rtl_ring *r)
 }
 
 /*
+ * If all that found the pool dry went on at once, most would do so in vain,
+ * again and again. So no more do than can count on a buffer.
+ */
+static void queue_some_dry(struct rtl_ring *r)
+{
+	for (uint64_t i = 0; i < (r->n.buffers + 1) / 2 && r->dry.head; i++)
+		rtl_queue(r, rtl_fifo_pop(&r->dry));
+}
+
+/*
  * Hand everything over. Returns how many SQEs that were when the kernel has it
  * all; -EAGAIN, -EBUSY or -ENOMEM when completions must be reaped first (call
  * again after that).
@@ -323,6 +341,7 @@ int rtl_submit(struct rtl_ring *r)
 	int total = 0;
 
 	rtl_pool_take_back(r);
+	queue_some_dry(r);
 	for (;;) {
 		int ret;
 

@@ -104,6 +104,37 @@ def test_more_inputs_than_buffers(ring: Ring) -> None:
         theirs.close()
 
 
+def test_a_dry_pool_is_not_asked_in_vain(ring: Ring) -> None:
+    pairs = [tcp_pair() for _ in range(64)]
+    for _, theirs in pairs:
+        theirs.sendall(b"data")
+    inputs = [Input(ring, ours) for ours, _ in pairs]
+    drive_until(ring, lambda: all(i.data == b"data" for i in inputs))
+    assert 0 < ring.counters().retries <= len(pairs)
+    for input_, (ours, theirs) in zip(inputs, pairs, strict=True):
+        ring.cancel(input_.request)
+        assert input_.errno() == errno.ECANCELED
+        ours.close()
+        theirs.close()
+
+
+def test_an_input_that_found_the_pool_dry_can_be_cancelled(ring: Ring) -> None:
+    pairs = [tcp_pair() for _ in range(16)]
+    for _, theirs in pairs:
+        theirs.sendall(b"data")
+    inputs = [Input(ring, ours) for ours, _ in pairs]
+    drive(ring)
+    late = [i for i in inputs if not i.data]
+    assert late
+    for input_ in inputs:
+        ring.cancel(input_.request)
+    assert [i.errno() for i in inputs] == [errno.ECANCELED] * 16
+    assert not any(i.data for i in late)
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
 def test_more_input_than_the_completion_queue_holds(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

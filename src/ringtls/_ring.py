@@ -57,7 +57,9 @@ _lib: Any = _engine.lib
 _put = _lib.rtl_put
 OVER: int = _lib.RTL_OVER
 
-SQ_ENTRIES = 256
+#: Each io_uring_enter(2) also runs waiting work, which takes buffers out of the pool: so there
+#: should be few in a tick.
+SQ_ENTRIES = 1024
 CQ_ENTRIES = 4096
 SMALLEST_RING = 32
 BUFFERS = 64
