@@ -23,6 +23,7 @@ from ringtls import (
     open_tls_over_tcp_listeners,
     open_tls_over_tcp_stream,
     serve_tls_over_tcp,
+    statistics,
 )
 
 from .conftest import Contexts
@@ -284,6 +285,33 @@ async def test_failures_leave_no_reference_cycles(
         peer.sock.close()
     del stream, peer
     assert not any(stream() for stream in made)
+
+
+@pytest.mark.parametrize("amount", [1, 8_000_000], ids=["sent at once", "sent bit by bit"])
+async def test_a_closed_connection_is_freed_at_once(
+    contexts: Contexts, request: pytest.FixtureRequest, amount: int
+) -> None:
+    """The TLS state is tens of KiB: it must not wait for the garbage collector."""
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    client, server = await handshaken(contexts)
+    alive = weakref.ref(server._session.object)
+
+    async def send(stream: TlsStream) -> None:
+        async with stream:
+            await stream.send_all(bytes(amount))
+
+    async with client, trio.open_nursery() as nursery:
+        nursery.start_soon(send, server)
+        received = 0
+        async for data in client:
+            received += len(data)
+    assert received == amount
+    with trio.fail_after(5):
+        while sum(statistics().closings.values()) < 2 or statistics().connections_closing:
+            await trio.sleep(0.001)
+    del server
+    assert alive() is None
 
 
 async def test_serving_and_connecting(contexts: Contexts) -> None:

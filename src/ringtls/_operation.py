@@ -127,6 +127,7 @@ class Request:
         self.result = result
         self.pin = None
         self.sink = None
+        self.on_progress = None
         if self.on_done is not None:
             on_done, self.on_done = self.on_done, None
             on_done(self)

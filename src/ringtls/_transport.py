@@ -332,7 +332,8 @@ class RingTransport:
         self.error = self.error or request.error()
         self._progress.wake()
         if self._on_flushed is not None:
-            self._on_flushed(self.error)
+            on_flushed, self._on_flushed = self._on_flushed, None  # no reference cycle
+            on_flushed(self.error)
 
     # As a stream of its own
 
@@ -397,9 +398,10 @@ class RingTransport:
             on_flushed(error)
             on_closed()
             return
-        self._on_flushed = on_flushed
         if self._outbox is None or self._finish(self._outbox, deadline):
             on_flushed(self.error)
+        else:
+            self._on_flushed = on_flushed
 
     def _finish(self, outbox: Request, deadline: float) -> bool:
         try:
