@@ -165,8 +165,11 @@ async def _accept(
 
 
 async def _handle(handler: Callable[[TlsStream], Awaitable[object]], stream: TlsStream) -> None:
-    async with stream:
+    try:
         await handler(stream)
+    finally:
+        if stream.close_outcome is None:
+            await stream.aclose()
 
 
 def statistics() -> Statistics:

@@ -37,7 +37,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _engine
 from ._availability import unavailable
@@ -238,14 +238,13 @@ class Ring:
         Raises:
           OSError: the ring has failed, memory is short, or the outbox is over.
         """
-        if self._unusable or get_ident() != self._thread:
-            self._usable()
+        engine = self._usable()
         size = len(data)
         parcel = 0
         if size > LARGEST_COPY:
             self._last_id = parcel = self._last_id + 1
             self._parcels[parcel] = data
-        unsent: int = _put(self._engine, outbox.id, data, size, parcel)
+        unsent: int = _put(engine, outbox.id, data, size, parcel)
         if unsent < 0:
             self._parcels.pop(parcel, None)
             raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
@@ -501,14 +500,17 @@ class Ring:
         return not self._unusable
 
     def _usable(self) -> Any:
+        if self._unusable or get_ident() != self._thread:
+            self._refuse()
+        return self._engine
+
+    def _refuse(self) -> NoReturn:
         if self._failure is not None:
             raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
         self.check_process()
         if self._closed:
             raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
-        if get_ident() != self._thread:
-            raise RuntimeError("a ring may be used only in the thread that made it")
-        return self._engine
+        raise RuntimeError("a ring may be used only in the thread that made it")
 
     # Ending
 

@@ -118,6 +118,8 @@ class TlsSession:
         """
         if self.failure is not None:
             raise _without_frames(self.failure)
+        if self.object.server_side and not (self.incoming.pending or self._input_ended):
+            return False  # it is the client's turn, and OpenSSL would need an exception to say so
         try:
             self.object.do_handshake()
         except ssl.SSLWantReadError:

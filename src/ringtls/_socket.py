@@ -11,7 +11,6 @@ import operator
 import socket
 import time
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
@@ -54,12 +53,17 @@ _CONNECTION_ERRORS = {
 
 
 def _take_over(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
-    """The stdlib socket behind a stdlib or trio socket, which must not be used any more."""
+    """The stdlib socket behind a stdlib or trio socket, which must not be used any more.
+
+    It is made blocking, because io_uring answers EAGAIN for a non-blocking one instead of
+    waiting.
+    """
     if isinstance(sock, trio.socket.SocketType):
         family, type_, proto = sock.family, sock.type, sock.proto
-        return socket.socket(family, type_, proto, fileno=sock.detach())
+        sock = socket.socket(family, type_, proto, fileno=sock.detach())
     if not isinstance(sock, socket.socket):
         raise TypeError(f"expected a socket of the stdlib or of trio, not {sock!r}")
+    sock.setblocking(True)
     return sock
 
 
@@ -97,10 +101,20 @@ class SocketStream(trio.abc.HalfCloseableStream):
         stream._take_over(driver, sock)
         return stream
 
+    @classmethod
+    def accepted(cls, driver: Driver, sock: socket.socket) -> SocketStream:
+        """The same for a blocking socket that nobody else has seen."""
+        stream = cls.__new__(cls)
+        stream._begin(driver, sock)
+        return stream
+
     def _take_over(self, driver: Driver, sock: socket.socket | trio.socket.SocketType) -> None:
         _check_stream_type(sock)
-        ring = driver.ring  # if there is none, the socket stays the caller's
-        self._transport = RingTransport(driver, ring, _take_over(sock))
+        driver.ring  # noqa: B018  if there is none, the socket stays the caller's
+        self._begin(driver, _take_over(sock))
+
+    def _begin(self, driver: Driver, sock: socket.socket) -> None:
+        self._transport = RingTransport(driver, driver.ring, sock)
         with suppress(OSError):
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._closing = Closing(self._transport)
@@ -302,7 +316,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         self._driver = TrioDriver.current()
         self._ring = self._driver.ring  # if there is none, the socket stays the caller's
         self.socket = _take_over(sock)
-        self.socket.setblocking(True)
+        self._kind = int(self.socket.family), int(self.socket.type), self.socket.proto
 
     @enable_ki_protection
     async def accept(self) -> SocketStream:
@@ -324,7 +338,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
                 if error.errno in _CONNECTION_ERRORS or listening.fileno() < 0:
                     continue
                 raise
-            return _accepted(listening, fd)
+            return self._accepted(fd)
 
     @enable_ki_protection
     def start_accept(self) -> Operation[SocketStream]:
@@ -344,9 +358,15 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         return Operation(
             self._driver,
             self._ring.accept(listening.fileno()),
-            convert=partial(_accepted, listening),
+            convert=self._accepted,
             check=lambda error: _check_listening(listening),
         )
+
+    def _accepted(self, fd: int | bytes) -> SocketStream:
+        sock = socket.socket(*self._kind, fileno=as_count(fd))
+        if sock.gettimeout() is not None:  # socket.setdefaulttimeout() was called
+            sock.setblocking(True)
+        return SocketStream.accepted(self._driver, sock)
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -366,12 +386,6 @@ class SocketListener(trio.abc.Listener[SocketStream]):
 def _check_listening(listening: socket.socket) -> None:
     if listening.fileno() < 0:
         raise trio.ClosedResourceError("this listener was closed")
-
-
-def _accepted(listening: socket.socket, fd: int | bytes) -> SocketStream:
-    return SocketStream(
-        socket.socket(listening.family, listening.type, listening.proto, fileno=as_count(fd))
-    )
 
 
 def writable_bytes(buffer: Buffer, nbytes: int | None) -> memoryview:

@@ -188,8 +188,7 @@ class Transport(Protocol):
 class RingTransport:
     """A connected socket on a ring.
 
-    The socket belongs to this object from now on; it is made blocking, because io_uring
-    answers EAGAIN for a non-blocking one instead of waiting.
+    The socket, which must be blocking, belongs to this object from now on.
     """
 
     __slots__ = (
@@ -215,7 +214,6 @@ class RingTransport:
     )
 
     def __init__(self, driver: Driver, ring: Ring, sock: socket.socket) -> None:
-        sock.setblocking(True)
         self.driver = driver
         self._ring = ring
         self.socket = sock

@@ -63,6 +63,7 @@ def _message_of(coroutine: Coroutine[Any, Any, object]) -> Any:
 
 
 _CHECKPOINT = _message_of(trio.lowlevel.cancel_shielded_checkpoint())
+_UNCANCELLABLE_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED))
 
 #: What a woken task is sent. It is never unwrapped, so one does for all.
 _WOKEN = Value(None)
@@ -250,9 +251,11 @@ class TrioDriver(trio.abc.Instrument):
     def cancel_shielded_checkpoint() -> Generator[Any, Any, None]:
         yield _CHECKPOINT
 
-    async def uncancellable_checkpoint(self) -> None:
-        reschedule(current_task())
-        await trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED)
+    @staticmethod
+    @coroutine
+    def uncancellable_checkpoint() -> Generator[Any, Any, None]:
+        reschedule(current_task(), _WOKEN)
+        yield _UNCANCELLABLE_WAIT
 
     def register(self, closing: Closing) -> None:
         self._closings.add(closing)

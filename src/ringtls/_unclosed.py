@@ -11,8 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from types import CodeType
+from typing import NamedTuple
 
-__all__ = ["caller", "observers", "report", "still_open"]
+__all__ = ["Place", "caller", "observers", "report", "still_open"]
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -27,9 +29,20 @@ def report(text: str) -> None:
         observer(text)
 
 
-def caller() -> str:
-    """Where outside this package something is being made, as "file:line"."""
+class Place(NamedTuple):
+    """A place in the code; ``str`` gives "file:line". To find the line takes a while."""
+
+    code: CodeType
+    instruction: int
+
+    def __str__(self) -> str:
+        lines = (at for start, end, at in self.code.co_lines() if start <= self.instruction < end)
+        return f"{self.code.co_filename}:{next(lines, None)}"
+
+
+def caller() -> Place:
+    """Where outside this package something is being made."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return Place(frame.f_code, frame.f_lasti)
