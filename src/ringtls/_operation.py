@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from ._ring import Ring
 
-__all__ = ["TRANSITIONS", "Event", "Handle", "Opcode", "Request", "State"]
+__all__ = ["TRANSITIONS", "Event", "Handle", "Opcode", "Request", "Sink", "State", "ignore"]
 
 Sink: TypeAlias = Callable[[bytes | bytearray | memoryview], object]
 
@@ -74,6 +74,10 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 
+def ignore(view: bytes | bytearray | memoryview) -> None:
+    """The sink of a request that receives nothing, or nothing more."""
+
+
 class Request:
     """What the ring knows and owns of one operation."""
 
@@ -98,7 +102,7 @@ class Request:
         fd: int,
         *,
         pin: object = None,
-        sink: Sink | None = None,
+        sink: Sink = ignore,
         on_done: Callable[[Request], object] | None = None,
         on_progress: Callable[[int], object] | None = None,
     ) -> None:
@@ -126,11 +130,15 @@ class Request:
         self.advance(Event.COMPLETE)
         self.result = result
         self.pin = None
-        self.sink = None
+        self.sink = ignore
         self.on_progress = None
         if self.on_done is not None:
             on_done, self.on_done = self.on_done, None
             on_done(self)
+
+    def keep(self, view: bytes | bytearray | memoryview) -> None:
+        """The sink of a receive whose data is its result."""
+        self.data = bytes(view)
 
     def error(self) -> OSError | None:
         """The failure as an exception that names the operation, or None."""

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import _engine
 from ._availability import unavailable
 from ._errors import RingUnavailableError
-from ._operation import Event, Opcode, Request, Sink, State
+from ._operation import Event, Opcode, Request, Sink, State, ignore
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -184,7 +184,8 @@ class Ring:
     ) -> Request:
         """Receive once into the pool. What came goes to ``sink`` as a borrowed view, if there
         is one, and else is the operation's result."""
-        request = Request(Opcode.RECV, fd, sink=sink, on_done=on_done)
+        request = Request(Opcode.RECV, fd, on_done=on_done)
+        request.sink = sink or request.keep
         size = min(max_bytes, self._buffer_size)
         return self._start(request, _lib.rtl_recv, size)
 
@@ -424,7 +425,11 @@ class Ring:
                 columns = iter(_ffi.unpack(rows, count * _lib.RTL_ROW))
                 for id_, result, what in zip(columns, columns, columns, strict=True):
                     if what >= 0:
-                        self._pass_on(in_flight[id_], pool[what][:result])
+                        request = in_flight[id_]
+                        try:
+                            request.sink(pool[what][:result])
+                        except BaseException as failure:
+                            self._sink_failed(request, failure)
                     elif what == OVER:
                         self._end(id_, result, failures)
                     else:
@@ -435,17 +440,11 @@ class Ring:
             raise failures[0]
         return found
 
-    def _pass_on(self, request: Request, view: memoryview) -> None:
-        if request.failure is not None:
-            return  # a piece is missing: what follows it is of no use
-        try:
-            if request.sink is None:
-                request.data = bytes(view)
-            else:
-                request.sink(view)
-        except BaseException as failure:
-            request.failure = failure
-            self.cancel(request)
+    def _sink_failed(self, request: Request, failure: BaseException) -> None:
+        """A piece is missing: what follows it is of no use."""
+        request.failure = failure
+        request.sink = ignore
+        self.cancel(request)
 
     def _report(self, request: Request, unsent: int, failures: list[BaseException]) -> None:
         assert request.on_progress is not None

@@ -208,7 +208,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                 waited = True
             else:
                 await self._driver.checkpoint_if_cancelled()
-                waited = await self._ensure_handshake()
+                waited = not session.handshake_done and await self._ensure_handshake()
             while (data := self._read(most)) is None:
                 await transport.receive()
                 waited = True
