@@ -13,13 +13,24 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls import CloseOutcome, SocketListener, SocketStream, TlsStream, open_tcp_stream
+from ringtls import (
+    CloseOutcome,
+    SocketListener,
+    SocketStream,
+    TlsStream,
+    _polling,
+    _trio_driver,
+    open_tcp_stream,
+)
 from ringtls._ring import Ring
 from ringtls._trio_driver import TrioDriver
 
 from .conftest import Contexts
 from .peer import Peer, Transport, meet
 from .streams import open_fds, socket_streams
+
+
+NS_PER_SECOND = 10**9
 
 
 async def test_one_ring_in_a_run() -> None:
@@ -164,6 +175,30 @@ def test_closing_in_a_later_run(contexts: Contexts) -> None:
     trio.run(main)
     trio.run(kept[0][0].aclose)
     assert kept[0][1].end().is_clean
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore:unclosed stream")
+def test_the_last_close_ends_while_the_loop_stays_awake(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sleep counts as short, and it looks long enough to see all that the peer does."""
+    monkeypatch.setattr(_polling, "STREAK", 1)
+    monkeypatch.setattr(_polling, "SHORT_SLEEP", 10 * NS_PER_SECOND)
+    monkeypatch.setattr(_trio_driver, "LOOK", NS_PER_SECOND // 4)
+    ends = []
+
+    async def main() -> None:
+        stream, peer = await meet(contexts, buffer_size=32768)
+        with trio.move_on_after(0.05):
+            await stream.send_all(bytes(10**6))
+        threading.Timer(0.1, lambda: ends.append(peer.end())).start()
+
+    run = threading.Thread(target=trio.run, args=(main,), daemon=True)
+    run.start()
+    run.join(timeout=20)
+    assert not run.is_alive()
+    assert ends[0].is_clean
 
 
 def test_the_run_waits_for_a_socket_that_was_closed_in_a_finalizer() -> None:
