@@ -29,7 +29,6 @@ from .conftest import Contexts
 from .peer import Peer, Transport, meet
 from .streams import open_fds, socket_streams
 
-
 NS_PER_SECOND = 10**9
 
 
