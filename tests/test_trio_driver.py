@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import queue
 import socket
 import threading
@@ -287,6 +288,19 @@ async def test_listener_and_open_tcp_stream() -> None:
     await listener.aclose()
     with pytest.raises(trio.ClosedResourceError):
         await listener.accept()
+
+
+async def test_what_is_accepted_blocks() -> None:
+    """Though sockets have a timeout by default. Not every kernel waits for one that does not."""
+    async with SocketListener(socket.create_server(("127.0.0.1", 0))) as listener:
+        client = await open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        socket.setdefaulttimeout(10)
+        try:
+            server = await listener.accept()
+        finally:
+            socket.setdefaulttimeout(None)
+        async with client, server:
+            assert os.get_blocking(server.socket.fileno())
 
 
 async def test_closing_a_listener_wakes_those_who_accept() -> None:

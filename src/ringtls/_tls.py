@@ -92,7 +92,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     ) -> None:
-        if not isinstance(transport_stream, (SocketStream, trio.abc.Stream)):
+        if not isinstance(transport_stream, trio.abc.Stream):
             raise TypeError(f"TlsStream needs a trio.abc.Stream, not {transport_stream!r}")
         self._session = TlsSession(
             ssl_context,
