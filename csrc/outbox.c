@@ -11,7 +11,7 @@
  *     they can go. A larger one is a parcel, the caller's until a row that has
  *     the parcel's number says that it is over.
  *  4. After rtl_finish() every send has the deadline, and there is at least
- *     one try. What the socket takes at once is sent at once.
+ *     one try. What the socket takes at once is sent at once, or with the FIN.
  *  5. An outbox that breaks, or is cancelled, drops what is in it, and is
  *     over.
  */
@@ -208,13 +208,16 @@ void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q)
 	rtl_close_fd_event(r, q->fd);
 }
 
-/* 0 when all is sent, else -errno; -EAGAIN: the socket takes no more now. */
+/*
+ * 0 when all is sent, else -errno; -EAGAIN: the socket takes no more now.
+ * MSG_MORE: the FIN that follows goes out in the same segment.
+ */
 static int send_now(struct rtl_ring *r, struct rtl_request *q)
 {
 	while (q->u.out.head) {
 		struct rtl_segment *s = q->u.out.head;
 		ssize_t sent = send(q->fd, s->base, s->len,
-				    MSG_NOSIGNAL | MSG_DONTWAIT);
+				    MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE);
 
 		if (sent < 0)
 			return rtl_is_passing(-errno) ? -EAGAIN : -errno;

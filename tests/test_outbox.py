@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import socket
+import sys
 import struct
 import time
 from collections.abc import Iterator
@@ -214,6 +215,7 @@ def test_finish_sends_at_once_what_the_socket_takes(ring: Ring, pair: Pair, seco
     box.put(data)
     box.put(b"abc")
     assert box.finish(seconds)
+    pair[0].shutdown(socket.SHUT_WR)
     assert pair[1].recv(10_000, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == data + b"abc"
     assert not ring.in_flight
     assert not is_awake(ring)
@@ -222,6 +224,22 @@ def test_finish_sends_at_once_what_the_socket_takes(ring: Ring, pair: Pair, seco
     assert is_awake(ring)  # to hear that the parcel is over
     ring.reap()
     assert not ring._parcels
+
+
+def test_the_last_bytes_and_the_fin_are_one_segment(ring: Ring, pair: Pair) -> None:
+    box = Box(ring, pair[0])
+    box.put(b"abc")
+    before = segments_received(pair[1])
+    assert box.finish(10)
+    pair[0].shutdown(socket.SHUT_WR)
+    assert [pair[1].recv(10), pair[1].recv(10)] == [b"abc", b""]
+    assert segments_received(pair[1]) == before + 1
+
+
+def segments_received(sock: socket.socket) -> int:
+    """tcpi_segs_in of struct tcp_info (linux/tcp.h)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int.from_bytes(info[140:144], sys.byteorder)
 
 
 def test_finish_past_the_deadline_with_nothing_in_flight(ring: Ring, narrow: Pair) -> None:

@@ -259,6 +259,8 @@ class Ring:
     def finish(self, outbox: Request, deadline: float) -> bool:
         """Send what is left until ``deadline`` (``time.monotonic()``), and end the outbox.
 
+        The caller sends FIN next: until then the kernel may hold back the last bytes.
+
         Returns:
           True if that is done, False if its ``on_done`` will tell.
 
