@@ -303,6 +303,15 @@ async def test_what_is_accepted_blocks() -> None:
             assert os.get_blocking(server.socket.fileno())
 
 
+async def test_what_is_accepted_has_no_delay() -> None:
+    async with SocketListener(socket.create_server(("127.0.0.1", 0))) as listener:
+        client = await open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        server = await listener.accept()
+        async with client, server:
+            for stream in (client, server):
+                assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_closing_a_listener_wakes_those_who_accept() -> None:
     listener = SocketListener(socket.create_server(("127.0.0.1", 0)))
     woken = []

@@ -67,6 +67,11 @@ def _take_over(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
     return sock
 
 
+def _set_nodelay(sock: socket.socket) -> None:
+    with suppress(OSError):  # it is not TCP
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def _check_stream_type(sock: socket.socket | trio.socket.SocketType) -> None:
     if sock.type != socket.SOCK_STREAM:
         raise ValueError("expected a SOCK_STREAM socket")
@@ -111,12 +116,12 @@ class SocketStream(trio.abc.HalfCloseableStream):
     def _take_over(self, driver: Driver, sock: socket.socket | trio.socket.SocketType) -> None:
         _check_stream_type(sock)
         driver.ring  # noqa: B018  if there is none, the socket stays the caller's
-        self._begin(driver, _take_over(sock))
+        sock = _take_over(sock)
+        _set_nodelay(sock)
+        self._begin(driver, sock)
 
     def _begin(self, driver: Driver, sock: socket.socket) -> None:
         self._transport = RingTransport(driver, driver.ring, sock)
-        with suppress(OSError):
-            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._closing = Closing(self._transport)
         self._sending = ConflictDetector("another task is sending on this SocketStream")
         self._receiving = ConflictDetector("another task is receiving from this SocketStream")
@@ -316,6 +321,7 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         self._driver = TrioDriver.current()
         self._ring = self._driver.ring  # if there is none, the socket stays the caller's
         self.socket = _take_over(sock)
+        _set_nodelay(self.socket)  # what is accepted inherits it
         self._kind = int(self.socket.family), int(self.socket.type), self.socket.proto
 
     @enable_ki_protection
