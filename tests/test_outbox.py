@@ -6,8 +6,8 @@ import errno
 import os
 import random
 import socket
-import sys
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
