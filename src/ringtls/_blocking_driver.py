@@ -43,8 +43,9 @@ __all__ = ["BlockingDriver", "complete"]
 
 T = TypeVar("T")
 
-#: A thread has few streams, and passes on at once what has come.
+#: A thread has few streams, and passes on at once what has come. There may be many threads.
 BUFFERS = 4
+SQ_ENTRIES = 64
 
 #: Seconds after which a sleeping call looks at what finalizers of other threads have left behind,
 #: and at a signal that came just before it fell asleep.
@@ -166,7 +167,7 @@ class BlockingDriver:
     """
 
     def __init__(self) -> None:
-        self.ring = Ring(buffers=BUFFERS)
+        self.ring = Ring(buffers=BUFFERS, sq_entries=SQ_ENTRIES)
         self.tally = Tally()
         self.interrupts = _Interrupts()
         self.depth = 0  # calls that this thread is in: of a finalizer, or a signal's handler, too

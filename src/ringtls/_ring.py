@@ -138,6 +138,8 @@ class Ring:
         readable when there are completions, once ``arm`` was called.
       buffers: how many buffers the receive pool has; a power of two.
       buffer_size: size of each, in bytes.
+      sq_entries: size of the submission queue, a power of two; None: SQ_ENTRIES. For each the kernel
+        counts about 130 bytes as memory that the user has locked.
 
     Raises:
       RingUnavailableError: there is no io_uring here; the text says what to change.
@@ -149,13 +151,16 @@ class Ring:
         wakeup_fd: int | None = None,
         buffers: int = BUFFERS,
         buffer_size: int = BUFFER_SIZE,
+        sq_entries: int | None = None,
     ) -> None:
         self._owns_wakeup_fd = wakeup_fd is None
         self.wakeup_fd = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
         )
         try:
-            self._engine = _open_engine(self.wakeup_fd, buffers, buffer_size)
+            self._engine = _open_engine(
+                self.wakeup_fd, sq_entries or SQ_ENTRIES, buffers, buffer_size
+            )
         except RingUnavailableError:
             self._close_wakeup_fd()
             raise
@@ -609,10 +614,10 @@ class Ring:
         return [o for o in Opcode if _lib.rtl_supports(self._usable(), int(o)) != 1]
 
 
-def _open_engine(wakeup_fd: int, buffers: int, buffer_size: int) -> Any:
+def _open_engine(wakeup_fd: int, sq_entries: int, buffers: int, buffer_size: int) -> Any:
     """A ring of the usual size, or a smaller one where memory is short."""
     out = _ffi.new("struct rtl_ring **")
-    sq_entries, cq_entries = SQ_ENTRIES, CQ_ENTRIES
+    cq_entries = min(4 * sq_entries, CQ_ENTRIES)
     while True:
         result = _lib.rtl_open(out, wakeup_fd, sq_entries, cq_entries, buffers, buffer_size)
         if result == 0:
