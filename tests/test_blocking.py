@@ -121,6 +121,12 @@ def test_client_and_server(contexts: Contexts, port: int) -> None:
     assert echo_once(contexts, port) is CloseOutcome.CLEAN
 
 
+def test_the_ring_of_a_thread_is_small() -> None:
+    """A user may lock 8 MiB, as a rule, and all that threads have counts."""
+    counters = BlockingDriver.current().ring.counters()
+    assert 68 * counters.sq_entries + 16 * counters.cq_entries < 16_384
+
+
 def test_many_threads_at_once(contexts: Contexts, port: int) -> None:
     before = open_fds()
     outcomes: list[object] = []

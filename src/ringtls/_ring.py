@@ -138,8 +138,8 @@ class Ring:
         readable when there are completions, once ``arm`` was called.
       buffers: how many buffers the receive pool has; a power of two.
       buffer_size: size of each, in bytes.
-      sq_entries: size of the submission queue, a power of two; None: SQ_ENTRIES. For each the kernel
-        counts about 130 bytes as memory that the user has locked.
+      sq_entries: size of the submission queue, a power of two; None: SQ_ENTRIES. For each the
+        kernel counts about 130 bytes as memory that the user has locked.
 
     Raises:
       RingUnavailableError: there is no io_uring here; the text says what to change.
