@@ -1,9 +1,12 @@
-"""The handler of the servers whose streams are trio's: the same code for each of them."""
+"""The servers whose streams are trio's: the same code for each of them."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
+from typing import Any
 
 import trio
 
@@ -17,11 +20,29 @@ from .http import (
     RESPONSE_AND_CLOSE,
     parse,
 )
+from .start import BACKLOG, HOST, announce, set_up
 
-__all__ = ["handle"]
+__all__ = ["serve"]
 
 
-async def handle(counters: Counters, stream: trio.abc.Stream) -> None:
+async def serve(serve_over_tcp: Callable[..., Awaitable[Any]]) -> None:
+    """Serve with a function of the shape of trio.serve_ssl_over_tcp."""
+    setup = set_up()
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(
+            partial(
+                serve_over_tcp,
+                partial(_handle, setup.counters),
+                0,
+                setup.context,
+                host=HOST,
+                backlog=BACKLOG,
+            )
+        )
+        announce(listener.transport_listener.socket.getsockname()[1])
+
+
+async def _handle(counters: Counters, stream: trio.abc.Stream) -> None:
     counters.count_opened()
     with suppress(trio.BrokenResourceError):  # the client's doing
         await _serve(counters, stream)

@@ -2,28 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import trio
 
-from .start import BACKLOG, HOST, announce, set_up
-from .streams import handle
+from .streams import serve
 
-
-async def main() -> None:
-    setup = set_up()
-    async with trio.open_nursery() as nursery:
-        [listener] = await nursery.start(
-            partial(
-                trio.serve_ssl_over_tcp,
-                partial(handle, setup.counters),
-                0,
-                setup.context,
-                host=HOST,
-                backlog=BACKLOG,
-            )
-        )
-        announce(listener.transport_listener.socket.getsockname()[1])
-
-
-trio.run(main)
+trio.run(serve, trio.serve_ssl_over_tcp)
