@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,6 +23,17 @@ def tcp_pair(buffer_size: int | None = None) -> tuple[socket.socket, socket.sock
         server, _ = listener.accept()
     set_buffers(buffer_size, client, server)
     return client, server
+
+
+@contextmanager
+def tcp_pairs(count: int) -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    """So many connections, closed at the end."""
+    with ExitStack() as stack:
+        pairs = [tcp_pair() for _ in range(count)]
+        for pair in pairs:
+            for sock in pair:
+                stack.enter_context(sock)
+        yield pairs
 
 
 def set_buffers(size: int | None, *sockets: socket.socket) -> None:

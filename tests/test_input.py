@@ -29,7 +29,7 @@ from ringtls._transport import HIGH_WATER, INPUT_LIMIT
 from .conftest import Contexts
 from .peer import Transport, meet
 from .rings import Pair, drive, drive_until, is_awake
-from .streams import tcp_pair
+from .streams import tcp_pair, tcp_pairs
 
 POOL = 4 * 4096  # of the ring fixture
 
@@ -91,48 +91,40 @@ def test_what_came_before_a_reset_is_passed_on(ring: Ring, pair: Pair) -> None:
 
 
 def test_more_inputs_than_buffers(ring: Ring) -> None:
-    pairs = [tcp_pair() for _ in range(16)]
-    inputs = [Input(ring, ours) for ours, _ in pairs]
-    ring.submit()
-    for _, theirs in pairs:
-        theirs.sendall(b"data")
-        theirs.shutdown(socket.SHUT_WR)
-    assert [(i.errno(), bytes(i.data)) for i in inputs] == [(None, b"data")] * 16
-    assert ring.counters().retries > 0
-    for ours, theirs in pairs:
-        ours.close()
-        theirs.close()
+    with tcp_pairs(16) as pairs:
+        inputs = [Input(ring, ours) for ours, _ in pairs]
+        ring.submit()
+        for _, theirs in pairs:
+            theirs.sendall(b"data")
+            theirs.shutdown(socket.SHUT_WR)
+        assert [(i.errno(), bytes(i.data)) for i in inputs] == [(None, b"data")] * 16
+        assert ring.counters().retries > 0
 
 
 def test_a_dry_pool_is_not_asked_in_vain(ring: Ring) -> None:
-    pairs = [tcp_pair() for _ in range(64)]
-    for _, theirs in pairs:
-        theirs.sendall(b"data")
-    inputs = [Input(ring, ours) for ours, _ in pairs]
-    drive_until(ring, lambda: all(i.data == b"data" for i in inputs))
-    assert 0 < ring.counters().retries <= len(pairs)
-    for input_, (ours, theirs) in zip(inputs, pairs, strict=True):
-        ring.cancel(input_.request)
-        assert input_.errno() == errno.ECANCELED
-        ours.close()
-        theirs.close()
+    with tcp_pairs(64) as pairs:
+        for _, theirs in pairs:
+            theirs.sendall(b"data")
+        inputs = [Input(ring, ours) for ours, _ in pairs]
+        drive_until(ring, lambda: all(i.data == b"data" for i in inputs))
+        assert 0 < ring.counters().retries <= len(pairs)
+        for input_ in inputs:
+            ring.cancel(input_.request)
+            assert input_.errno() == errno.ECANCELED
 
 
 def test_an_input_that_found_the_pool_dry_can_be_cancelled(ring: Ring) -> None:
-    pairs = [tcp_pair() for _ in range(16)]
-    for _, theirs in pairs:
-        theirs.sendall(b"data")
-    inputs = [Input(ring, ours) for ours, _ in pairs]
-    drive(ring)
-    late = [i for i in inputs if not i.data]
-    assert late
-    for input_ in inputs:
-        ring.cancel(input_.request)
-    assert [i.errno() for i in inputs] == [errno.ECANCELED] * 16
-    assert not any(i.data for i in late)
-    for ours, theirs in pairs:
-        ours.close()
-        theirs.close()
+    with tcp_pairs(16) as pairs:
+        for _, theirs in pairs:
+            theirs.sendall(b"data")
+        inputs = [Input(ring, ours) for ours, _ in pairs]
+        drive(ring)
+        late = [i for i in inputs if not i.data]
+        assert late
+        for input_ in inputs:
+            ring.cancel(input_.request)
+        assert [i.errno() for i in inputs] == [errno.ECANCELED] * 16
+        assert not any(i.data for i in late)
 
 
 def test_more_input_than_the_completion_queue_holds(

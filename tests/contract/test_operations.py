@@ -17,7 +17,7 @@ from ringtls import _ring
 from ringtls._operation import TRANSITIONS, Event, Handle, Opcode, Request, State
 from ringtls._ring import Ring
 
-from ..streams import open_fds, tcp_pair
+from ..streams import open_fds, tcp_pair, tcp_pairs
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -243,18 +243,15 @@ def test_h6_more_than_the_completion_queue_holds(
 
 def test_h6_a_dry_pool(ring: Ring) -> None:
     """Sixteen receives have data at once, and the pool four buffers."""
-    pairs = [tcp_pair() for _ in range(16)]
-    operations = [Handle(ring, ring.recv(ours.fileno(), 100)) for ours, _ in pairs]
-    ring.submit()
-    for _, theirs in pairs:
-        theirs.sendall(b"data")
-    time.sleep(0.01)
-    finish(ring, *operations)
-    assert [operation.take() for operation in operations] == [b"data"] * 16
-    assert ring.counters().retries > 0
-    for ours, theirs in pairs:
-        ours.close()
-        theirs.close()
+    with tcp_pairs(16) as pairs:
+        operations = [Handle(ring, ring.recv(ours.fileno(), 100)) for ours, _ in pairs]
+        ring.submit()
+        for _, theirs in pairs:
+            theirs.sendall(b"data")
+        time.sleep(0.01)
+        finish(ring, *operations)
+        assert [operation.take() for operation in operations] == [b"data"] * 16
+        assert ring.counters().retries > 0
 
 
 def test_h6_connect(ring: Ring) -> None:
