@@ -18,4 +18,4 @@ def declarations(header: str) -> str:
 
 ffibuilder = FFI()
 ffibuilder.cdef(declarations(HEADER.read_text(encoding="utf-8")))
-ffibuilder.set_source("ringtls._engine", '#include "engine.h"')
+ffibuilder.set_source("ringtls._engine._native", '#include "engine.h"')

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ringtls._cli.certificates import make_certificate, server_context
-from ringtls._ring import Ring
+from ringtls._engine.ring import Ring
 
-from .streams import tcp_pair
+from .support.streams import tcp_pair
 
 
 @dataclass(frozen=True)

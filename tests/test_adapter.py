@@ -13,8 +13,8 @@ import trio.testing
 from ringtls import CloseOutcome, TlsStream, TruncationError, statistics
 
 from .conftest import Contexts
-from .peer import trio_socket_stream
-from .streams import clog, handshaken, tcp_pair
+from .support.peer import trio_socket_stream
+from .support.streams import clog, handshaken, tcp_pair
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,7 +111,7 @@ async def test_a_stream_below_that_fails_in_its_own_way(contexts: Contexts) -> N
 WITHOUT_IO_URING = """
 import errno, pathlib, sys, tempfile, trio, trio.testing
 from tests.conftest import contexts_of
-from tests.seccomp import forbid_io_uring
+from tests.support.seccomp import forbid_io_uring
 from tests.test_adapter import over
 from ringtls._cli.certificates import make_certificate
 forbid_io_uring(errno.EPERM)

@@ -25,12 +25,12 @@ from trio.to_thread import run_sync as in_thread
 
 import ringtls
 from ringtls import CloseOutcome, blocking
-from ringtls._blocking_driver import BlockingDriver
+from ringtls._drivers.blocking import BlockingDriver
 
 from .conftest import Contexts
-from .faces import sigint_after
-from .peer import End, Peer, Transport
-from .streams import open_fds, tcp_pair
+from .support.faces import sigint_after
+from .support.peer import End, Peer, Transport
+from .support.streams import open_fds, tcp_pair
 
 
 def meet(contexts: Contexts, *, buffer_size: int | None = None) -> tuple[blocking.TlsStream, Peer]:
@@ -599,7 +599,7 @@ def test_what_another_signals_handler_raises(contexts: Contexts) -> None:
 def test_there_is_one_tls_and_one_closing() -> None:
     """D5: the blocking face has neither session nor closing logic of its own."""
     package = Path(ringtls.__file__).parent
-    for module in ("blocking.py", "_blocking_driver.py"):
+    for module in ("blocking.py", "_drivers/blocking.py"):
         source = (package / module).read_text()
         for name in ("SSLObject", "MemoryBIO", "TlsSession(", "Closing(", "SHUT_WR", "enqueue"):
             assert name not in source, (module, name)

@@ -20,10 +20,15 @@ import trio
 import trio.testing
 
 from ringtls import SocketListener, SocketStream, TlsStream
-from ringtls._trio_driver import TrioDriver
+from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts
-from .streams import handshaken, open_fds, socket_streams, tcp_pair
+from .support.streams import (
+    handshaken,
+    open_fds,
+    socket_streams,
+    tcp_pair,
+)
 
 CUT_OFF = int(3500 * float(os.environ.get("RINGTLS_RACES", "1")))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ringtls import _closing
-from ringtls._closing import TRANSITIONS, Event, Phase
+from ringtls._streams import closing as _closing
+from ringtls._streams.closing import TRANSITIONS, Event, Phase
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from ringtls._availability import unavailable
 from ringtls._cli import main
 from ringtls._cli.demo.peer import End
 from ringtls._cli.doctor import checks
 from ringtls._cli.doctor.checks import Check, Finding, Status
+from ringtls._engine.availability import unavailable
 
 ROOT = Path(__file__).parent.parent
 
 RUN_REFUSED = """
 import runpy, sys
-from tests.seccomp import forbid_io_uring
+from tests.support.seccomp import forbid_io_uring
 forbid_io_uring(int(sys.argv.pop(1)))
 runpy.run_module("ringtls", run_name="__main__", alter_sys=True)
 """
@@ -160,7 +160,7 @@ def test_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sysctl_that_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ringtls._availability.io_uring_disabled", lambda: 2)
+    monkeypatch.setattr("ringtls._engine.availability.io_uring_disabled", lambda: 2)
     monkeypatch.setattr(checks, "io_uring_disabled", lambda: 2)
     finding = finding_of("kernel.io_uring_disabled")
     assert finding.status is Status.WARNING
@@ -195,7 +195,7 @@ def test_low_limit(lowered_limit: str) -> None:
 
 
 def test_ring_smaller_than_usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ringtls._ring.SQ_ENTRIES", 64)
+    monkeypatch.setattr("ringtls._engine.ring.SQ_ENTRIES", 64)
     finding = finding_of("io_uring")
     assert finding.status is Status.WARNING
     assert "a ring of 64/" in finding.found

@@ -19,17 +19,23 @@ import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import TlsStream, _ring
-from ringtls._closing import CloseOutcome
-from ringtls._operation import Request
-from ringtls._ring import BUFFER_SIZE, BUFFERS, Ring
-from ringtls._tls import PIECE
-from ringtls._transport import HIGH_WATER, INPUT_LIMIT
+from ringtls import TlsStream
+from ringtls._engine import ring as _ring
+from ringtls._engine.request import Request
+from ringtls._engine.ring import BUFFER_SIZE, BUFFERS, Ring
+from ringtls._outcome import CloseOutcome
+from ringtls._streams.tls import PIECE
+from ringtls._transports.base import HIGH_WATER, INPUT_LIMIT
 
 from .conftest import Contexts
-from .peer import Transport, meet
-from .rings import Pair, drive, drive_until, is_awake
-from .streams import tcp_pair, tcp_pairs
+from .support.peer import Transport, meet
+from .support.rings import (
+    Pair,
+    drive,
+    drive_until,
+    is_awake,
+)
+from .support.streams import tcp_pair, tcp_pairs
 
 POOL = 4 * 4096  # of the ring fixture
 

@@ -14,12 +14,17 @@ from contextlib import suppress
 
 import pytest
 
-from ringtls._operation import Request
-from ringtls._ring import LARGEST_COPY, REAP_ROWS, Ring
+from ringtls._engine.request import Request
+from ringtls._engine.ring import LARGEST_COPY, REAP_ROWS, Ring
 
-from .rings import Pair, drive, drive_until, is_awake
-from .seccomp import forbid
-from .streams import open_fds, tcp_pair
+from .support.rings import (
+    Pair,
+    drive,
+    drive_until,
+    is_awake,
+)
+from .support.seccomp import forbid
+from .support.streams import open_fds, tcp_pair
 
 ROUNDS = int(100 * float(os.environ.get("RINGTLS_RACES", "1")))
 

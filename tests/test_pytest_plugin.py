@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls import TlsStream, _unclosed
+from ringtls import TlsStream
+from ringtls._streams import leaks as _unclosed
 
 from .conftest import Contexts
 

@@ -33,7 +33,7 @@ from ringtls._cli.serve.listening import Address, Inherited, open_sockets, parse
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
 
 from .conftest import Contexts
-from .server import (
+from .support.server import (
     MIB,
     PATIENCE,
     SMALL,
@@ -46,7 +46,7 @@ from .server import (
     starting,
     wait_until_refused,
 )
-from .streams import socket_streams, tls_over
+from .support.streams import socket_streams, tls_over
 
 
 @pytest.fixture(scope="session")

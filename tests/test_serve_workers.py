@@ -27,7 +27,7 @@ from ringtls._cli.serve.listening import Inherited, open_sockets
 from ringtls._cli.serve.supervisor import FIRST_PAUSE
 
 from .conftest import Contexts
-from .server import (
+from .support.server import (
     MIB,
     PATIENCE,
     TEXT,
@@ -357,7 +357,7 @@ def test_bad_certificate_at_the_start(files: Contexts) -> None:
 
 
 def test_no_io_uring(files: Contexts) -> None:
-    command = "import errno; from tests.seccomp import *; forbid_io_uring(errno.EPERM);"
+    command = "import errno; from tests.support.seccomp import *; forbid_io_uring(errno.EPERM);"
     command += "import ringtls._cli, sys; sys.exit(ringtls._cli.main())"
     arguments = ["serve", *WORKERS, "--bind", "127.0.0.1:0"]
     arguments += ["--certfile", str(files.certificate), "--keyfile", str(files.key)]

@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from ringtls import TruncationError
-from ringtls._session import TlsSession
+from ringtls._streams.session import TlsSession
 
 from .conftest import Contexts
 

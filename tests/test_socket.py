@@ -6,9 +6,10 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls import SocketStream, _transport
+from ringtls import SocketStream
+from ringtls._transports import ring as _transport
 
-from .streams import clog, socket_streams
+from .support.streams import clog, socket_streams
 
 
 async def clogged_socket_streams() -> tuple[SocketStream, SocketStream]:

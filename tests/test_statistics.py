@@ -10,11 +10,11 @@ import trio.testing
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, SocketStream, statistics
-from ringtls._trio_driver import TrioDriver
+from ringtls._drivers.trio import TrioDriver
 
-from . import peer
 from .conftest import Contexts
-from .peer import meet
+from .support import peer
+from .support.peer import meet
 
 
 @pytest.fixture(params=[SocketStream, peer.trio_socket_stream], ids=["ring", "adapter"])

@@ -19,16 +19,22 @@ from ringtls import (
     SocketStream,
     TlsListener,
     TlsStream,
-    _transport,
     open_tls_over_tcp_listeners,
     open_tls_over_tcp_stream,
     serve_tls_over_tcp,
     statistics,
 )
+from ringtls._transports import ring as _transport
 
 from .conftest import Contexts
-from .peer import Peer, meet
-from .streams import clog, handshaken, socket_streams, tcp_pair, tls_over
+from .support.peer import Peer, meet
+from .support.streams import (
+    clog,
+    handshaken,
+    socket_streams,
+    tcp_pair,
+    tls_over,
+)
 
 
 async def test_trio_check_half_closeable_stream(

@@ -43,8 +43,13 @@ from ringtls import (
 from ringtls._cli.certificates import make_certificate
 
 from .conftest import Contexts, contexts_of
-from .peer import TIMEOUT, Peer, meet
-from .streams import handshaken, socket_streams, tcp_pair, tls_over
+from .support.peer import TIMEOUT, Peer, meet
+from .support.streams import (
+    handshaken,
+    socket_streams,
+    tcp_pair,
+    tls_over,
+)
 
 Stream = TlsStream[Any]
 Call = Callable[[Stream], Awaitable[object]]

@@ -19,16 +19,16 @@ from ringtls import (
     SocketListener,
     SocketStream,
     TlsStream,
-    _polling,
-    _trio_driver,
     open_tcp_stream,
 )
-from ringtls._ring import Ring
-from ringtls._trio_driver import TrioDriver
+from ringtls._drivers import busy_poll as _polling
+from ringtls._drivers import trio as _trio_driver
+from ringtls._drivers.trio import TrioDriver
+from ringtls._engine.ring import Ring
 
 from .conftest import Contexts
-from .peer import Peer, Transport, meet
-from .streams import open_fds, socket_streams
+from .support.peer import Peer, Transport, meet
+from .support.streams import open_fds, socket_streams
 
 NS_PER_SECOND = 10**9
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ringtls import _availability
-from ringtls._availability import remedy, unavailable
+from ringtls._engine import availability as _availability
+from ringtls._engine.availability import remedy, unavailable
 
 ROOT = Path(__file__).parent.parent
 
 USE_REFUSED = """
 import socket, sys, trio, ringtls
-from tests.seccomp import forbid_io_uring
+from tests.support.seccomp import forbid_io_uring
 forbid_io_uring(int(sys.argv[1]))
 async def main():
     ours, theirs = socket.socketpair()

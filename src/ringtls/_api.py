@@ -1,6 +1,5 @@
 """The public names, which ringtls itself hands out."""
 
-from ._closing import CloseOutcome
 from ._combinators import aclose_all, must_complete, replace
 from ._errors import RingUnavailableError, TruncationError
 from ._highlevel import (
@@ -10,10 +9,11 @@ from ._highlevel import (
     serve_tls_over_tcp,
     statistics,
 )
-from ._socket import SocketListener, SocketStream
-from ._started import Operation
+from ._outcome import CloseOutcome
 from ._statistics import Statistics
-from ._tls import TlsListener, TlsStream
+from ._streams.operation import Operation
+from ._streams.socket import SocketListener, SocketStream
+from ._streams.tls import TlsListener, TlsStream
 
 __all__ = [
     "CloseOutcome",

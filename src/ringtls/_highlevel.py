@@ -15,10 +15,10 @@ from typing import NoReturn
 
 import trio
 
-from ._socket import SocketListener, SocketStream
+from ._drivers.trio import TrioDriver
 from ._statistics import Statistics
-from ._tls import TlsListener, TlsStream
-from ._trio_driver import TrioDriver
+from ._streams.socket import SocketListener, SocketStream
+from ._streams.tls import TlsListener, TlsStream
 
 __all__ = [
     "open_tcp_stream",

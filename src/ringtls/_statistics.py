@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._closing import CloseOutcome
+    from ._outcome import CloseOutcome
 
 __all__ = ["Statistics", "Tally"]
 

@@ -26,18 +26,19 @@ import ssl
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, final
 
-from . import _socket, _tls
-from ._blocking_driver import BlockingDriver, complete
-from ._closing import SHUTDOWN_TIMEOUT, checked_timeout
-from ._info import TlsInfo
+from ._drivers.blocking import BlockingDriver, complete
+from ._streams import socket as _socket
+from ._streams import tls as _tls
+from ._streams.closing import SHUTDOWN_TIMEOUT, checked_timeout
+from ._streams.tls_info import TlsInfo
 
 if TYPE_CHECKING:
     from typing import Self
 
     from typing_extensions import Buffer
 
-    from ._blocking_driver import _Call
-    from ._closing import Closing
+    from ._drivers.blocking import _Call
+    from ._streams.closing import Closing
 
 __all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream"]
 

@@ -20,7 +20,7 @@ from collections.abc import Generator, Hashable
 
 import pytest
 
-from ._unclosed import observers, still_open
+from ._streams.leaks import observers, still_open
 
 __all__ = ["pytest_configure"]
 

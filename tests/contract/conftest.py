@@ -8,7 +8,7 @@ import pytest
 
 from ringtls import SocketStream
 
-from .. import peer
+from ..support import peer
 
 
 @pytest.fixture(params=[SocketStream, peer.trio_socket_stream], ids=["ring", "adapter"])

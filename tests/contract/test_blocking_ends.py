@@ -19,12 +19,12 @@ from contextlib import suppress
 import pytest
 
 from ringtls import CloseOutcome, blocking
-from ringtls._blocking_driver import BlockingDriver
-from ringtls._closing import Closing
+from ringtls._drivers.blocking import BlockingDriver
+from ringtls._streams.closing import Closing
 
 from ..conftest import Contexts
-from ..peer import End, Peer
-from ..streams import open_fds, tcp_pair
+from ..support.peer import End, Peer
+from ..support.streams import open_fds, tcp_pair
 from .test_interrupted import SENT, SignalAtBytecode, peer_story
 from .test_random import CASES
 

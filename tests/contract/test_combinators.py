@@ -20,8 +20,8 @@ import ringtls
 from ringtls import CloseOutcome, TlsStream, aclose_all, must_complete, replace
 
 from ..conftest import Contexts
-from ..peer import End, Peer, meet
-from ..streams import clog
+from ..support.peer import End, Peer, meet
+from ..support.streams import clog
 
 COMBINATORS = str(Path(ringtls.__file__).with_name("_combinators.py"))
 

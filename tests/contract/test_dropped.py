@@ -13,7 +13,7 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import TlsStream
 
 from ..conftest import Contexts
-from ..peer import Peer, meet
+from ..support.peer import Peer, meet
 
 pytestmark = [pytest.mark.usefixtures("transport"), pytest.mark.ringtls_allow_unclosed]
 

@@ -16,7 +16,12 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import CloseOutcome, TlsStream
 
 from ..conftest import Contexts
-from ..peer import End, Peer, Transport, meet
+from ..support.peer import (
+    End,
+    Peer,
+    Transport,
+    meet,
+)
 
 pytestmark = pytest.mark.usefixtures("transport")
 

@@ -20,9 +20,9 @@ import trio
 from ringtls import CloseOutcome, TruncationError
 
 from ..conftest import Contexts
-from ..faces import FACES, AnyStream, Face
-from ..peer import End, Peer, Transport
-from ..streams import tcp_pair
+from ..support.faces import FACES, AnyStream, Face
+from ..support.peer import End, Peer, Transport
+from ..support.streams import tcp_pair
 from .test_ending import leave_by_break, leave_by_exception, leave_by_return
 
 pytestmark = pytest.mark.ringtls_allow_unclosed

@@ -22,10 +22,10 @@ import trio
 import ringtls
 from ringtls import TlsStream
 
-from .. import peer as peer_module
 from ..conftest import Contexts
-from ..peer import End, Peer
-from ..streams import tcp_pair
+from ..support import peer as peer_module
+from ..support.peer import End, Peer
+from ..support.streams import tcp_pair
 
 PACKAGE = str(Path(ringtls.__file__).parent)
 

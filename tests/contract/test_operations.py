@@ -13,11 +13,18 @@ from contextlib import suppress
 
 import pytest
 
-from ringtls import _ring
-from ringtls._operation import TRANSITIONS, Event, Handle, Opcode, Request, State
-from ringtls._ring import Ring
+from ringtls._engine import ring as _ring
+from ringtls._engine.handle import Handle
+from ringtls._engine.request import (
+    TRANSITIONS,
+    Event,
+    Opcode,
+    Request,
+    State,
+)
+from ringtls._engine.ring import Ring
 
-from ..streams import open_fds, tcp_pair, tcp_pairs
+from ..support.streams import open_fds, tcp_pair, tcp_pairs
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -12,8 +12,13 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import CloseOutcome, SocketStream, TlsStream, TruncationError
 
 from ..conftest import Contexts
-from ..peer import End, Peer, Transport, meet
-from ..streams import open_fds, tcp_pair
+from ..support.peer import (
+    End,
+    Peer,
+    Transport,
+    meet,
+)
+from ..support.streams import open_fds, tcp_pair
 
 pytestmark = pytest.mark.usefixtures("transport")
 

@@ -26,12 +26,19 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from ringtls import CloseOutcome, SocketStream, TlsStream, _ring
-from ringtls._closing import Closing
+from ringtls import CloseOutcome, SocketStream, TlsStream
+from ringtls._engine import ring as _ring
+from ringtls._streams.closing import Closing
 
 from ..conftest import Contexts
-from ..peer import End, MakeTransport, Peer, Transport, trio_socket_stream
-from ..streams import open_fds, tcp_pair
+from ..support.peer import (
+    End,
+    MakeTransport,
+    Peer,
+    Transport,
+    trio_socket_stream,
+)
+from ..support.streams import open_fds, tcp_pair
 
 CASES = int(os.environ.get("RINGTLS_CASES", "300"))
 FIRST_SEED = int(os.environ.get("RINGTLS_SEED", "0"))

@@ -17,11 +17,11 @@ import trio.testing
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import SocketStream, TlsStream, TruncationError, blocking
-from ringtls._trio_driver import TrioDriver
+from ringtls._drivers.trio import TrioDriver
 
 from ..conftest import Contexts
-from ..peer import Peer, meet
-from ..streams import handshaken, socket_streams, tcp_pair
+from ..support.peer import Peer, meet
+from ..support.streams import handshaken, socket_streams, tcp_pair
 
 Sender = trio.abc.SendStream
 Receiver = SocketStream | TlsStream

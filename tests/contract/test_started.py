@@ -14,11 +14,18 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import Operation, SocketListener, SocketStream, TlsStream, _unclosed, must_complete
-from ringtls._trio_driver import TrioDriver
+from ringtls import (
+    Operation,
+    SocketListener,
+    SocketStream,
+    TlsStream,
+    must_complete,
+)
+from ringtls._drivers.trio import TrioDriver
+from ringtls._streams import leaks as _unclosed
 
 from ..conftest import Contexts
-from ..streams import open_fds, socket_streams, tcp_pair
+from ..support.streams import open_fds, socket_streams, tcp_pair
 
 Pair = tuple[SocketStream, SocketStream]
 

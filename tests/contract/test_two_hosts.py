@@ -15,9 +15,14 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import CloseOutcome, TruncationError
 
 from ..conftest import Contexts
-from ..hosts import DEVICE, THEIR_ADDRESS, Host, Hosts
-from ..peer import End, Transport, meet
-from ..streams import open_fds
+from ..support.hosts import (
+    DEVICE,
+    THEIR_ADDRESS,
+    Host,
+    Hosts,
+)
+from ..support.peer import End, Transport, meet
+from ..support.streams import open_fds
 
 pytestmark = pytest.mark.usefixtures("transport")
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import trio
 
-from ..._socket import SocketListener
-from ..._tls import TlsListener
+from ..._streams.socket import SocketListener
+from ..._streams.tls import TlsListener
 from ..certificates import make_certificate, server_context
 from .cases import Case, Connection, HandlerFailedError
 from .peer import End, observe_end

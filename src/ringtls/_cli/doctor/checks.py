@@ -22,9 +22,14 @@ from pathlib import Path
 
 import trio
 
-from ..._availability import KERNEL_FLOOR, io_uring_disabled, kernel_version, remedy
+from ..._engine.availability import (
+    KERNEL_FLOOR,
+    io_uring_disabled,
+    kernel_version,
+    remedy,
+)
+from ..._engine.ring import SQ_ENTRIES, Ring
 from ..._errors import RingUnavailableError
-from ..._ring import SQ_ENTRIES, Ring
 from ..demo.cases import CANCELLED_READING, RETURN
 from ..demo.measure import RINGTLS, measure, throwaway_contexts
 from ..demo.peer import End

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .conftest import Contexts
+from ..conftest import Contexts
 
 MIB = 1024 * 1024
 #: Seconds after which something that should happen is taken for missing.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 if TYPE_CHECKING:
-    from ._operation import Request
+    from .._engine.request import Request
 
 __all__ = ["ConflictDetector"]
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._closing import checked_timeout
+from .closing import checked_timeout
 
 if TYPE_CHECKING:
-    from ._closing import CloseOutcome, Closing
-    from ._session import TlsSession
+    from .._outcome import CloseOutcome
+    from .closing import Closing
+    from .session import TlsSession
 
 __all__ = ["TlsInfo"]
 

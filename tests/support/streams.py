@@ -13,7 +13,7 @@ import trio
 from ringtls import SocketStream, TlsStream
 
 if TYPE_CHECKING:
-    from .conftest import Contexts
+    from ..conftest import Contexts
 
 
 def tcp_pair(buffer_size: int | None = None) -> tuple[socket.socket, socket.socket]:

@@ -31,13 +31,13 @@ from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._closing import adopt
-from ._ring import Ring
-from ._statistics import Tally
+from .._engine.ring import Ring
+from .._statistics import Tally
+from .end_of_run import adopt
 
 if TYPE_CHECKING:
-    from ._closing import Closing
-    from ._operation import Handle
+    from .._engine.handle import Handle
+    from .._interfaces import Ending
 
 __all__ = ["BlockingDriver", "complete"]
 
@@ -174,7 +174,7 @@ class BlockingDriver:
         self.deadline: float | None = None
         self.has_ended = False
         self._thread = get_ident()
-        self._closings: set[Closing] = set()
+        self._endings: set[Ending] = set()
         self._left_behind: deque[Callable[[], object]] = deque()
 
     @classmethod
@@ -230,11 +230,11 @@ class BlockingDriver:
 
     checkpoint_if_cancelled = cancel_shielded_checkpoint = uncancellable_checkpoint = checkpoint
 
-    def register(self, closing: Closing) -> None:
-        self._closings.add(closing)
+    def register(self, ending: Ending) -> None:
+        self._endings.add(ending)
 
-    def unregister(self, closing: Closing) -> None:
-        self._closings.discard(closing)
+    def unregister(self, ending: Ending) -> None:
+        self._endings.discard(ending)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._left_behind.append(function)
@@ -296,10 +296,10 @@ class BlockingDriver:
         try:
             with self.call():
                 self._look_after_the_left_behind()
-                adopt(self._closings)
+                adopt(self._endings)
                 self.ring.cancel_all(reads_only=True)
                 self.ring.hurry()
-                self.drive_until(lambda: not self._closings, interruptible=False)
+                self.drive_until(lambda: not self._endings, interruptible=False)
         except OSError as failure:
             self.ring.fail(failure)
         self.ring.close(timeout=1.0)

@@ -18,10 +18,10 @@ import pytest
 import trio
 
 from ringtls import CloseOutcome, SocketStream, TlsStream, blocking
-from ringtls._blocking_driver import BlockingDriver, complete
-from ringtls._closing import Closing
+from ringtls._drivers.blocking import BlockingDriver, complete
+from ringtls._streams.closing import Closing
 
-from .conftest import Contexts
+from ..conftest import Contexts
 
 #: Seconds after which a call is interrupted: by then it waits.
 MOMENT = 0.05

@@ -21,7 +21,7 @@ import ssl
 import sys
 from typing import TYPE_CHECKING, overload
 
-from ._errors import TruncationError
+from .._errors import TruncationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

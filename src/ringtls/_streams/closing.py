@@ -25,21 +25,18 @@ import time
 import warnings
 from typing import TYPE_CHECKING
 
-from . import _unclosed
+from .._outcome import CloseOutcome
+from . import leaks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ._session import TlsSession
-    from ._transport import Transport
+    from .._interfaces import Transport
+    from .session import TlsSession
 
 __all__ = [
     "TRANSITIONS",
-    "CloseOutcome",
     "Closing",
     "Event",
     "Phase",
-    "adopt",
     "checked_timeout",
 ]
 
@@ -47,31 +44,6 @@ logger = logging.getLogger("ringtls")
 
 #: Seconds that a connection's end may take.
 SHUTDOWN_TIMEOUT = 5.0
-
-
-class CloseOutcome(enum.Enum):
-    """How a connection ended, as far as this side can know."""
-
-    CLEAN = "clean"
-    """All that was accepted, close_notify and FIN were handed to the kernel."""
-
-    PEER_RESET = "peer reset"
-    """The connection broke first: the peer, or the network, did that."""
-
-    TIMED_OUT = "timed out"
-    """The peer did not take in the rest within the timeout; the connection was reset."""
-
-    BEFORE_HANDSHAKE = "before handshake"
-    """FIN only: without a handshake there is nothing to notify."""
-
-    DURING_RENEGOTIATION = "during a renegotiation"
-    """OpenSSL sends no close_notify during a handshake; the connection was reset."""
-
-    AFTER_FATAL_ALERT = "after fatal alert"
-    """A TLS error had ended the session; its alert was sent, then FIN."""
-
-    UNCLEAN = "unclean on request"
-    """``close_unclean`` reset the connection."""
 
 
 class Phase(enum.IntEnum):
@@ -139,13 +111,13 @@ class Closing:
         self._session: TlsSession | None = None
         self.timeout = SHUTDOWN_TIMEOUT
         self.outcome: CloseOutcome | None = None
-        self.made_at = _unclosed.caller()
+        self.made_at = leaks.caller()
         self._phase = Phase.OPEN
         self.started = False
         self._farewell = CloseOutcome.CLEAN
         self._settled = transport.driver.signal()
         transport.driver.register(self)
-        _unclosed.still_open.add(self)
+        leaks.still_open.add(self)
 
     def take_charge(self, session: TlsSession | None, timeout: float) -> None:
         """The connection is TLS from now on (or no longer, with None)."""
@@ -155,7 +127,7 @@ class Closing:
     def forgo(self) -> None:
         """The connection goes on without this: somebody else sees to its end."""
         self.transport.driver.unregister(self)
-        _unclosed.still_open.discard(self)
+        leaks.still_open.discard(self)
 
     def start(self, timeout: float | None = None) -> None:
         """Begin the end. Later calls do nothing."""
@@ -201,7 +173,7 @@ class Closing:
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of a stream that nobody closed."""
         text = f"unclosed stream to {self.transport.name}, made at {self.made_at}"
-        _unclosed.report(text)
+        leaks.report(text)
         warnings.warn(
             f"{text}; it is closed in the background. Use its context manager to close it in time",
             ResourceWarning,
@@ -265,19 +237,7 @@ class Closing:
     def _step(self, event: Event) -> None:
         self._phase = TRANSITIONS[self._phase, event]
         self.started = True
-        _unclosed.still_open.discard(self)
-
-
-def adopt(closings: Iterable[Closing]) -> None:
-    """End the connections that are still open, as if their streams had been dropped."""
-    left_open = [closing for closing in closings if not closing.started]
-    for closing in left_open:
-        closing.start_as_orphan()
-    for closing in left_open:
-        try:
-            closing.warn_unclosed()
-        except ResourceWarning as warning:  # the user's filter makes it an error
-            logger.error("%s", warning)
+        leaks.still_open.discard(self)
 
 
 def checked_timeout(seconds: float) -> float:

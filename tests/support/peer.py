@@ -19,7 +19,7 @@ import trio
 
 from ringtls import SocketStream, TlsStream
 
-from .conftest import Contexts
+from ..conftest import Contexts
 from .streams import tcp_pair
 
 TIMEOUT = 20.0

@@ -25,21 +25,21 @@ import idna
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._adapter import StreamTransport
-from ._closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
-from ._conflict import ConflictDetector
-from ._info import TlsInfo
-from ._session import TlsSession
-from ._socket import SocketStream, checked_max_bytes, writable_bytes
-from ._transport import HIGH_WATER, RECEIVE_SIZE
-from ._trio_driver import TrioDriver
+from .._drivers.trio import TrioDriver
+from .._transports.base import HIGH_WATER, RECEIVE_SIZE
+from .._transports.stream import StreamTransport
+from .closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
+from .conflict import ConflictDetector
+from .session import TlsSession
+from .socket import SocketStream, checked_max_bytes, writable_bytes
+from .tls_info import TlsInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from typing_extensions import Buffer, TypeVar
 
-    from ._transport import Transport
+    from .._interfaces import Transport
 
     T = TypeVar("T")
     #: What is below TLS; a plain TlsStream is one over a SocketStream.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 __all__ = ["Place", "caller", "observers", "report", "still_open"]
 
-_PACKAGE = str(Path(__file__).parent) + os.sep
+_PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 still_open: set[Hashable] = set()
 

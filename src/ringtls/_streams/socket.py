@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, TypeVar, final
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._closing import Closing
-from ._conflict import ConflictDetector
-from ._operation import Handle
-from ._started import Operation, check_run
-from ._transport import RECEIVE_SIZE, RingTransport, as_bytes, as_count, broken
-from ._trio_driver import TrioDriver
+from .._drivers.trio import TrioDriver
+from .._engine.handle import Handle
+from .._transports.base import RECEIVE_SIZE, broken
+from .._transports.ring import RingTransport, as_bytes, as_count
+from .closing import Closing
+from .conflict import ConflictDetector
+from .operation import Operation, check_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Buffer
 
-    from ._operation import Request
-    from ._transport import Driver
+    from .._engine.request import Request
+    from .._interfaces import Driver
 
     T = TypeVar("T")
 

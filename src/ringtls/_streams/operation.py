@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from trio.lowlevel import enable_ki_protection
 
-from . import _unclosed
-from ._operation import Handle
-from ._trio_driver import TrioDriver
+from .._drivers.trio import TrioDriver
+from .._engine.handle import Handle
+from . import leaks
 
 if TYPE_CHECKING:
-    from ._operation import Request
-    from ._transport import Driver
+    from .._engine.request import Request
+    from .._interfaces import Driver
 
 __all__ = ["Operation", "check_run"]
 
@@ -84,8 +84,8 @@ class Operation(Generic[T_co]):
         self._handle = Handle(driver.ring, request)
         self._convert = convert
         self._check = check
-        self._made_at = _unclosed.caller()
-        _unclosed.still_open.add(request)
+        self._made_at = leaks.caller()
+        leaks.still_open.add(request)
 
     @property
     def done(self) -> bool:
@@ -100,7 +100,7 @@ class Operation(Generic[T_co]):
         """
         check_run(self._driver)
         self._cancelled = True
-        _unclosed.still_open.discard(self._request)
+        leaks.still_open.discard(self._request)
         if not self.done:
             self._handle.cancel()
 
@@ -122,7 +122,7 @@ class Operation(Generic[T_co]):
         if self._awaited:
             raise RuntimeError(f"{self!r} was awaited before: its result is handed out once")
         self._awaited = True
-        _unclosed.still_open.discard(self._request)
+        leaks.still_open.discard(self._request)
         try:
             if not self.done:
                 return self._convert(await self._driver.wait(self._handle))
@@ -140,9 +140,9 @@ class Operation(Generic[T_co]):
         return repr(self._handle)
 
     def __del__(self) -> None:
-        _unclosed.still_open.discard(self._request)
+        leaks.still_open.discard(self._request)
         if self._awaited or self._cancelled or self._driver.is_forked:
             return
         text = f"{self._request.label}, started at {self._made_at}, was never awaited"
-        _unclosed.report(text)
+        leaks.report(text)
         warnings.warn(f"{text}: its result is lost", ResourceWarning, stacklevel=2)

@@ -39,14 +39,14 @@ import trio
 from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
-from ._closing import adopt
-from ._polling import LOOK, Polling
-from ._ring import Ring
-from ._statistics import Statistics, Tally
+from .._engine.ring import Ring
+from .._statistics import Statistics, Tally
+from .busy_poll import LOOK, Polling
+from .end_of_run import adopt
 
 if TYPE_CHECKING:
-    from ._closing import Closing
-    from ._operation import Handle
+    from .._engine.handle import Handle
+    from .._interfaces import Ending
 
 __all__ = ["TrioDriver"]
 
@@ -162,7 +162,7 @@ class TrioDriver(trio.abc.Instrument):
         self.is_forked = False
         _drivers.add(self)
         self._token = trio.lowlevel.current_trio_token()
-        self._closings: set[Closing] = set()
+        self._endings: set[Ending] = set()
         self.tally = Tally()
         self._polling = Polling()
         self._submitted = False
@@ -257,11 +257,11 @@ class TrioDriver(trio.abc.Instrument):
         reschedule(current_task(), _WOKEN)
         yield _UNCANCELLABLE_WAIT
 
-    def register(self, closing: Closing) -> None:
-        self._closings.add(closing)
+    def register(self, ending: Ending) -> None:
+        self._endings.add(ending)
 
-    def unregister(self, closing: Closing) -> None:
-        self._closings.discard(closing)
+    def unregister(self, ending: Ending) -> None:
+        self._endings.discard(ending)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._token.run_sync_soon(function)
@@ -275,10 +275,10 @@ class TrioDriver(trio.abc.Instrument):
 
     def statistics(self) -> Statistics:
         """The figures of this run."""
-        closing = sum(closing.started for closing in self._closings)
+        closing = sum(ending.started for ending in self._endings)
         engine = None if self._ring is None else self._ring.counters()
         return Statistics(
-            connections_open=len(self._closings) - closing,
+            connections_open=len(self._endings) - closing,
             connections_closing=closing,
             closings=dict(self.tally.closings),
             orphans_adopted=self.tally.orphans_adopted,
@@ -354,7 +354,7 @@ class TrioDriver(trio.abc.Instrument):
             raise
         finally:
             self._pump_runs = False
-            if self._closings or self._in_flight:
+            if self._endings or self._in_flight:
                 self._ask_for_late_pump()
 
     async def _next_wakeup(self) -> None:
@@ -400,11 +400,11 @@ class TrioDriver(trio.abc.Instrument):
         finally:
             trio.lowlevel.remove_instrument(watch)
         if late:
-            adopt(self._closings)
+            adopt(self._endings)
         if self._ring is not None and self.failure is None:
             self._ring.cancel_all(reads_only=True)
             self._ring.hurry()
-        while any(closing.started for closing in self._closings):
+        while any(ending.started for ending in self._endings):
             await self._next_wakeup()
         if late and self._ring is not None:
             await self._drain_rest(self._ring)

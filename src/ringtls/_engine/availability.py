@@ -11,7 +11,7 @@ import errno
 import os
 from pathlib import Path
 
-from ._errors import RingUnavailableError
+from .._errors import RingUnavailableError
 
 __all__ = ["KERNEL_FLOOR", "io_uring_disabled", "kernel_version", "remedy", "unavailable"]
 

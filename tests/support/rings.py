@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from ringtls._ring import Ring
+from ringtls._engine.ring import Ring
 
 __all__ = ["Pair", "drive", "drive_until", "is_awake"]
 

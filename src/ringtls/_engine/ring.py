@@ -39,10 +39,17 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _engine
-from ._availability import unavailable
-from ._errors import RingUnavailableError
-from ._operation import Event, Opcode, Request, Sink, State, ignore
+from .._errors import RingUnavailableError
+from . import _native
+from .availability import unavailable
+from .request import (
+    Event,
+    Opcode,
+    Request,
+    Sink,
+    State,
+    ignore,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -51,8 +58,8 @@ __all__ = ["Ring", "RingCounters", "reset_connection"]
 
 logger = logging.getLogger("ringtls")
 
-_ffi: Any = _engine.ffi
-_lib: Any = _engine.lib
+_ffi: Any = _native.ffi
+_lib: Any = _native.lib
 
 _put = _lib.rtl_put
 OVER: int = _lib.RTL_OVER

@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._transport import HIGH_WATER, broken, reset_met
+from .base import BaseTransport, broken, reset_met
 
 if TYPE_CHECKING:
-    from ._operation import Sink
-    from ._trio_driver import TrioDriver
+    from .._interfaces import TaskDriver
 
 __all__ = ["StreamTransport"]
 
@@ -44,43 +43,32 @@ _CONNECTION_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError, OSErro
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class StreamTransport:
-    """A trio stream as the transport of TLS (Transport of _transport)."""
+class StreamTransport(BaseTransport):
+    """A trio stream as the transport of TLS (Transport of _interfaces)."""
 
-    def __init__(self, driver: TrioDriver, stream: trio.abc.Stream) -> None:
-        self.driver = driver
-        self.name = repr(stream)
+    driver: TaskDriver
+
+    def __init__(self, driver: TaskDriver, stream: trio.abc.Stream) -> None:
+        super().__init__(driver, repr(stream))
         self._stream = stream
         self._queue: deque[bytes] = deque()
-        self.unsent = 0
-        self.error: OSError | None = None
-        self._progress = driver.signal()
-        self._sink: Sink
-        self._on_end: Callable[[], object]
-        self._arrived = driver.signal()
-        self._input_error: OSError | None = None
         self._input_ended = trio.Event()
         self._receiving: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
         self._deadline = 0.0
-        self._on_flushed: Callable[[OSError | None], object] | None = None
         self._on_closed: Callable[[], object] | None = None
 
     # Data
 
-    def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
-        self._sink = sink
-        self._on_end = on_end
-
     async def receive(self) -> None:
-        self._check_open()
+        self.check_open()
         if self._input_error is not None:
             raise broken(self._input_error)
         if self._receiving is not None:
             await self._arrived.wait()
         else:
             await self._receive()
-        self._check_open()
+        self.check_open()
         if self._input_error is not None:
             raise broken(self._input_error)
 
@@ -101,11 +89,11 @@ class StreamTransport:
             finally:
                 self._receiving = None
                 self._arrived.wake()
-                if self._is_closing:
+                if self.closing:
                     self.driver.start_task(self._discard_input)
 
     async def detach(self) -> None:
-        self._check_open()
+        self.check_open()
 
     def enqueue(self, data: bytes) -> None:
         if not data or self.error is not None:
@@ -117,20 +105,6 @@ class StreamTransport:
             self._sending = trio.CancelScope(shield=True)
             self.driver.start_task(self._send_queued)
 
-    def check_sendable(self) -> None:
-        if self.error is not None:
-            raise broken(self.error)
-
-    async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
-        waited = False
-        self._check_open()
-        while self.unsent >= below:
-            await self._progress.wait()
-            waited = True
-            self._check_open()
-        self.check_sendable()
-        return waited
-
     # The end
 
     def begin_close(
@@ -139,6 +113,7 @@ class StreamTransport:
         on_flushed: Callable[[OSError | None], object],
         on_closed: Callable[[], object],
     ) -> None:
+        self.closing = True
         self._deadline = deadline
         self._on_flushed = on_flushed
         self._on_closed = on_closed
@@ -211,14 +186,9 @@ class StreamTransport:
 
     # Helpers
 
-    @property
-    def _is_closing(self) -> bool:
-        return self._on_closed is not None
-
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         self.driver.check_process()
-        if self._is_closing:
-            raise trio.ClosedResourceError("this stream was closed")
+        super().check_open()
 
     def _time_of(self, deadline: float) -> float:
         """A time of time.monotonic() as one of the run's clock."""

@@ -1,0 +1,1 @@
+"""Who waits for a ring, and how: a trio run, or a plain thread."""

@@ -1,0 +1,177 @@
+"""The Protocols between the layers: who waits, what carries TLS' bytes, what holds a run open.
+
+A stream talks to its transport through Transport, and a transport waits through Driver. So TLS
+and closing are written once: a driver that suspends tasks makes them asynchronous, one that
+blocks the thread makes them blocking.
+
+Names only: of ringtls this module imports nothing but the types of the engine and the figures
+that its Protocols mention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ._engine.handle import Handle
+    from ._engine.request import Sink
+    from ._engine.ring import Ring
+    from ._statistics import Tally
+
+__all__ = ["Driver", "Ending", "Signal", "TaskDriver", "Transport"]
+
+
+class Signal(Protocol):
+    """Something to wait for that happens again and again."""
+
+    def wake(self) -> None:
+        """Wake all who wait. Called from tasks and from the ring's callbacks."""
+
+    async def wait(self) -> None:
+        """Wait for the next ``wake``; a cancellation ends it."""
+
+    async def wait_uncancellable(self) -> None:
+        """Wait for the next ``wake``; nothing else ends it."""
+
+
+class Driver(Protocol):
+    """How a caller waits for a ring."""
+
+    @property
+    def ring(self) -> Ring: ...
+
+    @property
+    def is_forked(self) -> bool:
+        """True in a child of the process that made this."""
+
+    @property
+    def tally(self) -> Tally: ...
+
+    def signal(self) -> Signal: ...
+
+    async def wait(self, operation: Handle) -> int | bytes:
+        """Wait for an operation of the ring and take its result.
+
+        If this is cancelled, the operation is cancelled too and its end awaited: the
+        cancellation comes out only if the operation had no result of its own.
+        """
+
+    async def checkpoint(self) -> None:
+        """Let others run, and a cancellation out."""
+
+    async def checkpoint_if_cancelled(self) -> None:
+        """Let a cancellation out; if there is none, do not suspend."""
+
+    async def cancel_shielded_checkpoint(self) -> None:
+        """Let others run; a cancellation stays for the next checkpoint."""
+
+    async def uncancellable_checkpoint(self) -> None:
+        """The same, and a KeyboardInterrupt stays too. The run need not be this driver's."""
+
+    def register(self, ending: Ending) -> None:
+        """The end of this run must wait for this connection's end, and see to it."""
+
+    def unregister(self, ending: Ending) -> None: ...
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Run a function in the ring's thread. May be called from any thread."""
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child: what it inherited is its parent's."""
+
+
+class Transport(Protocol):
+    """What TLS needs of a byte stream. Only ``receive``, ``wait_sent`` and ``detach`` wait."""
+
+    unsent: int
+    """Accepted bytes that may be unsent: no less than there are."""
+
+    error: OSError | None
+    """Why nothing can be sent any more."""
+
+    @property
+    def driver(self) -> Driver: ...
+
+    @property
+    def name(self) -> str:
+        """Who is at the other end, for log records and warnings."""
+
+    def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
+        """Pass what comes to ``sink`` from now on, and its end to ``on_end``.
+
+        Some may be passed on while nobody waits in ``receive``, but no more than INPUT_LIMIT
+        and what is on its way meanwhile.
+        """
+
+    async def receive(self) -> None:
+        """Wait until something was passed on. For callers that have used up what had come.
+
+        May return without that. Several tasks may wait.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: it was closed while this waited.
+        """
+
+    async def detach(self) -> None:
+        """Pass on no more."""
+
+    def enqueue(self, data: bytes) -> None:
+        """Accept bytes for sending, in order; never blocks."""
+
+    def check_sendable(self) -> None:
+        """Raise trio.BrokenResourceError if an earlier send failed."""
+
+    async def wait_sent(self, *, below: int = ...) -> bool:
+        """Wait until less than ``below`` bytes are unsent. True if that took a while.
+
+        Raises:
+          trio.BrokenResourceError: they can't be sent.
+          trio.ClosedResourceError: the stream was closed while this waited.
+        """
+
+    def begin_close(
+        self,
+        deadline: float,
+        on_flushed: Callable[[OSError | None], object],
+        on_closed: Callable[[], object],
+    ) -> None:
+        """Accept no more, wake all who wait, send what is accepted until ``deadline``.
+
+        ``on_flushed`` is called with the reason it failed or None, then ``on_closed`` when
+        after end_output() or reset() everything is released.
+        """
+
+    def end_output(self) -> None:
+        """Send FIN; discard input until the peer's FIN or a limit, then release everything.
+
+        Raises:
+          OSError: the connection is broken.
+        """
+
+    def reset(self) -> None:
+        """Break the connection so that the peer can't mistake it for an end."""
+
+
+class TaskDriver(Driver, Protocol):
+    """A driver that has tasks: that of a trio run."""
+
+    def start_task(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a system task, also at the end of the run. It must shield itself."""
+
+    def wake(self) -> None:
+        """Have the end of the run look again at what it waits for."""
+
+
+class Ending(Protocol):
+    """What holds a run, or a thread, open until it has ended."""
+
+    started: bool
+    """True once its end has begun."""
+
+    def start_as_orphan(self) -> None:
+        """Begin the end: nobody else does."""
+
+    def warn_unclosed(self) -> None:
+        """Give the ResourceWarning of something that nobody closed."""

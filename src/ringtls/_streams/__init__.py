@@ -1,0 +1,1 @@
+"""Streams: TLS as a function of bytes, how a connection ends, and what the user holds."""

@@ -1,0 +1,1 @@
+"""What carries TLS' bytes: a socket on the ring, or any trio stream."""

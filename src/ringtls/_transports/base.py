@@ -1,0 +1,120 @@
+"""What both transports have in common: their limits, and how they report a broken connection."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._engine.request import ignore
+
+if TYPE_CHECKING:
+    from .._engine.request import Sink
+    from .._interfaces import Driver
+
+__all__ = [
+    "DISCARD_LIMIT",
+    "HIGH_WATER",
+    "INPUT_LIMIT",
+    "LARGEST_TRANSFER",
+    "RECEIVE_SIZE",
+    "BaseTransport",
+    "broken",
+    "reset_met",
+]
+
+#: Bytes in the outbox from which on a sender waits.
+HIGH_WATER = 256 * 1024
+
+#: Bytes of input thrown away after our FIN before the socket is closed all the same.
+DISCARD_LIMIT = 32 * 1024 * 1024
+
+RECEIVE_SIZE = 65536
+
+#: One send, or receive into the caller's memory, takes no more than this.
+LARGEST_TRANSFER = 1 << 30
+
+#: Bytes of input that nobody has asked for from which on no more is received.
+INPUT_LIMIT = 256 * 1024
+
+
+def _nothing() -> None:
+    """What is done at the end of input before anything is attached."""
+
+
+class BaseTransport:
+    """The part of Transport (_interfaces) that does not depend on what carries the bytes."""
+
+    __slots__ = (
+        "_arrived",
+        "_input_error",
+        "_on_end",
+        "_on_flushed",
+        "_progress",
+        "_sink",
+        "closing",
+        "driver",
+        "error",
+        "name",
+        "unsent",
+    )
+
+    def __init__(self, driver: Driver, name: str) -> None:
+        self.driver = driver
+        self.name = name
+        self.closing = False
+        self._on_flushed: Callable[[OSError | None], object] | None = None
+        # Input
+        self._sink: Sink = ignore
+        self._on_end: Callable[[], object] = _nothing
+        self._input_error: OSError | None = None
+        self._arrived = driver.signal()
+        # Output
+        self.unsent = 0
+        self.error: OSError | None = None
+        self._progress = driver.signal()
+
+    def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
+        self._sink = sink
+        self._on_end = on_end
+
+    def check_sendable(self) -> None:
+        if self.error is not None:
+            raise broken(self.error)
+
+    async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
+        waited = False
+        self.check_open()
+        while self._has_unsent(below):
+            await self._progress.wait()
+            waited = True
+            self.check_open()
+        self.check_sendable()
+        return waited
+
+    def _has_unsent(self, least: int) -> bool:
+        """True if that many bytes are unsent, and then ``_progress`` will tell when they are
+        fewer."""
+        return self.unsent >= least
+
+    def check_open(self) -> None:
+        if self.closing:
+            raise trio.ClosedResourceError("this stream was closed")
+
+
+def reset_met(error: OSError | None) -> OSError | None:
+    """Given why sending failed: why input that reads as ended did not end, but broke.
+
+    The kernel reports a reset once: after a send has met it, input reads as ended. A send fails
+    with EPIPE where the peer's FIN came before its reset.
+    """
+    return None if error is None or error.errno == errno.EPIPE else error
+
+
+def broken(error: OSError) -> trio.BrokenResourceError:
+    """The error of a system call as trio's streams report it."""
+    exception = trio.BrokenResourceError(f"the connection broke: {error.strerror}")
+    exception.__cause__ = error
+    return exception

@@ -1,0 +1,271 @@
+"""The transport of a connected socket on the ring."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._engine.handle import Handle
+from .._engine.request import ignore
+from .._engine.ring import reset_connection
+from .base import (
+    DISCARD_LIMIT,
+    INPUT_LIMIT,
+    LARGEST_TRANSFER,
+    BaseTransport,
+    broken,
+    reset_met,
+)
+
+if TYPE_CHECKING:
+    from .._engine.request import Request
+    from .._engine.ring import Ring
+    from .._interfaces import Driver
+
+__all__ = ["RingTransport", "as_bytes", "as_count"]
+
+
+class RingTransport(BaseTransport):
+    """A connected socket on a ring.
+
+    The socket, which must be blocking, belongs to this object from now on.
+    """
+
+    __slots__ = (
+        "_close_request",
+        "_input",
+        "_input_ended",
+        "_operations",
+        "_outbox",
+        "_ring",
+        "_unread",
+        "socket",
+    )
+
+    def __init__(self, driver: Driver, ring: Ring, sock: socket.socket) -> None:
+        super().__init__(driver, _peer_name(sock))
+        self._ring = ring
+        self.socket = sock
+        self._close_request: Request | None = None
+        self._operations: set[Handle] = set()
+        self._input: Request | None = None
+        self._input_ended = False
+        self._unread = 0
+        self._outbox: Request | None = None
+
+    # As the transport of a TLS stream
+
+    async def receive(self) -> None:
+        if self._input is None:
+            self._start_input()
+        self._unread = 0
+        await self._arrived.wait()
+        if self.closing or (self._input_error is not None and not self._unread):
+            self._check_receivable()
+
+    async def detach(self) -> None:
+        while self._input is not None:
+            self._ring.cancel(self._input)
+            await self._arrived.wait()
+        self.check_open()
+        if self._input_error is not None:
+            raise broken(self._input_error)
+        self._sink = ignore
+
+    def _start_input(self) -> None:
+        self._check_receivable()
+        self._input = self._ring.input(
+            self.socket.fileno(), sink=self._take_input, on_done=self._end_input
+        )
+
+    def _take_input(self, view: bytes | bytearray | memoryview) -> None:
+        if self.closing:
+            return
+        self._sink(view)
+        self._unread += len(view)
+        if self._unread >= INPUT_LIMIT and self._input is not None:
+            self._ring.cancel(self._input)
+        self._arrived.wake()
+
+    def _end_input(self, request: Request) -> None:
+        self._input = None
+        error = request.error() or reset_met(self.error)
+        if error is None:
+            self._input_ended = True
+            self._on_end()
+        elif error.errno != errno.ECANCELED:
+            self._input_error = error
+        self._arrived.wake()
+
+    def _check_receivable(self) -> None:
+        self.check_open()
+        if self._input_error is not None:
+            raise broken(self._input_error)
+        if self._input_ended:
+            raise trio.BrokenResourceError("the connection has ended")
+
+    def enqueue(self, data: bytes) -> None:
+        if self.error is not None:
+            return
+        try:
+            if self._outbox is None:
+                self._outbox = self._ring.outbox(
+                    self.socket.fileno(), on_progress=self._progressed, on_done=self._end_outbox
+                )
+            self.unsent = self._ring.put(self._outbox, data)
+        except OSError as error:
+            self.error = error
+
+    def _has_unsent(self, least: int) -> bool:
+        if self.unsent >= least and self._outbox is not None:
+            self.unsent = self._ring.unsent(self._outbox, least)
+        return self.unsent >= least
+
+    def _progressed(self, unsent: int) -> None:
+        self.unsent = unsent
+        self._progress.wake()
+
+    def _end_outbox(self, request: Request) -> None:
+        self._outbox = None
+        self.unsent = 0
+        self.error = self.error or request.error()
+        self._progress.wake()
+        if self._on_flushed is not None:
+            on_flushed, self._on_flushed = self._on_flushed, None  # no reference cycle
+            on_flushed(self.error)
+
+    # As a stream of its own
+
+    async def receive_bytes(self, max_bytes: int) -> bytes:
+        """Receive between 1 and ``max_bytes`` bytes; b"" at the end of input."""
+        return as_bytes(await self._perform(self._ring.recv(self._fd(), max_bytes)))
+
+    async def receive_into(self, memory: memoryview) -> int:
+        """Receive into the caller's memory; returns how much, 0 at the end of input."""
+        request = self._ring.recv_into(self._fd(), memory[:LARGEST_TRANSFER])
+        del memory  # the traceback of an error must not keep it exported
+        return as_count(await self._perform(request))
+
+    async def send(self, data: memoryview) -> int:
+        """Send from the caller's memory; returns how much went out."""
+        return as_count(await self._perform(self._ring.send(self._fd(), data[:LARGEST_TRANSFER])))
+
+    async def wait_writable(self) -> None:
+        """Wait until a send would not block."""
+        await self._perform(self._ring.poll_writable(self._fd()))
+
+    # What nobody waits for: the ring cuts a receive off at the close, and our FIN a send.
+
+    def start_receive(self, max_bytes: int) -> Request:
+        return self._ring.recv(self._fd(), max_bytes)
+
+    def start_send(self, data: memoryview) -> Request:
+        return self._ring.send(self._fd(), data[:LARGEST_TRANSFER])
+
+    def check_error(self, error: OSError) -> None:
+        """Raise what the stream makes of an operation's failure. Cancelling it is the caller's
+        own affair."""
+        self.check_open()
+        if error.errno != errno.ECANCELED:
+            raise broken(error) from error
+
+    # Ending
+
+    def begin_close(
+        self,
+        deadline: float,
+        on_flushed: Callable[[OSError | None], object],
+        on_closed: Callable[[], object],
+    ) -> None:
+        self.closing = True
+        for operation in self._operations:
+            if not operation.done:
+                operation.cancel()
+        self._arrived.wake()
+        self._progress.wake()
+
+        def closed(request: Request) -> None:
+            if request.failure is not None:
+                on_flushed(request.error())
+            on_closed()
+
+        try:
+            self._close_request = self._ring.close_fd(
+                self.socket.fileno(), discard_limit=DISCARD_LIMIT, deadline=deadline, on_done=closed
+            )
+        except OSError as error:  # the ring has failed
+            on_flushed(error)
+            on_closed()
+            return
+        if self._outbox is None or self._finish(self._outbox, deadline):
+            on_flushed(self.error)
+        else:
+            self._on_flushed = on_flushed
+
+    def _finish(self, outbox: Request, deadline: float) -> bool:
+        try:
+            return self._ring.finish(outbox, deadline)
+        except OSError as error:
+            self.error = error
+            return True
+
+    def end_output(self) -> None:
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        finally:
+            self._release()
+
+    def reset(self) -> None:
+        try:
+            reset_connection(self.socket.fileno())
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._close_request is not None and self._ring.release(self._close_request):
+            self.socket.detach()  # the ring closes it
+        else:
+            self.socket.close()
+
+    # Helpers
+
+    def _fd(self) -> int:
+        self.check_open()
+        return self.socket.fileno()
+
+    async def _perform(self, request: Request) -> int | bytes:
+        operation = Handle(self._ring, request)
+        self._operations.add(operation)
+        try:
+            result = await self.driver.wait(operation)
+        except OSError as error:
+            self.check_open()
+            raise broken(error) from error
+        finally:
+            self._operations.discard(operation)
+        self.check_open()
+        return result
+
+
+def as_bytes(result: int | bytes) -> bytes:
+    """The result of a receive from the pool: at the end of input it is 0."""
+    return result if isinstance(result, bytes) else b""
+
+
+def as_count(result: int | bytes) -> int:
+    assert isinstance(result, int)
+    return result
+
+
+def _peer_name(sock: socket.socket) -> str:
+    try:
+        address = sock.getpeername()
+    except OSError:
+        return f"fd {sock.fileno()}"
+    if isinstance(address, tuple):
+        return f"{address[0]}:{address[1]}"
+    return f"fd {sock.fileno()}"

@@ -1,0 +1,103 @@
+"""The layers of the package: an import points down, or sideways within its own layer, never up.
+
+TYPE_CHECKING counts: a module that needs a type of a higher layer knows too much.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import ringtls
+
+PACKAGE = Path(ringtls.__file__).parent
+
+#: From the bottom to the top. A folder stands for all that is in it.
+LAYERS = (
+    ("_errors", "_outcome", "_statistics"),
+    ("_engine",),
+    ("_interfaces",),
+    ("_transports", "_drivers"),
+    ("_streams",),
+    ("_combinators", "_highlevel"),
+    ("_api", "__init__", "blocking"),
+    ("_cli", "__main__", "lint", "pytest_plugin"),
+)
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name below ringtls, as "_engine.ring"."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(name: str, source: str) -> Iterator[str]:
+    """The modules of ringtls that a module imports."""
+    known = modules()
+    parents = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        package = parents[: len(parents) - node.level + 1]
+        module = [*package, *(node.module or "").split(".")] if node.module else package
+        for alias in node.names:
+            for candidate in (".".join([*module, alias.name]), ".".join(module)):
+                if candidate in known:
+                    yield candidate
+                    break
+
+
+def graph() -> dict[str, set[str]]:
+    return {name: set(imports(name, path.read_text())) for name, path in modules().items()}
+
+
+def layer_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def arrows_up(arrows: dict[str, set[str]]) -> list[str]:
+    return [
+        f"{name} -> {target}"
+        for name, targets in arrows.items()
+        for target in targets
+        if HEIGHT[layer_of(target)] > HEIGHT[layer_of(name)]
+    ]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer_of(name) for name in modules()} == set(HEIGHT)
+
+
+def test_no_arrow_runs_up() -> None:
+    assert not arrows_up(graph())
+
+
+def test_no_circle() -> None:
+    TopologicalSorter(graph()).prepare()
+
+
+def test_transports_and_drivers_do_not_know_each_other() -> None:
+    for name, targets in graph().items():
+        other = {"_transports": "_drivers", "_drivers": "_transports"}.get(layer_of(name))
+        assert other not in {layer_of(target) for target in targets}, name
+
+
+def test_only_the_engine_touches_the_extension() -> None:
+    for name, path in modules().items():
+        if layer_of(name) != "_engine":
+            assert "_native" not in path.read_text(), name
+
+
+def test_an_arrow_up_and_a_circle_are_seen() -> None:
+    source = "if TYPE_CHECKING:\n    from .._streams.tls import TlsStream\n"
+    arrows = {"_engine.ring": set(imports("_engine.ring", source))}
+    assert arrows_up(arrows) == ["_engine.ring -> _streams.tls"]
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
