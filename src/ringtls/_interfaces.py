@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from ._engine.ring import Ring
     from ._statistics import Tally
 
-__all__ = ["Driver", "Ending", "Signal", "TaskDriver", "Transport"]
+__all__ = ["Driver", "Ending", "TaskDriver", "Transport", "WaitQueue"]
 
 
-class Signal(Protocol):
+class WaitQueue(Protocol):
     """Something to wait for that happens again and again."""
 
     def wake(self) -> None:
@@ -48,7 +48,7 @@ class Driver(Protocol):
     @property
     def tally(self) -> Tally: ...
 
-    def signal(self) -> Signal: ...
+    def wait_queue(self) -> WaitQueue: ...
 
     async def wait(self, operation: Handle) -> int | bytes:
         """Wait for an operation of the ring and take its result.

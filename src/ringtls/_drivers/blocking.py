@@ -66,8 +66,8 @@ class _ExpiredError(Exception):
     """The call's time is over. Not an OSError, which would be the connection's."""
 
 
-class _BlockingSignal:
-    """Waits for the next occurrence of something (Signal of _transport)."""
+class _BlockingWaitQueue:
+    """Waits for the next occurrence of something (WaitQueue of _interfaces)."""
 
     __slots__ = ("_driver", "_wakes")
 
@@ -160,7 +160,7 @@ class _Call:
 
 
 class BlockingDriver:
-    """What the streams of one thread share, and how it waits for its ring (Driver of _transport).
+    """What the streams of one thread share, and how it waits for its ring (Driver of _interfaces).
 
     Raises:
       RingUnavailableError: there is no io_uring here.
@@ -207,8 +207,8 @@ class BlockingDriver:
     def is_forked(self) -> bool:
         return self.ring.forked
 
-    def signal(self) -> _BlockingSignal:
-        return _BlockingSignal(self)
+    def wait_queue(self) -> _BlockingWaitQueue:
+        return _BlockingWaitQueue(self)
 
     async def wait(self, operation: Handle) -> int | bytes:
         try:

@@ -69,8 +69,8 @@ _UNCANCELLABLE_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(lambda _: 
 _WOKEN = Value(None)
 
 
-class TrioSignal:
-    """Tasks that wait for the next occurrence of something (Signal of _transport).
+class TrioWaitQueue:
+    """Tasks that wait for the next occurrence of something (WaitQueue of _interfaces).
 
     Most often that is one task: it has the place, and others queue.
     """
@@ -124,8 +124,8 @@ class TrioSignal:
         self._task = None
 
 
-def _abort_waiter(signal: ref[TrioSignal], _: RaiseCancelT) -> Abort:
-    waited_for = signal()
+def _abort_waiter(queue: ref[TrioWaitQueue], _: RaiseCancelT) -> Abort:
+    waited_for = queue()
     assert waited_for is not None  # its waiter holds it
     waited_for.abort_waiter()
     return Abort.SUCCEEDED
@@ -197,7 +197,7 @@ class TrioDriver(trio.abc.Instrument):
             return  # rule 5b; before_io_wait will see that no pump runs
         self._pump_runs = True
 
-    # What streams use (Driver of _transport)
+    # What streams use (Driver of _interfaces)
 
     @property
     def ring(self) -> Ring:
@@ -221,8 +221,8 @@ class TrioDriver(trio.abc.Instrument):
             self._late_tasks.append(function)
             self._ask_for_late_pump()
 
-    def signal(self) -> TrioSignal:
-        return TrioSignal()
+    def wait_queue(self) -> TrioWaitQueue:
+        return TrioWaitQueue()
 
     async def wait(self, operation: Handle) -> int | bytes:
         task = current_task()

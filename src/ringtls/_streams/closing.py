@@ -115,7 +115,7 @@ class Closing:
         self._phase = Phase.OPEN
         self.started = False
         self._farewell = CloseOutcome.CLEAN
-        self._settled = transport.driver.signal()
+        self._settled = transport.driver.wait_queue()
         transport.driver.register(self)
         leaks.still_open.add(self)
 

@@ -70,11 +70,11 @@ class BaseTransport:
         self._sink: Sink = ignore
         self._on_end: Callable[[], object] = _nothing
         self._input_error: OSError | None = None
-        self._arrived = driver.signal()
+        self._arrived = driver.wait_queue()
         # Output
         self.unsent = 0
         self.error: OSError | None = None
-        self._progress = driver.signal()
+        self._progress = driver.wait_queue()
 
     def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
         self._sink = sink
