@@ -77,6 +77,6 @@ class Handle:
     def __del__(self) -> None:
         request = self._request
         if request.state is State.DONE or (
-            request.opcode.is_read and request.state in (State.SUBMITTED, State.CANCELLING)
+            request.opcode.cancel_on_drop and request.state in (State.SUBMITTED, State.CANCELLING)
         ):
             self._ring.abandon(request)

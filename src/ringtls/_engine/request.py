@@ -42,7 +42,7 @@ class Opcode(enum.IntEnum):
     OUTBOX = 9
 
     @property
-    def is_read(self) -> bool:
+    def cancel_on_drop(self) -> bool:
         """True if nobody but the caller notices when it is cancelled."""
         return self not in (Opcode.SEND, Opcode.CLOSE, Opcode.OUTBOX)
 

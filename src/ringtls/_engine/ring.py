@@ -577,7 +577,7 @@ class Ring:
     def cancel_all(self, *, reads_only: bool) -> None:
         """Ask for the end of every request, or of those that nobody else would notice."""
         for request in self.requests():
-            if request.opcode.is_read or not reads_only:
+            if request.opcode.cancel_on_drop or not reads_only:
                 self.cancel(request)
 
     def _drain(self, deadline: float) -> None:
