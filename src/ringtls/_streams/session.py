@@ -55,7 +55,7 @@ class TlsSession:
         "incoming",
         "object",
         "outgoing",
-        "quiet",
+        "has_nothing_buffered",
     )
 
     def __init__(
@@ -82,7 +82,7 @@ class TlsSession:
         self._input_ended = False
         self.handshake_done = False
         #: True if there is nothing to read but what may be in ``incoming``.
-        self.quiet = False
+        self.has_nothing_buffered = False
         self.close_notify_sent = False
         self.close_notify_received = False
         self.failure: ssl.SSLError | None = None
@@ -92,7 +92,7 @@ class TlsSession:
     def feed_end(self) -> None:
         """Nothing more will come."""
         self._input_ended = True
-        self._note_what_is_there()
+        self._update()
 
     @property
     def has_output(self) -> bool:
@@ -131,7 +131,7 @@ class TlsSession:
         self.handshake_done = True
         if self.object.server_side and self.object.version() == "TLSv1.3":
             self.held_output = self.outgoing.pending
-        self._note_what_is_there()
+        self._update()
         return True
 
     @overload
@@ -150,7 +150,7 @@ class TlsSession:
           TruncationError: the input has ended without close_notify.
           ssl.SSLError: the peer broke the protocol, or sent a fatal alert.
         """
-        if self.quiet:
+        if self.has_nothing_buffered:
             return self._read_records(max_bytes, memory) if self.incoming.pending else None
         if self._unread:
             data = self._read_unread(max_bytes)
@@ -177,7 +177,7 @@ class TlsSession:
     def put_back(self, data: bytes) -> None:
         """Have the next ``read`` give this again."""
         self._unread.insert(0, memoryview(data))
-        self._note_what_is_there()
+        self._update()
 
     def write(self, data: Buffer) -> bool:
         """Encrypt all of ``data``. False if input is needed first.
@@ -204,7 +204,7 @@ class TlsSession:
         try:
             self.object.unwrap()
             self.close_notify_received = True
-            self._note_what_is_there()
+            self._update()
         except ssl.SSLWantReadError:
             pass  # the peer's alert is yet to come: the usual answer
         except ssl.SSLError as error:
@@ -256,7 +256,7 @@ class TlsSession:
             left -= taken
             if is_all:
                 break
-        self._note_what_is_there()
+        self._update()
         if left == max_bytes and not self.close_notify_received:
             return None
         return b"".join(pieces) if memory is None else max_bytes - left
@@ -265,7 +265,7 @@ class TlsSession:
         data = self._unread.pop(0)
         if len(data) > max_bytes:
             self._unread.insert(0, data[max_bytes:])
-        self._note_what_is_there()
+        self._update()
         return data[:max_bytes]
 
     def _save_unread(self) -> None:
@@ -278,16 +278,16 @@ class TlsSession:
                 return
             if data:
                 self._unread.append(memoryview(data))
-                self._note_what_is_there()
+                self._update()
 
     def _fail(self, error: ssl.SSLError) -> ssl.SSLError:
         self.failure = _without_frames(error)
         self.held_output = 0
-        self._note_what_is_there()
+        self._update()
         return error
 
-    def _note_what_is_there(self) -> None:
-        self.quiet = not (
+    def _update(self) -> None:
+        self.has_nothing_buffered = not (
             self._unread
             or self._more_decrypted
             or self._input_ended

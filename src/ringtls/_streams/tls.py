@@ -203,7 +203,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             session, transport = self._session, self._transport
             if self._closing.started or self._unwrapped:
                 self._check_open()
-            if session.quiet and not session.incoming.pending:
+            if session.has_nothing_buffered and not session.incoming.pending:
                 await transport.receive()
                 waited = True
             else:
