@@ -119,12 +119,12 @@ class Closing:
         transport.driver.register(self)
         leaks.still_open.add(self)
 
-    def take_charge(self, session: TlsSession | None, timeout: float) -> None:
+    def attach_session(self, session: TlsSession | None, timeout: float) -> None:
         """The connection is TLS from now on (or no longer, with None)."""
         self._session = session
         self.timeout = timeout
 
-    def forgo(self) -> None:
+    def detach(self) -> None:
         """The connection goes on without this: somebody else sees to its end."""
         self.transport.driver.unregister(self)
         leaks.still_open.discard(self)

@@ -277,7 +277,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._closing.start()
         await self._transport.driver.checkpoint()
 
-    def surrender(self) -> tuple[RingTransport, Closing]:
+    def release_to_tls(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
         with self._sending, self._receiving:
             self._transport.check_open()
@@ -286,9 +286,9 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._is_owner = False
         return self._transport, self._closing
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         """The connection is no longer TLS: it ends as a socket does."""
-        self._closing.take_charge(None, self._closing.timeout)
+        self._closing.attach_session(None, self._closing.timeout)
         self._is_owner = True
 
     def _check_sendable(self) -> None:

@@ -104,7 +104,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._transport_stream: StreamT | None = transport_stream
         self._driver = self._transport.driver
         self._transport.attach(self._session.feed, self._session.feed_end)
-        self._closing.take_charge(self._session, checked_timeout(shutdown_timeout))
+        self._closing.attach_session(self._session, checked_timeout(shutdown_timeout))
         self._unwrapped = False
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
@@ -305,9 +305,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             self._unwrapped = True
             self._is_owner = False
             if isinstance(transport_stream, SocketStream):
-                transport_stream.take_back()
+                transport_stream.reclaim()
             else:
-                self._closing.forgo()
+                self._closing.detach()
             return transport_stream, self._session.take_trailing_input()
 
     # The end
@@ -475,7 +475,7 @@ class TlsListener(trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
 
 def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     if isinstance(stream, SocketStream):
-        return stream.surrender()
+        return stream.release_to_tls()
     transport = StreamTransport(TrioDriver.current(), stream)
     return transport, Closing(transport)
 
