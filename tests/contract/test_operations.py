@@ -48,7 +48,7 @@ def test_h1_states(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     request = ring.recv(ours.fileno(), 100)
     operation = Handle(ring, request)
-    assert repr(operation) == f"<Operation: <recv on fd {ours.fileno()}, SUBMITTED>>"
+    assert repr(operation) == f"<Handle: <recv on fd {ours.fileno()}, SUBMITTED>>"
     operation.cancel()
     assert "CANCELLING" in repr(operation)
     finish(ring, operation)

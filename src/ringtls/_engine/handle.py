@@ -72,7 +72,7 @@ class Handle:
         return request.result if data is None else data
 
     def __repr__(self) -> str:
-        return f"<Operation: {self._request!r}>"
+        return f"<Handle: {self._request!r}>"
 
     def __del__(self) -> None:
         request = self._request

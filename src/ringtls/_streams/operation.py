@@ -137,7 +137,7 @@ class Operation(Generic[T_co]):
         return self.wait().__await__()
 
     def __repr__(self) -> str:
-        return repr(self._handle)
+        return f"<Operation: {self._request!r}>"
 
     def __del__(self) -> None:
         leaks.still_open.discard(self._request)
