@@ -88,8 +88,8 @@ int rtl_recv_into(struct rtl_ring *r, uint64_t id, int fd, void *buf,
 int rtl_send(struct rtl_ring *r, uint64_t id, int fd, const void *buf,
 	     unsigned int len, int64_t deadline_ns);
 int rtl_accept(struct rtl_ring *r, uint64_t id, int fd);
-int rtl_connect(struct rtl_ring *r, uint64_t id, int fd, int family,
-		const char *host, unsigned int port);
+int rtl_connect(struct rtl_ring *r, uint64_t id, int fd, const void *address,
+		unsigned int len);
 int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
 	     int64_t deadline_ns);
 int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,

@@ -4,7 +4,6 @@
 #define RTL_INTERNAL_H
 
 #include <liburing.h>
-#include <netinet/in.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -45,7 +44,6 @@ struct rtl_request {
 			void *base;
 			unsigned int len;
 		} buf;
-		struct sockaddr_in6 addr;	/* large enough for IPv4 */
 		unsigned int mask;
 		struct {
 			uint64_t limit;

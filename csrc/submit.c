@@ -7,7 +7,6 @@
  * if io_uring_enter(2) then fails: the SQE stays in the ring and goes with
  * the next call.
  */
-#include <arpa/inet.h>
 #include <errno.h>
 
 #include "internal.h"
@@ -130,29 +129,16 @@ int rtl_accept(struct rtl_ring *r, uint64_t id, int fd)
 	return add(r, id, RTL_ACCEPT, fd, &q);
 }
 
-int rtl_connect(struct rtl_ring *r, uint64_t id, int fd, int family,
-		const char *host, unsigned int port)
+int rtl_connect(struct rtl_ring *r, uint64_t id, int fd, const void *address,
+		unsigned int len)
 {
-	struct sockaddr_in6 addr = { 0 };
-	struct sockaddr_in *v4 = (struct sockaddr_in *)&addr;
 	struct rtl_request *q;
-	int error, ok;
+	int error = add(r, id, RTL_CONNECT, fd, &q);
 
-	if (port > UINT16_MAX)
-		return -EINVAL;
-	addr.sin6_family = (sa_family_t)family;
-	addr.sin6_port = htons((uint16_t)port);
-	if (family == AF_INET)
-		ok = inet_pton(family, host, &v4->sin_addr);
-	else
-		ok = inet_pton(family, host, &addr.sin6_addr);
-	if (ok < 0)
-		return -errno;
-	if (!ok)
-		return -EINVAL;
-	error = add(r, id, RTL_CONNECT, fd, &q);
-	if (!error)
-		q->u.addr = addr;
+	if (!error) {
+		q->u.buf.base = (void *)(uintptr_t)address;
+		q->u.buf.len = len;
+	}
 	return error;
 }
 
@@ -231,10 +217,6 @@ void rtl_uncancel(struct rtl_request *q)
 static void prepare(struct rtl_ring *r, struct rtl_request *q,
 		    struct io_uring_sqe *sqe)
 {
-	socklen_t addr_len = q->u.addr.sin6_family == AF_INET ?
-			     sizeof(struct sockaddr_in) :
-			     sizeof(struct sockaddr_in6);
-
 	switch (q->opcode) {
 	case RTL_RECV:
 		io_uring_prep_recv(sqe, q->fd, NULL, q->u.buf.len, 0);
@@ -252,8 +234,7 @@ static void prepare(struct rtl_ring *r, struct rtl_request *q,
 		io_uring_prep_accept(sqe, q->fd, NULL, NULL, SOCK_CLOEXEC);
 		break;
 	case RTL_CONNECT:
-		io_uring_prep_connect(sqe, q->fd,
-				      (struct sockaddr *)&q->u.addr, addr_len);
+		io_uring_prep_connect(sqe, q->fd, q->u.buf.base, q->u.buf.len);
 		break;
 	case RTL_POLL:
 		io_uring_prep_poll_add(sqe, q->fd, q->u.mask);

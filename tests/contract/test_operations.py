@@ -261,24 +261,130 @@ def test_h6_a_dry_pool(ring: Ring) -> None:
         assert ring.counters().retries > 0
 
 
-def test_h6_connect(ring: Ring) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_h6_connect(ring: Ring, host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.socket() as sock,
-        socket.socket() as refused,
+        socket.create_server((host, 0), family=family) as listener,
+        socket.socket(family) as sock,
+        socket.socket(family) as refused,
     ):
         port = listener.getsockname()[1]
-        operation = Handle(ring, ring.connect(sock.fileno(), socket.AF_INET, "127.0.0.1", port))
+        operation = Handle(ring, ring.connect(sock.fileno(), family, (host, port)))
         finish(ring, operation)
         assert operation.take() == 0
         assert sock.getpeername() == listener.getsockname()
         listener.close()
-        operation = Handle(ring, ring.connect(refused.fileno(), socket.AF_INET, "127.0.0.1", port))
+        operation = Handle(ring, ring.connect(refused.fileno(), family, (host, port)))
         finish(ring, operation)
         with pytest.raises(ConnectionRefusedError, match="connect on fd"):
             operation.take()
-        with pytest.raises(OSError, match="connect on fd"):
-            ring.connect(refused.fileno(), socket.AF_INET, "not numeric", port)
+        with pytest.raises(ValueError, match="'localhost' is not a numeric address"):
+            ring.connect(refused.fileno(), family, ("localhost", port))
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_h6_connect_to_a_unix_socket(ring: Ring, tmp_path: Path, abstract: bool) -> None:
+    path = f"\0{tmp_path}" if abstract else str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as sock:
+        listener.bind(path)
+        operation = Handle(ring, ring.connect(sock.fileno(), socket.AF_UNIX, path))
+        finish(ring, operation)
+        with pytest.raises(ConnectionRefusedError, match="connect on fd"):
+            operation.take()
+        listener.listen()
+        operation = Handle(ring, ring.connect(sock.fileno(), socket.AF_UNIX, os.fsencode(path)))
+        finish(ring, operation)
+        assert operation.take() == 0
+        assert sock.getpeername() == listener.getsockname()
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EBUSY, errno.ENOMEM])
+def test_h6_a_shortage_while_the_kernel_is_asked_for_completions(error: int) -> None:
+    """io_uring_enter(2) fails that submits nothing and waits for nothing; the ring goes on."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            ours, theirs = tcp_pair()
+            ring = Ring(buffers=4, buffer_size=4096)
+            forbid("io_uring_enter", error, arguments={1: 0, 2: 0})
+            receive = Handle(ring, ring.recv(ours.fileno(), 100))
+            ring.submit()
+            ring.arm()
+            theirs.sendall(b"data")
+            assert is_awake(ring)
+            os.eventfd_read(ring.wakeup_fd)
+            assert not ring.reap()
+            ring.arm()
+            assert is_awake(ring)  # to try again
+            Handle(ring, ring.send(ours.fileno(), b"x"))
+            ring.submit()  # runs the work, too
+            assert ring.reap()
+            assert receive.take() == b"data"
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EBUSY, errno.ENOMEM])
+def test_h6_a_shortage_while_waiting(error: int) -> None:
+    """The same when it waits for one completion."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            ours, theirs = tcp_pair()
+            ring = Ring(buffers=4, buffer_size=4096)
+            forbid("io_uring_enter", error, arguments={1: 0, 2: 1})
+            receive = Handle(ring, ring.recv(ours.fileno(), 100))
+            ring.wait(3600)
+            theirs.sendall(b"data")
+            finish(ring, receive)
+            assert receive.take() == b"data"
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_h6_a_wake_up_that_fails_is_an_error() -> None:
+    """Else an event loop would sleep over what is there already."""
+    wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK)
+    ring = Ring(wakeup_fd=wakeup_fd, buffers=4, buffer_size=4096)
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        request = ring.recv(ours.fileno(), 100)
+        ring.cancel(request)
+        os.eventfd_write(wakeup_fd, 2**64 - 2)
+        ring.arm()  # its counter is at the limit, so it is readable
+        os.close(wakeup_fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            ring.arm()
+        finish_all(ring)
+        assert ring.close(timeout=5.0)
+
+
+def test_h6_an_opcode_that_nothing_uses_need_not_be_known(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        """The engine on a kernel that knows no opcode at all."""
+
+        def __init__(self, library: Any) -> None:
+            self._library = library
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._library, name)
+
+        def rtl_supports(self, engine: object, opcode: int) -> int:
+            return 0
+
+    monkeypatch.setattr(_ring, "_lib", Library(_ring._lib))
+    assert set(Opcode) - set(ring.unsupported()) == {Opcode.CONNECT}
 
 
 def test_h7_closing_cancels_and_drains(pair: Pair) -> None:
