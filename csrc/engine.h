@@ -43,6 +43,12 @@ enum rtl_opcode {
 };
 
 struct rtl_counters {
+/* Who runs what the kernel has to do to complete a request, and when. */
+enum rtl_task_work {
+	RTL_DEFERRED,		/* rtl_reap() and rtl_wait(), when called */
+	RTL_COOPERATIVE,	/* the thread's next system call, whichever */
+};
+
 	uint64_t submitted;	/* SQEs the kernel took */
 	uint64_t completed;	/* CQEs seen */
 	uint64_t retries;	/* requests issued again (-ENOBUFS, -EAGAIN) */
@@ -74,7 +80,7 @@ enum rtl_column { RTL_ID, RTL_RESULT, RTL_WHAT, RTL_ROW };
 
 int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int cq_entries, unsigned int buffers,
-	     unsigned int buffer_size);
+	     unsigned int buffer_size, enum rtl_task_work work);
 int rtl_free(struct rtl_ring *r);
 
 void *rtl_pool(const struct rtl_ring *r);

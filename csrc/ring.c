@@ -6,13 +6,17 @@
 #include "internal.h"
 
 /*
- * One thread submits (SINGLE_ISSUER) and runs its own completions when it
- * asks for them (DEFER_TASKRUN, which TASKRUN_FLAG makes visible); one bad
- * SQE must not hold up the rest of its batch (SUBMIT_ALL).
+ * One thread submits (SINGLE_ISSUER). Its completions never interrupt it; that
+ * there are some is visible (TASKRUN_FLAG). One bad SQE must not hold up the
+ * rest of its batch (SUBMIT_ALL).
  */
-#define SETUP_FLAGS (IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | \
-		     IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL | \
-		     IORING_SETUP_CQSIZE)
+#define SETUP_FLAGS (IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_TASKRUN_FLAG | \
+		     IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE)
+
+static const unsigned int work_flags[] = {
+	[RTL_DEFERRED] = IORING_SETUP_DEFER_TASKRUN,
+	[RTL_COOPERATIVE] = IORING_SETUP_COOP_TASKRUN,
+};
 
 static const uint8_t kernel_opcode[] = {
 	[RTL_RECV] = IORING_OP_RECV,
@@ -27,10 +31,10 @@ static const uint8_t kernel_opcode[] = {
 };
 
 static int open_uring(struct rtl_ring *r, unsigned int sq_entries,
-		      unsigned int cq_entries)
+		      unsigned int cq_entries, enum rtl_task_work work)
 {
 	struct io_uring_params params = {
-		.flags = SETUP_FLAGS,
+		.flags = SETUP_FLAGS | work_flags[work],
 		.cq_entries = cq_entries,
 	};
 	int ret;
@@ -47,7 +51,7 @@ static int open_uring(struct rtl_ring *r, unsigned int sq_entries,
 /* The eventfd is the caller's; it must stay open as long as the ring. */
 int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int cq_entries, unsigned int buffers,
-	     unsigned int buffer_size)
+	     unsigned int buffer_size, enum rtl_task_work work)
 {
 	struct rtl_ring *r;
 	int ret;
@@ -60,7 +64,7 @@ int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	rtl_fifo_init(&r->dry);
 	rtl_fifo_init(&r->ended);
 	r->eventfd = eventfd;
-	ret = open_uring(r, sq_entries, cq_entries);
+	ret = open_uring(r, sq_entries, cq_entries, work);
 	if (ret)
 		goto no_uring;
 	ret = rtl_table_init(r);

@@ -37,6 +37,7 @@ NAMES = [
     "seccomp",
     "io_uring",
     "io_uring operations",
+    "io_uring wake-ups",
     "RLIMIT_MEMLOCK",
     "RLIMIT_NOFILE",
     "Python",
@@ -114,6 +115,7 @@ def test_refused(error: int, advice: str) -> None:
     assert found.pop("close_notify")["status"] == "skipped"
     assert found.pop("io_uring operations")["status"] == "skipped"
     assert found.pop("seccomp")["found"].startswith("2 ")
+    assert found.pop("io_uring wake-ups")["status"] == "skipped"
     assert {check["status"] for check in found.values()} <= {"ok", "warning"}
 
 
@@ -173,6 +175,22 @@ def test_old_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", (1, 0, 2, 0, 0))
     finding = finding_of("OpenSSL")
     assert finding.status is Status.FAILED
+def test_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ringtls._engine.availability._PROC", tmp_path)
+    assert finding_of("seccomp").status is Status.SKIPPED
+    assert finding_of("kernel.io_uring_disabled").status is Status.OK
+    assert not any("report it" in (result.finding.remedy or "") for result in checks.run_checks())
+
+
+def test_a_kernel_that_wakes_a_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "wakes_event_loops", lambda: False)
+    finding = finding_of("io_uring wake-ups")
+    assert finding.status is Status.WARNING
+    assert os.uname().release in finding.found
+    assert finding.remedy is not None
+    assert "reset deferred signal state" in finding.remedy
+
+
     assert finding.remedy is not None
     assert "1.1.1" in finding.remedy
 

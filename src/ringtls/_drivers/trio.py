@@ -39,13 +39,14 @@ import trio
 from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
-from .._engine.ring import Ring
+from .._engine.wakeups import open_for_event_loop
 from .._statistics import Statistics, Tally
 from .busy_poll import LOOK, Polling
 from .end_of_run import adopt
 
 if TYPE_CHECKING:
     from .._engine.handle import Handle
+    from .._engine.ring import Ring
     from .._interfaces import Ending
 
 __all__ = ["TrioDriver"]
@@ -207,7 +208,7 @@ class TrioDriver(trio.abc.Instrument):
           RingUnavailableError: there is no io_uring here.
         """
         if self._ring is None:
-            self._ring = Ring(wakeup_fd=self._wakeup_fd)
+            self._ring = open_for_event_loop(self._wakeup_fd)
         return self._ring
 
     def start_task(self, function: Callable[[], Awaitable[None]]) -> None:

@@ -151,6 +151,8 @@ class Ring:
     Raises:
       RingUnavailableError: there is no io_uring here; the text says what to change.
     """
+      cooperative: the thread's next system call completes what is ready, whichever that is, and
+        not only ``reap`` and ``wait`` do. It costs a little more.
 
     def __init__(
         self,
@@ -163,10 +165,11 @@ class Ring:
         self._owns_wakeup_fd = wakeup_fd is None
         self.wakeup_fd = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
+        cooperative: bool = False,
         )
         try:
             self._engine = _open_engine(
-                self.wakeup_fd, sq_entries or SQ_ENTRIES, buffers, buffer_size
+                self.wakeup_fd, sq_entries or SQ_ENTRIES, buffers, buffer_size, cooperative
             )
         except RingUnavailableError:
             self._close_wakeup_fd()
@@ -175,6 +178,7 @@ class Ring:
         self._closed = False
         self._unusable = False  # forked, closed or failed
         self._reaping = False
+        self.cooperative = cooperative
         self._thread = get_ident()
         self._last_id = 0
         self._in_flight: dict[int, Request] = {}
@@ -617,17 +621,20 @@ class Ring:
         return [o for o in needed if _lib.rtl_supports(self._usable(), int(o)) != 1]
 
 
-def _open_engine(wakeup_fd: int, sq_entries: int, buffers: int, buffer_size: int) -> Any:
+def _open_engine(
+    wakeup_fd: int, sq_entries: int, buffers: int, buffer_size: int, cooperative: bool
+) -> Any:
     """A ring of the usual size, or a smaller one where memory is short."""
     out = _ffi.new("struct rtl_ring **")
     cq_entries = min(4 * sq_entries, CQ_ENTRIES)
     while True:
-        result = _lib.rtl_open(out, wakeup_fd, sq_entries, cq_entries, buffers, buffer_size)
+        result = _lib.rtl_open(out, wakeup_fd, sq_entries, cq_entries, buffers, buffer_size, work)
         if result == 0:
             return out[0]
         if result != -errno.ENOMEM or sq_entries <= SMALLEST_RING:
             raise unavailable(-result)
         sq_entries //= 2
+    work = _lib.RTL_COOPERATIVE if cooperative else _lib.RTL_DEFERRED
         cq_entries //= 2
 
 

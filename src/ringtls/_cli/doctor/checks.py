@@ -29,6 +29,7 @@ from ..._engine.availability import (
     remedy,
 )
 from ..._engine.ring import SQ_ENTRIES, Ring
+from ..._engine.wakeups import wakes_event_loops
 from ..._errors import RingUnavailableError
 from ..demo.cases import CANCELLED_READING, RETURN
 from ..demo.measure import RINGTLS, measure, throwaway_contexts
@@ -155,6 +156,21 @@ def _operations() -> Finding:
 
 def _locked_memory() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+def _wake_ups() -> Finding:
+    try:
+        works = wakes_event_loops()
+    except RingUnavailableError:
+        return _skipped()
+    if works:
+        return Finding(Status.OK, "a sleeping event loop is woken each time")
+    return Finding(
+        Status.WARNING,
+        f"Linux {os.uname().release} wakes a sleeping event loop once and never again, so rings "
+        "are opened without DEFER_TASKRUN, at some cost",
+        'run a kernel that has the fix "io_uring/eventfd: reset deferred signal state"',
+    )
+
+
     if soft == resource.RLIM_INFINITY or soft >= LITTLE_LOCKED_MEMORY:
         return Finding(Status.OK, _limit(soft))
     return Finding(Status.WARNING, f"{soft} bytes", RAISE_LOCKED_MEMORY)
@@ -224,6 +240,7 @@ CHECKS = (
     Check("io_uring operations", _operations),
     Check("RLIMIT_MEMLOCK", _locked_memory),
     Check("RLIMIT_NOFILE", _descriptors),
+    Check("io_uring wake-ups", _wake_ups),
     Check("Python", _python),
     Check("trio", _trio),
     Check("OpenSSL", _openssl),

@@ -1,0 +1,85 @@
+"""Whether this kernel wakes an event loop again and again.
+
+An event loop sleeps until the ring's eventfd is readable. Some kernels signal it for the first
+completion and then never again: those that defer the signal when it comes from a wake-up handler,
+and do not reset the note that they have deferred one (Linux 6.12.117 is such a kernel; the fix is
+"io_uring/eventfd: reset deferred signal state"). The loop would sleep for ever, with completions
+waiting. Only signals for work that is deferred (DEFER_TASKRUN) come from there. In a cooperative
+ring the kernel wakes the thread itself, which runs the work, and that signals the eventfd.
+
+1. Kernels are judged by what they do, not by their version: distributions mend and break them
+   under the same number.
+2. It is tried once in a process, when the first ring for an event loop is opened.
+3. A signal that is late counts as missing: that costs speed, and is right all the same.
+4. Who waits in the ring itself, as a plain thread does, needs no eventfd.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable
+from functools import cache
+
+from .ring import Ring
+
+__all__ = ["PATIENCE_MS", "open_for_event_loop", "signals_again", "wakes_event_loops"]
+
+#: Milliseconds in which a signal must come. It may have to wait for an RCU grace period.
+PATIENCE_MS = 100
+
+
+def open_for_event_loop(wakeup_fd: int) -> Ring:
+    """A ring of which each completion makes ``wakeup_fd``, an eventfd, readable, once armed.
+
+    Raises:
+      RingUnavailableError: there is no io_uring here; the text says what to change.
+    """
+    return Ring(wakeup_fd=wakeup_fd, cooperative=not wakes_event_loops())
+
+
+@cache
+def wakes_event_loops() -> bool:
+    """False if a ring for an event loop must be cooperative here.
+
+    Raises:
+      RingUnavailableError: there is no io_uring here; the text says what to change.
+    """
+    return signals_again(_becomes_readable)
+
+
+def signals_again(is_signalled: Callable[[int], bool]) -> bool:
+    """Have deferred work come twice, and see whether the eventfd was signalled each time.
+
+    Args:
+      is_signalled: waits until an eventfd is readable; False if that does not happen.
+    """
+    ring = Ring(buffers=1, buffer_size=4096, sq_entries=8)
+    ours, theirs = socket.socketpair()
+    try:
+        return all(_is_woken(ring, ours, theirs, is_signalled) for _ in range(2))
+    finally:
+        ring.close(timeout=1.0)
+        ours.close()
+        theirs.close()
+
+
+def _is_woken(
+    ring: Ring, ours: socket.socket, theirs: socket.socket, is_signalled: Callable[[int], bool]
+) -> bool:
+    request = ring.recv(ours.fileno(), 1)
+    ring.submit()
+    ring.arm()
+    theirs.send(b"x")
+    if not is_signalled(ring.wakeup_fd):
+        return False
+    os.eventfd_read(ring.wakeup_fd)
+    ring.reap()
+    return request.is_over
+
+
+def _becomes_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(PATIENCE_MS))

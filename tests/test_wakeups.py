@@ -1,0 +1,95 @@
+"""A kernel that signals the ring's eventfd once is found out, and event loops are woken there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import trio
+
+from ringtls._drivers.trio import TrioDriver
+from ringtls._engine import wakeups
+from ringtls._engine.wakeups import PATIENCE_MS, signals_again, wakes_event_loops
+
+SYS_IO_URING_REGISTER = 427
+IORING_UNREGISTER_EVENTFD = 5
+
+
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    """What this process has found out so far does not count, and what it finds out now neither."""
+    wakes_event_loops.cache_clear()
+    yield
+    wakes_event_loops.cache_clear()
+
+
+def rings() -> set[int]:
+    """The descriptors of the rings that this process has open."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # it was the listing's own
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[io_uring]":
+                found.add(int(name))
+    return found
+
+
+class SignalsOnce:
+    """Takes the eventfd from the kernel after its first signal: so there is no second one."""
+
+    def __init__(self) -> None:
+        self._others = rings()
+        self.asked = 0
+
+    def __call__(self, fd: int) -> bool:
+        self.asked += 1
+        if not select.select([fd], [], [], PATIENCE_MS / 1000)[0]:
+            return False
+        libc = ctypes.CDLL(None, use_errno=True)
+        [ring_fd] = rings() - self._others
+        assert not libc.syscall(SYS_IO_URING_REGISTER, ring_fd, IORING_UNREGISTER_EVENTFD, None, 0)
+        return True
+
+
+def test_a_kernel_that_signals_once_is_found_out() -> None:
+    signals_once = SignalsOnce()
+    assert not signals_again(signals_once)
+    assert signals_once.asked == 2
+
+
+@pytest.mark.xfail(os.uname().release.startswith("6.12.117"), reason="it signals once")
+def test_this_kernel_signals_again_and_again() -> None:
+    assert wakes_event_loops()
+
+
+def test_a_kernel_that_never_signals() -> None:
+    asked: list[int] = []
+
+    def is_signalled(fd: int) -> bool:
+        asked.append(fd)
+        return False
+
+    assert not signals_again(is_signalled)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_an_event_loops_ring_is_as_the_kernel_needs_it(
+    monkeypatch: pytest.MonkeyPatch, wakes: bool
+) -> None:
+    """It is tried once, for all runs of the process."""
+    tried = []
+
+    def try_once(is_signalled: object) -> bool:
+        tried.append(is_signalled)
+        return wakes
+
+    async def is_cooperative() -> bool:
+        return TrioDriver.current().ring.cooperative
+
+    monkeypatch.setattr(wakeups, "signals_again", try_once)
+    assert [trio.run(is_cooperative) for _ in range(3)] == [not wakes] * 3
+    assert len(tried) == 1
