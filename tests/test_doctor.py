@@ -93,7 +93,8 @@ def test_text_where_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
 )
-def test_refused(error: int, advice: str) -> None:
+def test_refused(error: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringtls._engine.availability.seccomp_mode", lambda: 2)  # as in the child
     done = subprocess.run(
         [sys.executable, "-c", RUN_REFUSED, str(error), "doctor", "--json"],
         cwd=ROOT,
@@ -114,12 +115,15 @@ def test_refused(error: int, advice: str) -> None:
     assert f"{refusal['found']}: {refusal['remedy']}" == unavailable(error).strerror
     assert found.pop("close_notify")["status"] == "skipped"
     assert found.pop("io_uring operations")["status"] == "skipped"
-    assert found.pop("seccomp")["found"].startswith("2 ")
     assert found.pop("io_uring wake-ups")["status"] == "skipped"
+    assert found.pop("seccomp")["found"].startswith("2 ")
     assert {check["status"] for check in found.values()} <= {"ok", "warning"}
 
 
-def test_demo_says_what_to_change_where_io_uring_is_refused() -> None:
+def test_demo_says_what_to_change_where_io_uring_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ringtls._engine.availability.seccomp_mode", lambda: 2)  # as in the child
     done = subprocess.run(
         [sys.executable, "-c", RUN_REFUSED, str(errno.EPERM), "demo"],
         cwd=ROOT,
@@ -171,10 +175,6 @@ def test_sysctl_that_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sysctl -w kernel.io_uring_disabled=0" in finding.remedy
 
 
-def test_old_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", (1, 0, 2, 0, 0))
-    finding = finding_of("OpenSSL")
-    assert finding.status is Status.FAILED
 def test_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ringtls._engine.availability._PROC", tmp_path)
     assert finding_of("seccomp").status is Status.SKIPPED
@@ -191,6 +191,10 @@ def test_a_kernel_that_wakes_a_loop_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "reset deferred signal state" in finding.remedy
 
 
+def test_old_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", (1, 0, 2, 0, 0))
+    finding = finding_of("OpenSSL")
+    assert finding.status is Status.FAILED
     assert finding.remedy is not None
     assert "1.1.1" in finding.remedy
 

@@ -42,7 +42,8 @@ WORDS = {
 
 
 @pytest.mark.parametrize("error", WORDS)
-def test_refused(error: int) -> None:
+def test_refused(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_availability, "seccomp_mode", lambda: 2)  # as in the child
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", USE_REFUSED, str(error)],
         cwd=ROOT,
@@ -60,15 +61,14 @@ def test_refused(error: int) -> None:
     [
         (errno.EPERM, 1, (6, 6), "privileged processes only"),
         (errno.EPERM, 2, (6, 6), "sysctl -w kernel.io_uring_disabled=0"),
-        (errno.EPERM, 0, (6, 6), "seccomp"),
-        (errno.ENOSYS, 0, (5, 0), "newer"),
+        (errno.ENOSYS, None, (5, 0), "newer"),
         (errno.EIO, 0, (6, 6), "io_uring_setup(2)"),
     ],
 )
 def test_the_remedy_fits_the_cause(
     monkeypatch: pytest.MonkeyPatch,
     error: int,
-    disabled: int,
+    disabled: int | None,
     version: tuple[int, int],
     words: str,
 ) -> None:
@@ -76,3 +76,36 @@ def test_the_remedy_fits_the_cause(
     monkeypatch.setattr(_availability, "kernel_version", lambda: version)
     assert words in remedy(error)
     assert os.strerror(error) in str(unavailable(error))
+
+
+BY_FILTER = "a seccomp filter forbids it"
+BY_SECURITY_MODULE = "a security module of the kernel"
+BY_KERNEL = "CONFIG_IO_URING"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "causes"),
+    [
+        (errno.EPERM, "Seccomp:\t2\n", {BY_FILTER}),
+        (errno.EPERM, "Seccomp:\t0\n", {BY_SECURITY_MODULE}),
+        (errno.EPERM, None, {BY_FILTER, BY_SECURITY_MODULE}),
+        (errno.ENOSYS, "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n", {BY_FILTER}),
+        (errno.ENOSYS, "Seccomp:\t0\n", {BY_KERNEL}),
+        (errno.ENOSYS, "Name:\tan emulator's\n", {BY_FILTER, BY_KERNEL}),
+        (errno.ENOSYS, None, {BY_FILTER, BY_KERNEL}),
+    ],
+)
+def test_a_filter_is_blamed_only_where_there_may_be_one(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: int,
+    status: str | None,
+    causes: set[str],
+) -> None:
+    if status is not None:
+        (tmp_path / "self").mkdir()
+        (tmp_path / "self/status").write_text(status)
+    monkeypatch.setattr(_availability, "_PROC", tmp_path)
+    monkeypatch.setattr(_availability, "kernel_version", lambda: (6, 6))
+    found = remedy(error)
+    assert {c for c in (BY_FILTER, BY_SECURITY_MODULE, BY_KERNEL) if c in found} == causes

@@ -228,7 +228,7 @@ class TlsStream(TlsInfo, _Stream):
         """Send all of ``data``, in order. Returns when the kernel has it.
 
         If this is interrupted, what was accepted is some part of ``data`` from its start (all or
-        nothing, up to 128 KiB). That is sent during later calls in this thread, and before the
+        nothing, up to 256 KiB). That is sent during later calls in this thread, and before the
         connection ends.
 
         Raises:

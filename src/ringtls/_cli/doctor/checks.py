@@ -18,7 +18,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -27,6 +26,7 @@ from ..._engine.availability import (
     io_uring_disabled,
     kernel_version,
     remedy,
+    seccomp_mode,
 )
 from ..._engine.ring import SQ_ENTRIES, Ring
 from ..._engine.wakeups import wakes_event_loops
@@ -44,13 +44,13 @@ FEW_DESCRIPTORS = 1024
 LITTLE_LOCKED_MEMORY = 1024 * 1024
 
 RAISE_LOCKED_MEMORY = (
-    "a ring takes about 90 KiB of the memory that all processes of a user may lock together "
+    "a ring takes about 140 KiB of the memory that all processes of a user may lock together "
     "(not on every kernel); raise the limit (ulimit -l, LimitMEMLOCK= in systemd)"
 )
 
 OPENSSL_FLOOR = (1, 1, 1)
 
-SECCOMP_MODES = {"0": "none", "1": "strict", "2": "a filter is in force"}
+SECCOMP_MODES = {0: "none", 1: "strict", 2: "a filter is in force"}
 
 REPORT = "report it as a bug, with the output of: ringtls doctor --json"
 
@@ -113,15 +113,17 @@ def _kernel() -> Finding:
 
 def _sysctl() -> Finding:
     disabled = io_uring_disabled()
+    if disabled is None:
+        return Finding(Status.OK, "none here: before Linux 6.6, or without /proc")
     if not disabled:
         return Finding(Status.OK, "0 (open to all)")
     return Finding(Status.WARNING, str(disabled), remedy(errno.EPERM))
 
 
 def _seccomp() -> Finding:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    mode = fields["Seccomp"].strip()
+    mode = seccomp_mode()
+    if mode is None:
+        return Finding(Status.SKIPPED, "unknown: /proc does not say")
     return Finding(Status.OK, f"{mode} ({SECCOMP_MODES[mode]})")
 
 
@@ -154,8 +156,6 @@ def _operations() -> Finding:
     return Finding(Status.OK, "all that are needed")
 
 
-def _locked_memory() -> Finding:
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
 def _wake_ups() -> Finding:
     try:
         works = wakes_event_loops()
@@ -171,6 +171,8 @@ def _wake_ups() -> Finding:
     )
 
 
+def _locked_memory() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY or soft >= LITTLE_LOCKED_MEMORY:
         return Finding(Status.OK, _limit(soft))
     return Finding(Status.WARNING, f"{soft} bytes", RAISE_LOCKED_MEMORY)
@@ -238,9 +240,9 @@ CHECKS = (
     Check("seccomp", _seccomp),
     Check("io_uring", _io_uring),
     Check("io_uring operations", _operations),
+    Check("io_uring wake-ups", _wake_ups),
     Check("RLIMIT_MEMLOCK", _locked_memory),
     Check("RLIMIT_NOFILE", _descriptors),
-    Check("io_uring wake-ups", _wake_ups),
     Check("Python", _python),
     Check("trio", _trio),
     Check("OpenSSL", _openssl),
