@@ -16,6 +16,11 @@
  * release `limit` bytes have come and the peer's TCP has acknowledged all we
  * sent: from then on an RST can't hurt what is ours. A ring in a hurry, because
  * its owner wants to end, does not wait for more than that acknowledgement.
+ *
+ * Who closes the number: the caller until the release, the engine from then on.
+ * A close request that has ended after that has closed it, though its row may
+ * not have been looked at. When the ring fails, rtl_fail() closes what is left.
+ * Before the release a close can be cancelled, which resets the connection.
  */
 #include <errno.h>
 #include <linux/sockios.h>
@@ -66,21 +71,28 @@ int64_t rtl_now_ns(void)
 	return now.tv_sec * RTL_NS_PER_SECOND + now.tv_nsec;
 }
 
-bool rtl_is_past(const struct __kernel_timespec *deadline)
+/* Without a deadline there is always time. */
+bool rtl_is_past(const struct rtl_request *q)
 {
-	return rtl_now_ns() >= ns_of(deadline);
+	return q->timed && rtl_now_ns() >= ns_of(&q->deadline);
 }
 
-/* How long to wait for input: to the deadline, or just a moment in a hurry. */
-void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q)
+/*
+ * How long to wait for input: to the deadline, or just a moment in a hurry.
+ * NULL: as long as it takes.
+ */
+struct __kernel_timespec *rtl_close_limit(const struct rtl_ring *r,
+					  struct rtl_request *q)
 {
-	int64_t moment = rtl_now_ns() + MOMENT_NS;
+	int64_t moment = r->hurried ? rtl_now_ns() + MOMENT_NS : INT64_MAX;
 
-	q->u.close.until = q->deadline;
-	if (!r->hurried || moment >= ns_of(&q->deadline))
-		return;
+	if (q->timed && ns_of(&q->deadline) <= moment)
+		return &q->deadline;
+	if (!r->hurried)
+		return NULL;
 	q->u.close.until.tv_sec = moment / RTL_NS_PER_SECOND;
 	q->u.close.until.tv_nsec = moment % RTL_NS_PER_SECOND;
+	return &q->u.close.until;
 }
 
 static bool has_ended(const struct rtl_ring *r, const struct rtl_request *q,
@@ -89,12 +101,30 @@ static bool has_ended(const struct rtl_ring *r, const struct rtl_request *q,
 	bool again = result == -ECANCELED ||
 		     (rtl_is_passing(result) && q->tries < RTL_MAX_TRIES);
 
-	if (rtl_is_past(&q->deadline))
+	if (rtl_is_past(q))
 		return true;
 	if (result <= 0 && !again)
 		return true;
 	return (r->hurried || q->u.close.seen >= q->u.close.limit) &&
 	       q->u.close.released && all_acknowledged(q->fd);
+}
+
+/*
+ * close(2), but the owner's SO_LINGER must not make it wait here: its seconds
+ * are taken away, the kernel sends what is left all the same. A reset at the
+ * close, which SO_LINGER with no seconds asks for, stays.
+ */
+int rtl_close_now(int fd)
+{
+	struct linger linger;
+	socklen_t len = sizeof(linger);
+
+	if (!getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &len) &&
+	    linger.l_onoff && linger.l_linger) {
+		linger.l_onoff = 0;
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, len);
+	}
+	return close(fd) ? -errno : 0;
 }
 
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
@@ -108,12 +138,31 @@ void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
 	}
 	if (!q->u.close.released || others(r, q, false))
 		return;
-	rtl_end(r, q, close(q->fd) ? -errno : 0);
+	rtl_end(r, q, rtl_close_now(q->fd));
+}
+
+void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *q)
+{
+	if (q->u.close.released || q->cancelling)
+		return;
+	q->cancelling = true;
+	rtl_reset(q->fd);
+	if (q->state == RTL_FLYING) {
+		rtl_want_cancel(r, q);
+		return;
+	}
+	if (q->state == RTL_QUEUED)
+		rtl_fifo_remove(&r->queued, q);
+	rtl_end(r, q, -ECANCELED);
 }
 
 /* A receive of this close request has ended. */
 void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result)
 {
+	if (q->cancelling) {
+		rtl_end(r, q, -ECANCELED);
+		return;
+	}
 	q->state = RTL_HELD;
 	if (result > 0)
 		q->u.close.seen += (uint64_t)result;
@@ -159,7 +208,7 @@ int rtl_release(struct rtl_ring *r, uint64_t close_id)
 {
 	struct rtl_request *q = rtl_table_find(r, close_id);
 
-	if (!q || q->opcode != RTL_CLOSE)
+	if (!q || q->opcode != RTL_CLOSE || q->cancelling)
 		return -ENOENT;
 	q->u.close.released = true;
 	q->u.close.seen = 0;
@@ -176,6 +225,24 @@ void rtl_hurry(struct rtl_ring *r)
 
 		if (q && q->opcode == RTL_CLOSE && q->state == RTL_FLYING)
 			rtl_want_cancel(r, q);
+	}
+}
+
+/*
+ * The ring is given up, nothing will be reaped any more. Only rtl_free() may
+ * follow; it refuses as long as requests are in flight.
+ */
+void rtl_fail(struct rtl_ring *r)
+{
+	for (size_t i = 0; i < r->table_size; i++) {
+		struct rtl_request *q = r->table[i];
+
+		if (!q || q->opcode != RTL_CLOSE || q->state == RTL_ENDED ||
+		    !q->u.close.released)
+			continue;
+		if (q->state == RTL_QUEUED)
+			rtl_fifo_remove(&r->queued, q);
+		rtl_end(r, q, rtl_close_now(q->fd));
 	}
 }
 

@@ -14,8 +14,9 @@
  *     rtl_submit() (pool.c).
  *  4. What was put into an outbox is sent in order, one send at a time, and
  *     a send that ends short goes on where it ended (outbox.c).
- *  5. A file descriptor handed to rtl_close() is closed by the engine, after
- *     the last request on it has ended (close.c).
+ *  5. A file descriptor handed to rtl_close() and released is the engine's,
+ *     which closes it after the last request on it has ended. Until it is
+ *     released it is the caller's. So nobody else ever closes it (close.c).
  *  6. Only the thread that made a ring may use it.
  *  7. A cancellation or a deadline that meets its request on the way between
  *     two queues of the kernel is lost. So their answers are looked at, and
@@ -42,13 +43,13 @@ enum rtl_opcode {
 	RTL_OUTBOX,		/* send what is put into it */
 };
 
-struct rtl_counters {
 /* Who runs what the kernel has to do to complete a request, and when. */
 enum rtl_task_work {
 	RTL_DEFERRED,		/* rtl_reap() and rtl_wait(), when called */
 	RTL_COOPERATIVE,	/* the thread's next system call, whichever */
 };
 
+struct rtl_counters {
 	uint64_t submitted;	/* SQEs the kernel took */
 	uint64_t completed;	/* CQEs seen */
 	uint64_t retries;	/* requests issued again (-ENOBUFS, -EAGAIN) */
@@ -108,6 +109,7 @@ int64_t rtl_pending(struct rtl_ring *r, uint64_t id, uint64_t below);
 int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns);
 int rtl_release(struct rtl_ring *r, uint64_t close_id);
 void rtl_hurry(struct rtl_ring *r);
+void rtl_fail(struct rtl_ring *r);
 int rtl_cancel(struct rtl_ring *r, uint64_t id);
 
 int rtl_submit(struct rtl_ring *r);
@@ -118,5 +120,6 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows);
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns);
 
 int rtl_reset(int fd);
+int rtl_close_now(int fd);
 
 #endif

@@ -151,8 +151,10 @@ unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
 /* close.c */
 #define RTL_TRASH_SIZE 65536u
 int64_t rtl_now_ns(void);
-bool rtl_is_past(const struct __kernel_timespec *deadline);
-void rtl_close_deadline(const struct rtl_ring *r, struct rtl_request *q);
+bool rtl_is_past(const struct rtl_request *q);
+struct __kernel_timespec *rtl_close_limit(const struct rtl_ring *r,
+					  struct rtl_request *q);
+void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *q);
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q);
 void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result);
 void rtl_close_fd_event(struct rtl_ring *r, int fd);

@@ -249,7 +249,7 @@ static int take_result(struct rtl_ring *r, struct rtl_request *q, int result)
 	}
 	if (q->cancelling)
 		return -ECANCELED;
-	return q->timed && rtl_is_past(&q->deadline) ? send_last(r, q) : 0;
+	return rtl_is_past(q) ? send_last(r, q) : 0;
 }
 
 /*
@@ -294,7 +294,7 @@ int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 		rtl_want_cancel(r, q);	/* to be sent anew, with the deadline */
 		return 1;
 	}
-	error = rtl_is_past(&q->deadline) ? send_last(r, q) : send_now(r, q);
+	error = rtl_is_past(q) ? send_last(r, q) : send_now(r, q);
 	if (error == -EAGAIN)
 		return 1;	/* it is queued */
 	if (q->state == RTL_QUEUED)

@@ -180,7 +180,11 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id)
 
 	if (!q)
 		return -ENOENT;
-	if (q->cancelling || q->opcode == RTL_CLOSE)
+	if (q->opcode == RTL_CLOSE) {
+		rtl_close_cancel(r, q);
+		return 0;
+	}
+	if (q->cancelling)
 		return 0;
 	q->cancelling = true;
 	if (q->opcode == RTL_OUTBOX && q->state != RTL_FLYING) {
@@ -256,16 +260,21 @@ static void prepare(struct rtl_ring *r, struct rtl_request *q,
 	q->state = RTL_FLYING;
 }
 
-static void prepare_deadline(struct rtl_ring *r, struct rtl_request *q,
-			     struct io_uring_sqe *sqe)
+/* When the kernel is to break it off; NULL: never. */
+static struct __kernel_timespec *limit_of(const struct rtl_ring *r,
+					  struct rtl_request *q)
 {
-	struct __kernel_timespec *until = &q->deadline;
+	if (q->opcode == RTL_CLOSE)
+		return rtl_close_limit(r, q);
+	return q->timed ? &q->deadline : NULL;
+}
 
-	if (q->opcode == RTL_CLOSE) {
-		rtl_close_deadline(r, q);
-		until = &q->u.close.until;
-	}
-	io_uring_prep_link_timeout(sqe, until, IORING_TIMEOUT_ABS);
+static void prepare_limit(struct rtl_ring *r, const struct rtl_request *q,
+			  struct __kernel_timespec *limit)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->uring);
+
+	io_uring_prep_link_timeout(sqe, limit, IORING_TIMEOUT_ABS);
 	io_uring_sqe_set_data64(sqe, q->id | RTL_UPON);
 	r->n.silent++;
 }
@@ -277,17 +286,18 @@ static void stage(struct rtl_ring *r)
 
 	while (r->queued.head) {
 		struct rtl_request *q = r->queued.head;
+		struct __kernel_timespec *limit = limit_of(r, q);
 		struct io_uring_sqe *sqe;
 
-		if (room < (q->timed ? 2u : 1u))
+		if (room < (limit ? 2u : 1u))
 			return;
-		room -= q->timed ? 2u : 1u;
+		room -= limit ? 2u : 1u;
 		rtl_fifo_pop(&r->queued);
 		sqe = io_uring_get_sqe(&r->uring);
 		prepare(r, q, sqe);
-		if (q->timed) {
+		if (limit) {
 			sqe->flags |= IOSQE_IO_LINK;
-			prepare_deadline(r, q, io_uring_get_sqe(&r->uring));
+			prepare_limit(r, q, limit);
 		}
 	}
 	while (r->cancels && room) {

@@ -273,6 +273,18 @@ def test_the_deadline_holds_for_a_send_in_flight(ring: Ring, narrow: Pair, secon
     assert_all_released(ring)
 
 
+def test_finish_without_a_deadline(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    data = clog(ring, box)
+    assert not ring.finish(box.request, None)
+    for _ in range(3):
+        drive(ring)
+        assert not box.is_over
+    assert read_until(ring, box, theirs) == data
+    assert box.error is None
+
+
 def test_finish_while_the_peer_reads(ring: Ring) -> None:
     """The cancellation of the send in flight meets it at any stage: nothing is lost or doubled.
 

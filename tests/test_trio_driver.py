@@ -24,6 +24,7 @@ from ringtls import (
 from ringtls._drivers import busy_poll as _polling
 from ringtls._drivers import trio as _trio_driver
 from ringtls._drivers.trio import TrioDriver
+from ringtls._engine.request import Request
 from ringtls._engine.ring import Ring
 
 from .conftest import Contexts
@@ -343,3 +344,26 @@ async def test_what_is_no_stream_socket() -> None:
         sock.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             SocketStream(sock)
+
+
+@pytest.mark.parametrize("what", ["stream", "listener"])
+async def test_a_socket_has_let_go_of_its_number_before_the_ring_may_close_it(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Else what interrupts between the two leaves it with two owners, and it is closed twice."""
+    numbers = []
+    release = Ring.release
+
+    def look(self: Ring, closing: Request) -> bool:
+        numbers.append(resource.socket.fileno())
+        return release(self, closing)
+
+    monkeypatch.setattr(Ring, "release", look)
+    resource: SocketStream | SocketListener
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        if what == "listener":
+            resource = SocketListener(listening.dup())
+        else:
+            resource = SocketStream(socket.create_connection(listening.getsockname()))
+        await resource.aclose()
+    assert numbers == [-1]

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -22,7 +23,7 @@ from ringtls._engine.request import (
     Request,
     State,
 )
-from ringtls._engine.ring import Ring
+from ringtls._engine.ring import Ring, close_now
 
 from ..support.streams import open_fds, tcp_pair, tcp_pairs
 
@@ -571,6 +572,108 @@ def test_h7_a_peer_that_floods_does_not_hold_up_a_close(ring: Ring) -> None:
     """What we sent is never all acknowledged, and there is always input."""
     ours, theirs = tcp_pair(32768)
     for sock in (ours, theirs):
+def test_h7_a_ring_that_fails_closes_a_number_once() -> None:
+    """Steps: (1) the last input is discarded; (2) the fd is released, and closed; (3) another
+    file gets its number; (4) the ring fails, before the row of the close was looked at."""
+    ring = Ring(buffers=4, buffer_size=4096)
+    ours, theirs = tcp_pair()
+    with theirs:
+        fd = ours.fileno()
+        closing = ring.close_fd(fd, discard_limit=0, deadline=None)
+        theirs.shutdown(socket.SHUT_WR)
+        while ring.counters().completed < 1:
+            ring.wait(1.0)
+            ring.reap()
+        ours.detach()
+        assert ring.release(closing)
+        assert theirs.recv(1) == b""
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        os.dup2(theirs.fileno(), fd)
+        ring.fail(ValueError("made up"))
+        os.close(fd)
+
+
+def test_h7_what_was_not_released_stays_its_owners(pair: Pair) -> None:
+    ring = Ring(buffers=4, buffer_size=4096)
+    closing = ring.close_fd(pair[0].fileno(), discard_limit=0, deadline=None)
+    ring.submit()
+    ring.fail(ValueError("made up"))
+    assert closing.is_over
+    assert not ring.release(closing)
+    os.fstat(pair[0].fileno())
+
+
+@pytest.mark.parametrize("stage", ["queued", "in flight"])
+def test_h7_closing_the_ring_resets_what_was_not_released(pair: Pair, stage: str) -> None:
+    """The number stays its owner's: nobody else closes it."""
+    ours, theirs = pair
+    ring = Ring(buffers=4, buffer_size=4096)
+    closing = ring.close_fd(ours.fileno(), discard_limit=0, deadline=None)
+    if stage == "in flight":
+        ring.submit()
+    fds = open_fds()
+    assert ring.close(timeout=5.0)
+    assert closing.result == -errno.ECANCELED
+    assert open_fds() == fds - 2  # the ring's own
+    os.fstat(ours.fileno())
+    theirs.settimeout(20)
+    with pytest.raises(ConnectionResetError):
+        theirs.recv(1)
+
+
+def test_h7_a_close_without_a_deadline_waits_for_the_peer(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    closing = ring.close_fd(ours.fileno(), discard_limit=1 << 30, deadline=None)
+    ours.shutdown(socket.SHUT_WR)
+    ours.detach()
+    assert ring.release(closing)
+    for _ in range(3):
+        theirs.sendall(b"x")
+        discarded = ring.counters().completed
+        while ring.counters().completed == discarded:
+            ring.wait(1.0)
+            ring.reap()
+        assert not closing.is_over
+    theirs.shutdown(socket.SHUT_WR)
+    finish(ring, Handle(ring, closing))
+
+
+def test_h7_nor_in_a_hurry(ring: Ring, pair: Pair) -> None:
+    """Without a deadline a close waits only a moment then, too."""
+    ours, theirs = pair
+    closing = ring.close_fd(ours.fileno(), discard_limit=1 << 30, deadline=None)
+    ours.shutdown(socket.SHUT_WR)
+    ours.detach()
+    assert ring.release(closing)
+    ring.submit()
+    ring.hurry()
+    finish(ring, Handle(ring, closing))
+
+
+@pytest.mark.parametrize("how", ["released", "the ring has failed", "now"])
+@pytest.mark.parametrize("seconds", [3600, 0])
+def test_h7_closing_does_not_wait_for_so_linger(pair: Pair, how: str, seconds: int) -> None:
+    """Its seconds are taken away before close(2); that it asks for a reset stays."""
+    ours, theirs = pair
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+    with ours.dup() as same:
+        ring = Ring(buffers=4, buffer_size=4096)
+        if how == "now":
+            close_now(ours.detach())
+        else:
+            closing = ring.close_fd(ours.fileno(), discard_limit=0, deadline=time.monotonic())
+            ours.detach()
+            assert ring.release(closing)
+            if how == "released":
+                finish_all(ring)
+            else:
+                ring.fail(ValueError("made up"))
+        linger = same.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        assert bool(struct.unpack("ii", linger)[0]) == (seconds == 0)
+        ring.close(timeout=5.0)
+
+
         sock.setblocking(False)
     with theirs:
         with suppress(BlockingIOError):

@@ -87,7 +87,6 @@ class Request:
         "on_progress",
         "opcode",
         "pin",
-        "released",
         "result",
         "sink",
         "state",
@@ -114,7 +113,6 @@ class Request:
         self.result = 0
         self.data: bytes | None = None
         self.failure: BaseException | None = None
-        self.released = False  # of a CLOSE: the fd is the ring's to close
 
     def advance(self, event: Event) -> None:
         try:

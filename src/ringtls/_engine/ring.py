@@ -33,14 +33,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._errors import RingUnavailableError
-from .address import Address, packed
 from . import _native
+from .address import Address, packed
 from .availability import unavailable
 from .request import (
     Event,
@@ -54,7 +53,7 @@ from .request import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Ring", "RingCounters", "reset_connection"]
+__all__ = ["Ring", "RingCounters", "close_now", "reset_connection"]
 
 logger = logging.getLogger("ringtls")
 
@@ -137,6 +136,11 @@ def reset_connection(fd: int) -> None:
         raise OSError(-result, f"reset of fd {fd}: {os.strerror(-result)}")
 
 
+def close_now(fd: int) -> None:
+    """Close a descriptor. The SO_LINGER that its owner set does not make this wait."""
+    _lib.rtl_close_now(fd)
+
+
 class Ring:
     """An io_uring and the requests it has in flight.
 
@@ -147,12 +151,12 @@ class Ring:
       buffer_size: size of each, in bytes.
       sq_entries: size of the submission queue, a power of two; None: SQ_ENTRIES. For each the
         kernel counts about 130 bytes as memory that the user has locked.
+      cooperative: the thread's next system call completes what is ready, whichever that is, and
+        not only ``reap`` and ``wait`` do. It costs a little more.
 
     Raises:
       RingUnavailableError: there is no io_uring here; the text says what to change.
     """
-      cooperative: the thread's next system call completes what is ready, whichever that is, and
-        not only ``reap`` and ``wait`` do. It costs a little more.
 
     def __init__(
         self,
@@ -161,11 +165,11 @@ class Ring:
         buffers: int = BUFFERS,
         buffer_size: int = BUFFER_SIZE,
         sq_entries: int | None = None,
+        cooperative: bool = False,
     ) -> None:
         self._owns_wakeup_fd = wakeup_fd is None
         self.wakeup_fd = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
-        cooperative: bool = False,
         )
         try:
             self._engine = _open_engine(
@@ -174,11 +178,11 @@ class Ring:
         except RingUnavailableError:
             self._close_wakeup_fd()
             raise
+        self.cooperative = cooperative
         self.forked = False
         self._closed = False
         self._unusable = False  # forked, closed or failed
         self._reaping = False
-        self.cooperative = cooperative
         self._thread = get_ident()
         self._last_id = 0
         self._in_flight: dict[int, Request] = {}
@@ -272,8 +276,9 @@ class Ring:
         when they are."""
         return int(_lib.rtl_pending(self._usable(), outbox.id, below))
 
-    def finish(self, outbox: Request, deadline: float) -> bool:
-        """Send what is left until ``deadline`` (``time.monotonic()``), and end the outbox.
+    def finish(self, outbox: Request, deadline: float | None) -> bool:
+        """Send what is left until ``deadline`` (``time.monotonic()``; None: there is none), and
+        end the outbox.
 
         The caller sends FIN next: until then the kernel may hold back the last bytes.
 
@@ -311,9 +316,16 @@ class Ring:
         return self._start(request, _lib.rtl_poll, select.POLLOUT, _deadline_ns(None))
 
     def close_fd(
-        self, fd: int, *, discard_limit: int, deadline: float, on_done: OnDone | None = None
+        self,
+        fd: int,
+        *,
+        discard_limit: int,
+        deadline: float | None,
+        on_done: OnDone | None = None,
     ) -> Request:
-        """Take over an fd: discard its input and, once released, close it (csrc/close.c)."""
+        """Discard an fd's input until ``deadline`` at most (None: there is none) and, once
+        released, close it (csrc/close.c). Until then it is the caller's, and cancelling the
+        request resets the connection."""
         request = Request(Opcode.CLOSE, fd, on_done=on_done)
         return self._start(request, _lib.rtl_close, discard_limit, _deadline_ns(deadline))
 
@@ -325,14 +337,16 @@ class Ring:
     def release(self, closing: Request) -> bool:
         """Let a close_fd() request close its fd: all that is to be sent has been sent.
 
+        The fd is the ring's from now on, and may be closed before this returns. So the caller
+        lets go of it before (socket.detach()).
+
         Returns:
-          False if the ring has failed: then the fd is the caller's to close.
+          False if the ring has failed, or the request was cancelled: then the fd is the
+          caller's to close.
         """
         if closing.is_over or self._failure is not None:
             return False
-        _lib.rtl_release(self._usable(), closing.id)
-        closing.released = True
-        return True
+        return bool(_lib.rtl_release(self._usable(), closing.id) == 0)
 
     def hurry(self) -> None:
         """Let closed connections linger no longer than it takes to know that the peer's kernel
@@ -481,7 +495,7 @@ class Ring:
         self.submit()
         ns = int(min(max(timeout, 0.0), _LONGEST_WAIT) * 1e9)
         result = _lib.rtl_wait(self._usable(), ns)
-        if result < 0 and -result not in (errno.ETIME, errno.EINTR, errno.EAGAIN):
+        if result < 0 and -result not in (errno.ETIME, errno.EINTR):
             raise OSError(-result, f"io_uring wait: {os.strerror(-result)}")
 
     def _dismiss_abandoned(self) -> None:
@@ -530,14 +544,13 @@ class Ring:
         """The ring can't go on: end every request in flight with this failure (rule 5)."""
         self._failure = failure
         self._unusable = True
+        _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
         doomed = list(self._in_flight.values())
         _park([request.pin for request in doomed])
         _park(self._parcels)
         self._in_flight = {}
         for request in doomed:
             request.failure = failure
-            if request.released:
-                os.close(request.fd)
             try:
                 request.complete(-errno.EIO)
             except Exception:
@@ -581,12 +594,7 @@ class Ring:
 
     def _drain(self, deadline: float) -> None:
         for request in self.requests():
-            if request.opcode is Opcode.CLOSE:
-                if not request.released:
-                    with suppress(OSError):  # not connected: there is nothing to reset
-                        reset_connection(request.fd)
-                self.release(request)
-            elif request.opcode is Opcode.ACCEPT:
+            if request.opcode is Opcode.ACCEPT:
                 request.on_done = _discard
         self.cancel_all(reads_only=False)
         self.hurry()
@@ -626,6 +634,7 @@ def _open_engine(
 ) -> Any:
     """A ring of the usual size, or a smaller one where memory is short."""
     out = _ffi.new("struct rtl_ring **")
+    work = _lib.RTL_COOPERATIVE if cooperative else _lib.RTL_DEFERRED
     cq_entries = min(4 * sq_entries, CQ_ENTRIES)
     while True:
         result = _lib.rtl_open(out, wakeup_fd, sq_entries, cq_entries, buffers, buffer_size, work)
@@ -634,7 +643,6 @@ def _open_engine(
         if result != -errno.ENOMEM or sq_entries <= SMALLEST_RING:
             raise unavailable(-result)
         sq_entries //= 2
-    work = _lib.RTL_COOPERATIVE if cooperative else _lib.RTL_DEFERRED
         cq_entries //= 2
 
 

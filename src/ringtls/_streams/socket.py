@@ -18,6 +18,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._drivers.trio import TrioDriver
 from .._engine.handle import Handle
+from .._engine.ring import close_now
 from .._transports.base import RECEIVE_SIZE, broken
 from .._transports.ring import RingTransport, as_bytes, as_count
 from .closing import Closing
@@ -383,10 +384,9 @@ class SocketListener(trio.abc.Listener[SocketStream]):
             request = ring.close_fd(
                 self.socket.fileno(), discard_limit=0, deadline=time.monotonic()
             )
-            if ring.release(request):
-                self.socket.detach()  # the ring closes it, after the last accept
-            else:
-                self.socket.close()
+            fd = self.socket.detach()  # the ring closes it, after the last accept
+            if not ring.release(request):
+                close_now(fd)
         await trio.lowlevel.checkpoint()
 
 

@@ -11,7 +11,7 @@ import trio
 
 from .._engine.handle import Handle
 from .._engine.request import ignore
-from .._engine.ring import reset_connection
+from .._engine.ring import close_now, reset_connection
 from .base import (
     DISCARD_LIMIT,
     INPUT_LIMIT,
@@ -191,6 +191,7 @@ class RingTransport(BaseTransport):
         def closed(request: Request) -> None:
             if request.failure is not None:
                 on_flushed(request.error())
+            self.socket.close()  # open if it was never released: the run crashed
             on_closed()
 
         try:
@@ -226,10 +227,9 @@ class RingTransport(BaseTransport):
             self._release()
 
     def _release(self) -> None:
-        if self._close_request is not None and self._ring.release(self._close_request):
-            self.socket.detach()  # the ring closes it
-        else:
-            self.socket.close()
+        fd = self.socket.detach()  # before the ring may close it
+        if self._close_request is None or not self._ring.release(self._close_request):
+            close_now(fd)
 
     # Helpers
 
