@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <sys/eventfd.h>
+#include <time.h>
 
 #include "internal.h"
 
@@ -39,6 +40,12 @@ unsigned int rtl_row(int64_t *row, uint64_t id, int64_t result, int64_t what)
 	row[RTL_RESULT] = result;
 	row[RTL_WHAT] = what;
 	return 1;
+}
+
+/* The kernel could not do all now, and will when something has been reaped. */
+static bool is_shortage(int error)
+{
+	return error == -EAGAIN || error == -EBUSY || error == -ENOMEM;
 }
 
 /* A request for input whose receive has ended just goes on. */
@@ -75,16 +82,16 @@ static void complete_upon(struct rtl_ring *r, uint64_t id, int result)
 		rtl_want_cancel(r, q);
 }
 
-/* The buffer that came with a completion is the caller's for a while. */
-static unsigned int hand_over(struct rtl_ring *r, const struct rtl_request *q,
-			      const struct io_uring_cqe *cqe, int64_t *row)
+/*
+ * The buffer that came with a completion is the caller's for a while, and then
+ * the pool's again: whether or not anybody is told of it.
+ */
+static bool lend_buffer(struct rtl_ring *r, const struct io_uring_cqe *cqe)
 {
-	uint16_t bid = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
-
 	if (!(cqe->flags & IORING_CQE_F_BUFFER))
-		return 0;
-	rtl_pool_lend(r, bid);
-	return cqe->res > 0 ? rtl_row(row, q->id, cqe->res, bid) : 0;
+		return false;
+	rtl_pool_lend(r, (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT));
+	return cqe->res > 0;
 }
 
 static void count_bytes(struct rtl_ring *r, const struct rtl_request *q,
@@ -107,7 +114,8 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 {
 	struct rtl_request *q;
 	int result = cqe->res;
-	unsigned int n;
+	unsigned int n = 0;
+	bool has_data;
 	int fd;
 
 	r->n.completed++;
@@ -115,6 +123,7 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 		complete_upon(r, cqe->user_data & ~RTL_UPON, result);
 		return 0;
 	}
+	has_data = lend_buffer(r, cqe);
 	q = rtl_table_find(r, cqe->user_data);
 	if (!q)
 		return 0;
@@ -127,7 +136,9 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 		return rtl_outbox_sent(r, q, result, row);
 	if (result > 0)
 		q->tries = 0;
-	n = hand_over(r, q, cqe, row);
+	if (has_data)
+		n = rtl_row(row, q->id, result,
+			    cqe->flags >> IORING_CQE_BUFFER_SHIFT);
 	if (cqe->flags & IORING_CQE_F_MORE || try_again(r, q, result))
 		return n;
 	if (q->cancelling &&
@@ -189,20 +200,34 @@ int rtl_ready(const struct rtl_ring *r)
  */
 #define MAX_FRUITLESS 16u
 
+/* 0, -EAGAIN if the kernel could not run it now, or what is wrong for good. */
+static int ask_for_work(struct rtl_ring *r)
+{
+	int ret = io_uring_get_events(&r->uring);
+
+	if (is_shortage(ret))
+		return -EAGAIN;
+	return ret < 0 && ret != -EINTR ? ret : 0;
+}
+
 static int run_work(struct rtl_ring *r)
 {
-	for (unsigned int i = 0; i < MAX_FRUITLESS && work_waits(r); i++) {
-		int ret;
+	int error = 0;
 
+	for (unsigned int i = 0; i < MAX_FRUITLESS && work_waits(r); i++) {
 		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
 			r->n.cq_overflows++;
-		ret = io_uring_get_events(&r->uring);
-		if (ret < 0 && ret != -EINTR && ret != -EBUSY)
-			return ret;
-		if (io_uring_cq_ready(&r->uring))
+		error = ask_for_work(r);
+		if (error || io_uring_cq_ready(&r->uring))
 			break;
 	}
-	return 0;
+	return error;
+}
+
+/* The descriptor to sleep on; a counter at its limit is readable already. */
+static int wake(const struct rtl_ring *r)
+{
+	return eventfd_write(r->eventfd, 1) && errno != EAGAIN ? -errno : 0;
 }
 
 /*
@@ -217,14 +242,17 @@ static int run_work(struct rtl_ring *r)
 int rtl_arm(struct rtl_ring *r)
 {
 	struct io_uring_cqe *cqe;
-	int error;
+	int error = 0;
 
 	io_uring_cq_eventfd_toggle(&r->uring, true);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 #ifndef __x86_64__
-	io_uring_get_events(&r->uring);
+	error = ask_for_work(r);
 #endif
-	error = run_work(r);
+	if (!error)
+		error = run_work(r);
+	if (error && error != -EAGAIN)
+		return error;
 	while (io_uring_cq_ready(&r->uring) &&
 	       !io_uring_peek_cqe(&r->uring, &cqe) &&
 	       rtl_outbox_is_silent(r, cqe->user_data, cqe->res)) {
@@ -233,9 +261,9 @@ int rtl_arm(struct rtl_ring *r)
 		complete(r, cqe, row);
 		io_uring_cqe_seen(&r->uring, cqe);
 	}
-	if (has_rows(r) || r->queued.head || r->dry.head)
-		eventfd_write(r->eventfd, 1);
-	return error;
+	if (error || has_rows(r) || r->queued.head || r->dry.head)
+		return wake(r);
+	return 0;
 }
 
 /*
@@ -253,7 +281,7 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 	       r->lent_len <= r->n.buffers / 2) {
 		int error = run_work(r);
 
-		if (error)
+		if (error && error != -EAGAIN)
 			return n ? (int)n : error;
 		if (!has_rows(r))
 			break;
@@ -278,7 +306,10 @@ void rtl_look(const struct rtl_ring *r, int64_t ns)
 	} while (rtl_now_ns() < end);
 }
 
-/* Submit, then sleep until there is a completion: 0, -ETIME or -EINTR. */
+/*
+ * Submit, then sleep until there is a completion: 0, -ETIME or -EINTR. In a
+ * shortage no longer than a moment: the caller reaps and comes again.
+ */
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 {
 	struct __kernel_timespec ts;
@@ -286,7 +317,7 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 	int ret;
 
 	ret = rtl_submit(r);
-	if (ret < 0 && ret != -EAGAIN && ret != -EBUSY && ret != -ENOMEM)
+	if (ret < 0 && !is_shortage(ret))
 		return ret;
 	if (has_rows(r) || r->dry.head)
 		return 0;
@@ -294,5 +325,9 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 		timeout_ns = SHORTAGE_NS;
 	ts.tv_sec = timeout_ns / RTL_NS_PER_SECOND;
 	ts.tv_nsec = timeout_ns % RTL_NS_PER_SECOND;
-	return io_uring_wait_cqes(&r->uring, &cqe, 1, &ts, NULL);
+	ret = io_uring_wait_cqes(&r->uring, &cqe, 1, &ts, NULL);
+	if (!is_shortage(ret))
+		return ret;
+	nanosleep(&(struct timespec){ .tv_nsec = SHORTAGE_NS }, NULL);
+	return 0;
 }

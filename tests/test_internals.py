@@ -1,0 +1,24 @@
+"""What only the engine's own code can bring about, as C programs (tests/internals)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = sorted((ROOT / "tests/internals").glob("*.c"))
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no compiler")
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_program(program: Path, tmp_path: Path) -> None:
+    flags = ["pkg-config", "--cflags", "--libs", "liburing"]
+    liburing = subprocess.run(flags, check=True, capture_output=True, text=True).stdout.split()
+    sources = [str(path) for path in (program, *(ROOT / "csrc").glob("*.c"))]
+    built = str(tmp_path / "program")
+    build = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-Icsrc", *sources, *liburing, "-o", built]
+    subprocess.run(build, check=True, cwd=ROOT)
+    subprocess.run([built], check=True, timeout=60)
