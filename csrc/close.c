@@ -24,7 +24,9 @@
  */
 #include <errno.h>
 #include <linux/sockios.h>
+#include <netinet/in.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -56,6 +58,16 @@ static bool all_acknowledged(int fd)
 	int unacknowledged = 0;
 
 	return ioctl(fd, SIOCOUTQ, &unacknowledged) || !unacknowledged;
+}
+
+/* After close(2) an RST, the answer to more input, would destroy the rest. */
+static bool may_lose_data(int fd)
+{
+	int protocol = 0;
+	socklen_t len = sizeof(protocol);
+
+	return !getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len) &&
+	       protocol == IPPROTO_TCP && !all_acknowledged(fd);
 }
 
 static int64_t ns_of(const struct __kernel_timespec *ts)
@@ -129,6 +141,8 @@ int rtl_close_now(int fd)
 
 void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
 {
+	int result, error;
+
 	if (q->state != RTL_HELD)
 		return;
 	if (!q->u.close.at_end) {
@@ -138,7 +152,9 @@ void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
 	}
 	if (!q->u.close.released || others(r, q, false))
 		return;
-	rtl_end(r, q, rtl_close_now(q->fd));
+	result = may_lose_data(q->fd);
+	error = rtl_close_now(q->fd);
+	rtl_end(r, q, error ? error : result);
 }
 
 void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *q)
@@ -207,11 +223,17 @@ int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 int rtl_release(struct rtl_ring *r, uint64_t close_id)
 {
 	struct rtl_request *q = rtl_table_find(r, close_id);
+	struct rtl_request *o, *next;
 
 	if (!q || q->opcode != RTL_CLOSE || q->cancelling)
 		return -ENOENT;
 	q->u.close.released = true;
 	q->u.close.seen = 0;
+	for (o = r->by_fd[q->fd]; o; o = next) {
+		next = o->fd_next;
+		if (o->opcode == RTL_OUTBOX)
+			rtl_cancel(r, o->id);	/* its owner lost it */
+	}
 	rtl_close_step(r, q);
 	return 0;
 }

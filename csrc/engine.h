@@ -38,7 +38,8 @@ enum rtl_opcode {
 	RTL_ACCEPT,
 	RTL_CONNECT,
 	RTL_POLL,
-	RTL_CLOSE,		/* discard input, then close(2) */
+	RTL_CLOSE,		/* discard input, then close(2); the result
+				 * is 1 if TCP had not acknowledged all */
 	RTL_INPUT,		/* receive into the pool until cancelled */
 	RTL_OUTBOX,		/* send what is put into it */
 };

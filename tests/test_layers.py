@@ -18,7 +18,7 @@ PACKAGE = Path(ringtls.__file__).parent
 
 #: From the bottom to the top. A folder stands for all that is in it.
 LAYERS = (
-    ("_errors", "_outcome", "_statistics"),
+    ("_errors", "_log", "_outcome", "_statistics"),
     ("_engine",),
     ("_interfaces",),
     ("_transports", "_drivers"),

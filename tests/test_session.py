@@ -66,8 +66,8 @@ def test_a_record_in_two_parts(pair: Pair) -> None:
 def test_close_notify_reads_as_empty(pair: Pair) -> None:
     client, server = pair
     client.write(b"bye")
-    client.close_output()
-    client.close_output()
+    client.close_output(keep_unread=True)
+    client.close_output(keep_unread=True)
     carry(client, server)
     assert server.read(100) == b"bye"
     assert server.read(100) == b""
@@ -79,7 +79,7 @@ def test_close_notify_reads_as_empty(pair: Pair) -> None:
 
 def test_both_ends_close(pair: Pair) -> None:
     for one in pair:
-        one.close_output()
+        one.close_output(keep_unread=True)
     client, server = pair
     outputs = client.take_output(), server.take_output()
     server.feed(outputs[0])
@@ -91,9 +91,9 @@ def test_what_came_before_the_close_stays_readable(pair: Pair) -> None:
     client, server = pair
     data = bytes(range(256)) * 200
     client.write(data)
-    client.close_output()
+    client.close_output(keep_unread=True)
     carry(client, server)
-    server.close_output()
+    server.close_output(keep_unread=True)
     received = b""
     while piece := server.read(1000):
         received += piece
@@ -106,7 +106,7 @@ def test_a_partial_record_at_the_close(pair: Pair) -> None:
     client.write(b"in two parts")
     record = client.take_output()
     server.feed(record[:9])
-    server.close_output()
+    server.close_output(keep_unread=True)
     server.feed(record[9:])
     assert server.read(100) == b"in two parts"
 
@@ -154,7 +154,7 @@ def test_garbage_queues_an_alert_and_nothing_after_it(pair: Pair) -> None:
     server.feed(b"\x17\x03\x03\x00\x02ab")
     with pytest.raises(ssl.SSLError):
         server.read(100)
-    server.close_output()
+    server.close_output(keep_unread=True)
     assert not server.close_notify_sent
     carry(server, client)
     with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
@@ -164,5 +164,5 @@ def test_garbage_queues_an_alert_and_nothing_after_it(pair: Pair) -> None:
 def test_tickets_wait_for_something_else_to_send(contexts: Contexts) -> None:
     client, server = sessions(contexts.of_version(ssl.TLSVersion.TLSv1_3))
     assert not server.has_output
-    server.close_output()
+    server.close_output(keep_unread=True)
     assert len(server.take_output()) > 100  # tickets, then the alert

@@ -15,3 +15,15 @@ class TruncationError(trio.BrokenResourceError):
 
 class RingUnavailableError(OSError):
     """This process can't have an io_uring; the text says why and what to change."""
+
+
+def wrong_caller(*, is_forked: bool) -> RuntimeError:
+    """The error of a call by a forked child, or by another thread than the stream's own."""
+    if is_forked:
+        return RuntimeError(
+            "this connection belongs to the parent process: "
+            "a forked child can't use it, open a new one"
+        )
+    return RuntimeError(
+        "this stream belongs to another thread: use a stream in the thread that made it"
+    )

@@ -165,11 +165,8 @@ async def _accept(
 
 
 async def _handle(handler: Callable[[TlsStream], Awaitable[object]], stream: TlsStream) -> None:
-    try:
+    async with stream:
         await handler(stream)
-    finally:
-        if stream.close_outcome is None:
-            await stream.aclose()
 
 
 def statistics() -> Statistics:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ._engine.ring import Ring
     from ._statistics import Tally
 
-__all__ = ["Driver", "Ending", "TaskDriver", "Transport", "WaitQueue"]
+__all__ = ["Driver", "Ending", "OnClosed", "TaskDriver", "Transport", "WaitQueue"]
 
 
 class WaitQueue(Protocol):
@@ -33,6 +33,13 @@ class WaitQueue(Protocol):
 
     async def wait_uncancellable(self) -> None:
         """Wait for the next ``wake``; nothing else ends it."""
+
+
+class OnClosed(Protocol):
+    """What a transport calls when everything is released."""
+
+    def __call__(self, *, acknowledged: bool) -> object:
+        """``acknowledged``: the peer's TCP has all that was sent, as far as this can be known."""
 
 
 class Driver(Protocol):
@@ -77,8 +84,12 @@ class Driver(Protocol):
     def call_soon(self, function: Callable[[], object]) -> None:
         """Run a function in the ring's thread. May be called from any thread."""
 
-    def check_process(self) -> None:
-        """Raise RuntimeError in a forked child: what it inherited is its parent's."""
+    def check_caller(self) -> None:
+        """Raise RuntimeError in another thread, and in a forked child: nothing has happened
+        then."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait so long; a cancellation ends it."""
 
 
 class Transport(Protocol):
@@ -89,6 +100,9 @@ class Transport(Protocol):
 
     error: OSError | None
     """Why nothing can be sent any more."""
+
+    on_crash: Callable[[BaseException], object] | None
+    """What is called with what a callback of the transport's own raised."""
 
     @property
     def driver(self) -> Driver: ...
@@ -107,7 +121,7 @@ class Transport(Protocol):
     async def receive(self) -> None:
         """Wait until something was passed on. For callers that have used up what had come.
 
-        May return without that. Several tasks may wait.
+        May return without that, as when nothing more can be sent. Several tasks may wait.
 
         Raises:
           trio.BrokenResourceError: the connection broke.
@@ -135,13 +149,17 @@ class Transport(Protocol):
         self,
         deadline: float,
         on_flushed: Callable[[OSError | None], object],
-        on_closed: Callable[[], object],
+        on_closed: OnClosed,
     ) -> None:
         """Accept no more, wake all who wait, send what is accepted until ``deadline``.
 
         ``on_flushed`` is called with the reason it failed or None, then ``on_closed`` when
         after end_output() or reset() everything is released.
         """
+
+    def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
+        """Call ``on_delivered`` when the peer's TCP has acknowledged all that was sent, or at
+        ``deadline``."""
 
     def end_output(self) -> None:
         """Send FIN; discard input until the peer's FIN or a limit, then release everything.
@@ -152,6 +170,17 @@ class Transport(Protocol):
 
     def reset(self) -> None:
         """Break the connection so that the peer can't mistake it for an end."""
+
+    def break_off(self, on_closed: OnClosed) -> bool:
+        """Reset, wake all who wait and release everything, whatever an exception has left undone
+        of an end (rule C16). False if FIN or a reset had been sent already."""
+
+    async def wait_acknowledged(self) -> None:
+        """Wait until the peer's TCP has all that was sent.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError: as ``wait_sent``.
+        """
 
 
 class TaskDriver(Driver, Protocol):
@@ -170,8 +199,14 @@ class Ending(Protocol):
     started: bool
     """True once its end has begun."""
 
+    deadline: float
+    """Until when it should have ended, a time of time.monotonic()."""
+
     def start_as_orphan(self) -> None:
         """Begin the end: nobody else does."""
 
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of something that nobody closed."""
+
+    def give_up(self) -> None:
+        """Let go of everything: the deadline is long over (rule C16)."""

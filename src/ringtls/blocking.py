@@ -65,9 +65,6 @@ class _Stream:
     def receive_some(self, max_bytes: int | None = None) -> bytes:
         raise NotImplementedError
 
-    def close(self) -> None:
-        raise NotImplementedError
-
     def __iter__(self) -> Self:
         return self
 
@@ -86,7 +83,10 @@ class _Stream:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._end(after_error=exc_type is not None)
+
+    def _end(self, *, after_error: bool) -> None:
+        raise NotImplementedError
 
     async def __aenter__(self) -> NoReturn:
         raise TypeError(f"use 'with' with a blocking {type(self).__name__}, not 'async with'")
@@ -160,6 +160,9 @@ class SocketStream(_Stream):
 
     def close(self) -> None:
         """Send FIN and close; what the peer still sends is thrown away. Does not wait."""
+        self._end(after_error=False)
+
+    def _end(self, *, after_error: bool) -> None:
         if self._closing.started:
             return
         with self._call():
@@ -177,8 +180,8 @@ class TlsStream(TlsInfo, _Stream):
     Args:
       transport_stream: the connection; it belongs to this object from now on, and its timeout is
         also this object's.
-      ssl_context, server_hostname, server_side, https_compatible, shutdown_timeout: as for
-        ringtls.TlsStream.
+      ssl_context, server_hostname, server_side, https_compatible, shutdown_timeout,
+      reset_on_error: as for ringtls.TlsStream.
 
     Raises:
       ValueError, ssl.SSLError: the context and the names do not fit together.
@@ -193,6 +196,7 @@ class TlsStream(TlsInfo, _Stream):
         server_side: bool = False,
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+        reset_on_error: bool = False,
     ) -> None:
         if not isinstance(transport_stream, SocketStream):
             raise TypeError(
@@ -209,6 +213,7 @@ class TlsStream(TlsInfo, _Stream):
                 server_side=server_side,
                 https_compatible=https_compatible,
                 shutdown_timeout=shutdown_timeout,
+                reset_on_error=reset_on_error,
             )
         self._session, self._closing = self._stream._session, self._stream._closing
 
@@ -262,6 +267,16 @@ class TlsStream(TlsInfo, _Stream):
         with self._call():
             return complete(self._stream.receive_into(buffer, nbytes))
 
+    def wait_acknowledged(self) -> None:
+        """Wait until the peer's TCP has acknowledged all that was sent: see ringtls.TlsStream.
+
+        Raises:
+          TimeoutError
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        with self._call():
+            complete(self._stream.wait_acknowledged())
+
     def send_eof(self) -> None:
         """Send close_notify, and no FIN: the other direction goes on.
 
@@ -302,10 +317,13 @@ class TlsStream(TlsInfo, _Stream):
 
         A KeyboardInterrupt comes out when that is done.
         """
+        self._end(shutdown_timeout, after_error=False)
+
+    def _end(self, timeout: float | None = None, *, after_error: bool) -> None:
         if self.close_outcome is not None:
             return
         with self._driver.call():
-            complete(self._stream.aclose(shutdown_timeout=shutdown_timeout))
+            complete(self._stream._end(timeout, after_error=after_error))
 
     def close_unclean(self) -> None:
         """Reset the connection at once, without close_notify. Does not wait.

@@ -32,8 +32,9 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._engine.ring import Ring
+from .._errors import wrong_caller
 from .._statistics import Tally
-from .end_of_run import adopt
+from .end_of_run import LATE, adopt, give_up
 
 if TYPE_CHECKING:
     from .._engine.handle import Handle
@@ -134,8 +135,7 @@ class _Call:
 
     def __enter__(self) -> None:
         driver = self._driver
-        driver.check_process()
-        driver.check_thread()
+        driver.check_caller()
         if not driver.depth:
             driver.interrupts.hold()
         driver.depth += 1
@@ -194,13 +194,6 @@ class BlockingDriver:
         """
         return _Call(self, timeout)
 
-    def check_thread(self) -> None:
-        """Raise RuntimeError in any thread but the driver's own."""
-        if get_ident() != self._thread:
-            raise RuntimeError(
-                "this stream belongs to another thread: use a stream in the thread that made it"
-            )
-
     # What streams use
 
     @property
@@ -242,8 +235,14 @@ class BlockingDriver:
             with self.call():
                 pass
 
-    def check_process(self) -> None:
-        self.ring.check_process()
+    def check_caller(self) -> None:
+        if self.is_forked or get_ident() != self._thread:
+            raise wrong_caller(is_forked=self.is_forked)
+
+    async def sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        timer = self.ring.timer(end)
+        self.drive_until(lambda: timer.is_over)
 
     # Driving
 
@@ -276,6 +275,15 @@ class BlockingDriver:
             self.ring.submit()
             self._reap()
 
+    def _await_endings(self) -> None:
+        if not self._endings:
+            return
+        latest = max(ending.deadline for ending in self._endings) + LATE
+        self.drive_until(
+            lambda: not self._endings or time.monotonic() >= latest, interruptible=False
+        )
+        give_up(self._endings)
+
     def _look_after_the_left_behind(self) -> None:
         while self._left_behind:
             self._left_behind.popleft()()
@@ -283,8 +291,10 @@ class BlockingDriver:
     def _reap(self) -> None:
         try:
             self.ring.reap()
-        except Exception as failure:
+        except BaseException as failure:
             self.ring.fail(failure)
+            if not isinstance(failure, Exception):
+                raise
 
     # The end
 
@@ -299,10 +309,11 @@ class BlockingDriver:
                 adopt(self._endings)
                 self.ring.cancel_all(reads_only=True)
                 self.ring.hurry()
-                self.drive_until(lambda: not self._endings, interruptible=False)
+                self._await_endings()
         except OSError as failure:
             self.ring.fail(failure)
-        self.ring.close(timeout=1.0)
+        finally:
+            self.ring.close(timeout=1.0)
 
 
 class _ThreadEnd:

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .._log import log
+
 if TYPE_CHECKING:
     from .._interfaces import Ending
 
-__all__ = ["adopt"]
+__all__ = ["LATE", "adopt", "give_up"]
 
-logger = logging.getLogger("ringtls")
+#: Seconds after its deadline in which an end must have come, or is given up (rule C16).
+LATE = 1.0
 
 
 def adopt(endings: Iterable[Ending]) -> None:
@@ -23,4 +26,13 @@ def adopt(endings: Iterable[Ending]) -> None:
         try:
             ending.warn_unclosed()
         except ResourceWarning as warning:  # the user's filter makes it an error
-            logger.error("%s", warning)
+            log(logging.ERROR, "%s", warning)
+
+
+def give_up(endings: Iterable[Ending]) -> None:
+    """Let go of what has not ended in time, each whatever the others do."""
+    for ending in list(endings):
+        try:
+            ending.give_up()
+        except BaseException as failure:
+            log(logging.ERROR, "%r could not be given up: %r", ending, failure, failure=failure)

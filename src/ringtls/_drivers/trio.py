@@ -11,7 +11,9 @@ Rules:
    all dispatching is the instrument's. While trio is awake anyway the eventfd is not used. In
    polling (_polling) it is the pump that keeps trio awake.
 4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
-   is caught, and ends every request in flight with itself as the reason.
+   is caught, and ends every request in flight with itself as the reason. What a signal's handler
+   raises at the very entry of the instrument can't be caught: a second instrument, called after
+   the first, sees that it is missing and puts it back.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
    a. The main task is done and the system tasks are cancelled. The pump stays until it is the
       last of them and every close that has begun is done.
@@ -20,7 +22,8 @@ Rules:
       task, the only one that is still open. Other tasks of ours then run there as well.
    c. That nursery is cancelled: no user code is left. Streams still open are closed here, as
       if they had been dropped, and what else is in flight has GRACE seconds to end.
-   After the run the ring is drained and freed.
+   After the run the ring is drained and freed. Every wait of these is bounded: an end that is
+   not there LATE seconds after its deadline is given up (rule C16).
 """
 
 from __future__ import annotations
@@ -31,18 +34,20 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
+from threading import get_ident
 from types import coroutine
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 import trio
 from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
 from .._engine.wakeups import open_for_event_loop
+from .._errors import wrong_caller
 from .._statistics import Statistics, Tally
 from .busy_poll import LOOK, Polling
-from .end_of_run import adopt
+from .end_of_run import LATE, adopt, give_up
 
 if TYPE_CHECKING:
     from .._engine.handle import Handle
@@ -73,63 +78,65 @@ _WOKEN = Value(None)
 class TrioWaitQueue:
     """Tasks that wait for the next occurrence of something (WaitQueue of _interfaces).
 
-    Most often that is one task: it has the place, and others queue.
+    Most often that is one task: it has the place, and others queue. Who wakes a task forgets it
+    after that and not before, and who was woken sees to it that it is forgotten. So an exception
+    in between loses nobody, and nobody is woken out of another sleep. What trio calls to cancel a
+    wait is no Python code, for nothing of ours could catch what is raised at its entry: it takes
+    the answer to trio out of where the wait is noted.
     """
 
-    __slots__ = ("__weakref__", "_message", "_queue", "_task")
+    __slots__ = ("_message", "_place", "_queue", "_task")
 
     def __init__(self) -> None:
         self._task: Task | None = None
-        self._queue: set[Task] | None = None  # an empty set is larger than all of this
+        self._place: dict[str, Abort] | None = None  # has an entry while _task waits
+        self._queue: dict[Task, Abort] | None = None
         self._message: Any = None
 
     def wake(self) -> None:
-        if self._task is not None:
-            task, self._task = self._task, None
-            reschedule(task, _WOKEN)
-        if self._queue is not None:
-            queue, self._queue = self._queue, None
-            for task in queue:
-                reschedule(task)
+        if self._place:
+            assert self._task is not None
+            reschedule(self._task, _WOKEN)
+            self._place.pop("waits", None)
+        while self._queue:
+            task = next(iter(self._queue))
+            reschedule(task)
+            self._queue.pop(task, None)
 
     @coroutine
     def wait(self) -> Generator[Any, Any, None]:
         task = current_task()
-        if self._task is not None:
-            self._join_queue(task)
-            yield from trio.lowlevel.wait_task_rescheduled(partial(self._abort_queued, task))
+        if self._place:
+            yield from self._wait_queued(task, Abort.SUCCEEDED)
             return
-        if self._message is None:
-            abort = partial(_abort_waiter, ref(self))  # no reference cycle
+        if self._place is None:
+            self._place = {}
+            abort = partial(self._place.pop, "waits")
             self._message = _message_of(trio.lowlevel.wait_task_rescheduled(abort))
-        self._task = task
-        sent = yield self._message
+        try:
+            self._task = task
+            self._place["waits"] = Abort.SUCCEEDED
+            sent = yield self._message
+        finally:
+            if self._task is task:
+                self._place.pop("waits", None)
         if sent is not _WOKEN:
             sent.unwrap()
 
-    async def wait_uncancellable(self) -> None:
-        self._join_queue(current_task())
-        await trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED)
+    @coroutine
+    def wait_uncancellable(self) -> Generator[Any, Any, None]:
+        yield from self._wait_queued(current_task(), Abort.FAILED)
 
-    def _join_queue(self, task: Task) -> None:
+    @coroutine
+    def _wait_queued(self, task: Task, answer: Abort) -> Generator[Any, Any, None]:
         if self._queue is None:
-            self._queue = set()
-        self._queue.add(task)
-
-    def _abort_queued(self, task: Task, _: RaiseCancelT) -> Abort:
-        if self._queue is not None:
-            self._queue.discard(task)
-        return Abort.SUCCEEDED
-
-    def abort_waiter(self) -> None:
-        self._task = None
-
-
-def _abort_waiter(queue: ref[TrioWaitQueue], _: RaiseCancelT) -> Abort:
-    waited_for = queue()
-    assert waited_for is not None  # its waiter holds it
-    waited_for.abort_waiter()
-    return Abort.SUCCEEDED
+            self._queue = {}
+        notes = self._queue if answer is Abort.SUCCEEDED else {task: answer}
+        try:
+            self._queue[task] = answer
+            yield from trio.lowlevel.wait_task_rescheduled(partial(notes.pop, task))
+        finally:
+            self._queue.pop(task, None)
 
 
 class _WakeOnTaskExit(trio.abc.Instrument):
@@ -153,6 +160,22 @@ def _die_in_child() -> None:
 os.register_at_fork(after_in_child=_die_in_child)
 
 
+class _Guard(trio.abc.Instrument):
+    """Puts the driver back among the instruments if trio has removed it (rule 4)."""
+
+    def __init__(self, driver: TrioDriver) -> None:
+        self._driver = driver
+
+    def before_io_wait(self, timeout: float) -> None:
+        driver = self._driver
+        if driver.is_at_work:
+            driver.is_at_work = False
+        else:
+            trio.lowlevel.add_instrument(driver)
+            driver.before_io_wait(timeout)
+            driver.is_at_work = False
+
+
 class TrioDriver(trio.abc.Instrument):
     """What the streams of one trio run share, and how its tasks wait for the ring."""
 
@@ -161,12 +184,14 @@ class TrioDriver(trio.abc.Instrument):
         self._ring: Ring | None = None
         self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.is_forked = False
+        self._thread = get_ident()
         _drivers.add(self)
         self._token = trio.lowlevel.current_trio_token()
         self._endings: set[Ending] = set()
         self.tally = Tally()
         self._polling = Polling()
         self._submitted = False
+        self.is_at_work = False  # seen and cleared by the guard in each tick
         self._pump_runs = False
         self._draining = False  # the pump waits for the ends of closings, and not for the eventfd
         self._late_nursery: trio.Nursery | None = None
@@ -184,14 +209,15 @@ class TrioDriver(trio.abc.Instrument):
             return _current.get()
         except LookupError:
             driver = cls()
-            _current.set(driver)
             driver._start()
+            _current.set(driver)
             return driver
         except RuntimeError:
             raise RuntimeError("ringtls streams can be used only inside trio.run()") from None
 
     def _start(self) -> None:
         trio.lowlevel.add_instrument(self)
+        trio.lowlevel.add_instrument(_Guard(self))
         try:
             trio.lowlevel.spawn_system_task(self._pump, name="ringtls pump")
         except RuntimeError:
@@ -267,12 +293,12 @@ class TrioDriver(trio.abc.Instrument):
     def call_soon(self, function: Callable[[], object]) -> None:
         self._token.run_sync_soon(function)
 
-    def check_process(self) -> None:
-        if self.is_forked:
-            raise RuntimeError(
-                "this connection belongs to the parent process: "
-                "a forked child can't use it, open a new one"
-            )
+    def check_caller(self) -> None:
+        if self.is_forked or get_ident() != self._thread:
+            raise wrong_caller(is_forked=self.is_forked)
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
 
     def statistics(self) -> Statistics:
         """The figures of this run."""
@@ -295,25 +321,30 @@ class TrioDriver(trio.abc.Instrument):
     # The instrument
 
     def before_io_wait(self, timeout: float) -> None:
-        ring = self._ring
-        if ring is None or ring.forked or self.failure is not None:
-            return
         try:
+            self.is_at_work = True
+            ring = self._ring
+            if ring is None or ring.forked or self.failure is not None:
+                return
             self._submitted = ring.submit()
             if timeout > 0:
                 ring.arm()
                 self._polling.falls_asleep()
+            if not self._pump_runs and ring.in_flight:
+                self._ask_for_late_pump()
         except BaseException as failure:
             self._fail(failure)
-        if not self._pump_runs and ring.in_flight:
-            self._ask_for_late_pump()
 
     def after_io_wait(self, timeout: float) -> None:
-        if timeout > 0:
-            self._polling.wakes()
-        self._reap()
+        try:
+            if timeout > 0:
+                self._polling.wakes()
+            self._reap()
+        except BaseException as failure:
+            self._fail(failure)
 
     def after_run(self) -> None:
+        give_up(self._endings)  # none is left, unless the run has crashed
         if self._ring is None or self._ring.close(timeout=1.0):
             os.close(self._wakeup_fd)  # else the kernel may still write to it
 
@@ -321,22 +352,21 @@ class TrioDriver(trio.abc.Instrument):
         ring = self._ring
         if ring is None or ring.forked or self.failure is not None:
             return
-        try:
-            looks = self._polling.awake and not self._submitted
-            if looks:
-                ring.look(LOOK)
-            found = ring.reap()
-            if looks and not found:
-                self._polling.stop()
-            if found and self._draining:
-                self.wake()
-            self._polling.has_moved(ring.bytes_moved)
-        except BaseException as failure:
-            self._fail(failure)
+        looks = self._polling.awake and not self._submitted
+        if looks:
+            ring.look(LOOK)
+        found = ring.reap()
+        if looks and not found:
+            self._polling.stop()
+        if found and self._draining:
+            self.wake()
+        self._polling.has_moved(ring.bytes_moved)
 
     def _fail(self, failure: BaseException) -> None:
         self.failure = failure
-        self.ring.fail(failure)
+        self._polling.stop()
+        if self._ring is not None:
+            self._ring.fail(failure)
         self.wake()
 
     def wake(self) -> None:
@@ -348,7 +378,12 @@ class TrioDriver(trio.abc.Instrument):
     async def _pump(self, *, late: bool = False) -> None:
         try:
             while True:
-                await self._next_wakeup()
+                try:
+                    await self._next_wakeup()
+                except Exception as failure:
+                    if self.failure is not None:
+                        raise
+                    self._fail(failure)
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
                 await self._drain(late)
@@ -405,10 +440,18 @@ class TrioDriver(trio.abc.Instrument):
         if self._ring is not None and self.failure is None:
             self._ring.cancel_all(reads_only=True)
             self._ring.hurry()
-        while any(ending.started for ending in self._endings):
-            await self._next_wakeup()
+        await self._await_endings()
         if late and self._ring is not None:
             await self._drain_rest(self._ring)
+
+    async def _await_endings(self) -> None:
+        while started := [ending for ending in self._endings if ending.started]:
+            left = max(ending.deadline for ending in started) + LATE - time.monotonic()
+            if left <= 0:
+                give_up(started)
+                continue
+            with trio.move_on_after(left):
+                await self._next_wakeup()
 
     async def _drain_rest(self, ring: Ring) -> None:
         """What nobody waits for may take GRACE seconds."""

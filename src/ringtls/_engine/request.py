@@ -11,6 +11,8 @@ Rules:
 4. A result is taken once. A second taker, or a second waiter, is an error at the call.
 5. A cancelled request still ends by its own completion. If it completed before the
    cancellation reached it, that result counts: it is not lost.
+6. What a callback raises goes to ``on_failure``, if whoever made the request has set that. So it
+   ends one connection, and not the ring.
 
 This module knows no event loop.
 """
@@ -84,6 +86,7 @@ class Request:
         "fd",
         "id",
         "on_done",
+        "on_failure",
         "on_progress",
         "opcode",
         "pin",
@@ -109,6 +112,7 @@ class Request:
         self.sink = sink
         self.on_done = on_done
         self.on_progress = on_progress
+        self.on_failure: Callable[[BaseException], object] | None = None
         self.state = State.NEW
         self.result = 0
         self.data: bytes | None = None
@@ -121,15 +125,34 @@ class Request:
             raise RuntimeError(f"{self!r} can't {event.name.lower()}") from None
 
     def complete(self, result: int) -> None:
-        """The ring's call: the kernel is done, the buffers are the caller's again."""
-        self.advance(Event.COMPLETE)
-        self.result = result
-        self.pin = None
-        self.sink = ignore
-        self.on_progress = None
+        """The ring's call: the kernel is done, the buffers are the caller's again.
+
+        If an exception comes out of this it can be called again, and goes on.
+        """
+        if not self.is_over:
+            self.result = result
+            self.pin = None
+            self.sink = ignore
+            self.on_progress = None
+            self.advance(Event.COMPLETE)
         if self.on_done is not None:
-            on_done, self.on_done = self.on_done, None
-            on_done(self)
+            try:
+                self.on_done(self)
+            except BaseException as failure:
+                if self.on_failure is None:
+                    raise
+                self.on_failure(failure)
+        self.on_done = self.on_failure = None
+
+    def progress(self, unsent: int) -> None:
+        """The ring's call: of an OUTBOX only so many bytes are unsent."""
+        assert self.on_progress is not None
+        try:
+            self.on_progress(unsent)
+        except BaseException as failure:
+            if self.on_failure is None:
+                raise
+            self.on_failure(failure)
 
     def keep(self, view: bytes | bytearray | memoryview) -> None:
         """The sink of a receive whose data is its result."""

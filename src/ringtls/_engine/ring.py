@@ -26,9 +26,11 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import select
+import termios
 import threading
 import time
 from collections import deque
@@ -37,7 +39,8 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._errors import RingUnavailableError
+from .._errors import RingUnavailableError, wrong_caller
+from .._log import log
 from . import _native
 from .address import Address, packed
 from .availability import unavailable
@@ -53,9 +56,7 @@ from .request import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Ring", "RingCounters", "close_now", "reset_connection"]
-
-logger = logging.getLogger("ringtls")
+__all__ = ["Ring", "RingCounters", "close_now", "has_unacknowledged", "reset_connection"]
 
 _ffi: Any = _native.ffi
 _lib: Any = _native.lib
@@ -123,6 +124,16 @@ def _close_at_exit() -> None:
 
 os.register_at_fork(after_in_child=_die_in_child)
 atexit.register(_close_at_exit)
+
+
+def has_unacknowledged(fd: int) -> bool:
+    """True if the peer's TCP has not acknowledged all that was sent (SIOCOUTQ, tcp(7))."""
+    unacknowledged = bytearray(4)
+    try:
+        fcntl.ioctl(fd, termios.TIOCOUTQ, unacknowledged)
+    except OSError:  # not a connection that knows of it
+        return False
+    return any(unacknowledged)
 
 
 def reset_connection(fd: int) -> None:
@@ -291,9 +302,9 @@ class Ring:
         result = _lib.rtl_finish(self._usable(), outbox.id, _deadline_ns(deadline))
         if result > 0:
             return False
-        del self._in_flight[outbox.id]
         outbox.on_done = None
         outbox.complete(result)
+        self._in_flight.pop(outbox.id, None)
         if result < 0:
             raise OSError(-result, f"{outbox.label}: {os.strerror(-result)}")
         return True
@@ -361,8 +372,8 @@ class Ring:
             return
         unknown = _lib.rtl_cancel(engine, request.id) == -errno.ENOENT
         if unknown and not self._reaping:  # it never got to the engine: see rule 1
-            del self._in_flight[request.id]
             request.complete(-errno.ECANCELED)
+            self._in_flight.pop(request.id, None)
 
     def abandon(self, request: Request) -> None:
         """Nobody waits for this request any more. May be called from any thread."""
@@ -451,16 +462,19 @@ class Ring:
                 found = True
                 columns = iter(_ffi.unpack(rows, count * _lib.RTL_ROW))
                 for id_, result, what in zip(columns, columns, columns, strict=True):
-                    if what >= 0:
-                        request = in_flight[id_]
-                        try:
-                            request.sink(pool[what][:result])
-                        except BaseException as failure:
-                            self._sink_failed(request, failure)
-                    elif what == OVER:
-                        self._end(id_, result, failures)
-                    else:
-                        self._report(in_flight[id_], result, failures)
+                    try:
+                        if what >= 0:
+                            request = in_flight[id_]
+                            try:
+                                request.sink(pool[what][:result])
+                            except BaseException as failure:
+                                self._sink_failed(request, failure)
+                        elif what == OVER:
+                            self._end(id_, result)
+                        else:
+                            in_flight[id_].progress(result)
+                    except BaseException as failure:
+                        failures.append(failure)
         finally:
             self._reaping = False
         if failures:
@@ -473,22 +487,13 @@ class Ring:
         request.sink = ignore
         self.cancel(request)
 
-    def _report(self, request: Request, unsent: int, failures: list[BaseException]) -> None:
-        assert request.on_progress is not None
-        try:
-            request.on_progress(unsent)
-        except BaseException as failure:
-            failures.append(failure)
-
-    def _end(self, id_: int, result: int, failures: list[BaseException]) -> None:
-        request = self._in_flight.pop(id_, None)
+    def _end(self, id_: int, result: int) -> None:
+        request = self._in_flight.get(id_)
         if request is None:
             del self._parcels[id_]
-            return
-        try:
+        else:
             request.complete(result)
-        except BaseException as failure:
-            failures.append(failure)
+            del self._in_flight[id_]  # not before: ``fail`` completes what an exception left
 
     def wait(self, timeout: float) -> None:
         """Submit, then sleep until there is a completion or ``timeout`` seconds are over."""
@@ -512,14 +517,6 @@ class Ring:
         if self._reaping:
             raise RuntimeError("a callback of the ring must not drive it (rule 4)")
 
-    def check_process(self) -> None:
-        """Raise RuntimeError in a forked child of the process that made this."""
-        if self.forked:
-            raise RuntimeError(
-                "this connection belongs to the parent process: "
-                "a forked child can't use it, open a new one"
-            )
-
     @property
     def is_usable(self) -> bool:
         """False if it was closed, or has failed, or is the parent process's."""
@@ -533,10 +530,9 @@ class Ring:
     def _refuse(self) -> NoReturn:
         if self._failure is not None:
             raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
-        self.check_process()
-        if self._closed:
+        if self._closed and not self.forked:
             raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
-        raise RuntimeError("a ring may be used only in the thread that made it")
+        raise wrong_caller(is_forked=self.forked)
 
     # Ending
 
@@ -553,8 +549,8 @@ class Ring:
             request.failure = failure
             try:
                 request.complete(-errno.EIO)
-            except Exception:
-                logger.exception("callback of %r", request)
+            except BaseException as error:  # the others must be told, too
+                log(logging.ERROR, "callback of %r raised %r", request, error, failure=error)
 
     def close(self, timeout: float) -> bool:
         """Cancel and drain, for at most ``timeout`` seconds, then free the ring.

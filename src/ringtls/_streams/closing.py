@@ -3,17 +3,29 @@
 The ring runs it, by callbacks, and not a task: so it can't be cancelled, and goes on when the
 task, or the stream object, is gone. A task may wait for it, and is not needed for it.
 
-    phase      event     next       what is done
-    OPEN       CLOSE     FLUSHING   close_notify is queued behind all that was accepted
-    OPEN       ABORT     LINGERING  reset
-    FLUSHING   FLUSHED   LINGERING  FIN; input is discarded until the peer's FIN or a limit
-    FLUSHING   BROKEN    LINGERING  reset: the peer is gone
-    FLUSHING   EXPIRED   LINGERING  reset: so that the peer can't mistake it for an end
-    FLUSHING   ABORT     LINGERING  reset
-    FLUSHING   RELEASED  CLOSED     the run crashed, and its ring reset what it still had
-    LINGERING  RELEASED  CLOSED     the socket is closed, nothing is in flight
+    phase       event      next        what is done
+    OPEN        CLOSE      FLUSHING    close_notify is queued behind all that was accepted
+    OPEN        ABORT      LINGERING   reset
+    OPEN        CRASHED    LINGERING   reset
+    FLUSHING    FLUSHED    LINGERING   FIN; input is discarded until the peer's FIN or a limit
+    FLUSHING    CUT_SHORT  DELIVERING  no close_notify may follow: wait until the peer's TCP has all
+    FLUSHING    BROKEN     LINGERING   reset: the peer is gone
+    FLUSHING    EXPIRED    LINGERING   reset: so that the peer can't mistake it for an end
+    FLUSHING    ABORT      LINGERING   reset
+    FLUSHING    CRASHED    LINGERING   reset: something raised in here
+    FLUSHING    RELEASED   CLOSED      the run crashed, and its ring reset what it still had
+    DELIVERING  DELIVERED  LINGERING   reset: it comes after the last byte, or the time is over
+    DELIVERING  ABORT      LINGERING   reset
+    DELIVERING  CRASHED    LINGERING   reset: as above
+    DELIVERING  RELEASED   CLOSED      as above
+    LINGERING   RELEASED   CLOSED      the socket is closed, nothing is in flight
 
-From LINGERING on the outcome is known, and nobody waits any more. (RFC 8446, section 6.1.)
+The outcome is known when FLUSHING is over, and nobody waits any more. (RFC 8446, section 6.1.)
+
+An exception can come anywhere in here: memory is short, a signal's handler raises. So there are
+two boundaries, the start of an end and the ring's callbacks, and what gets there makes the event
+CRASHED: the connection is reset, all who wait are woken, and the rest of the run does not notice
+(rule C16). User code that runs in here (a farewell, logging) can't raise into it.
 """
 
 from __future__ import annotations
@@ -21,10 +33,14 @@ from __future__ import annotations
 import enum
 import errno
 import logging
+import math
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .._log import log
 from .._outcome import CloseOutcome
 from . import leaks
 
@@ -32,54 +48,63 @@ if TYPE_CHECKING:
     from .._interfaces import Transport
     from .session import TlsSession
 
-__all__ = [
-    "TRANSITIONS",
-    "Closing",
-    "Event",
-    "Phase",
-    "checked_timeout",
-]
-
-logger = logging.getLogger("ringtls")
+__all__ = ["TRANSITIONS", "Closing", "Event", "Farewell", "Phase", "checked_timeout"]
 
 #: Seconds that a connection's end may take.
 SHUTDOWN_TIMEOUT = 5.0
+
+#: Bytes that last words may have: one record (RFC 8446, section 5.1).
+LONGEST_FAREWELL = 16384
+
+Farewell = bytes | Callable[[], bytes] | None
 
 
 class Phase(enum.IntEnum):
     OPEN = 0
     FLUSHING = 1
-    LINGERING = 2
-    CLOSED = 3
+    DELIVERING = 2
+    LINGERING = 3
+    CLOSED = 4
 
 
 class Event(enum.IntEnum):
     CLOSE = 0
     FLUSHED = 1
-    BROKEN = 2
-    EXPIRED = 3
-    ABORT = 4
-    RELEASED = 5
+    CUT_SHORT = 2
+    DELIVERED = 3
+    BROKEN = 4
+    EXPIRED = 5
+    ABORT = 6
+    CRASHED = 7
+    RELEASED = 8
 
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.OPEN, Event.CLOSE): Phase.FLUSHING,
     (Phase.OPEN, Event.ABORT): Phase.LINGERING,
+    (Phase.OPEN, Event.CRASHED): Phase.LINGERING,
     (Phase.FLUSHING, Event.FLUSHED): Phase.LINGERING,
+    (Phase.FLUSHING, Event.CUT_SHORT): Phase.DELIVERING,
     (Phase.FLUSHING, Event.BROKEN): Phase.LINGERING,
     (Phase.FLUSHING, Event.EXPIRED): Phase.LINGERING,
     (Phase.FLUSHING, Event.ABORT): Phase.LINGERING,
+    (Phase.FLUSHING, Event.CRASHED): Phase.LINGERING,
     (Phase.FLUSHING, Event.RELEASED): Phase.CLOSED,
+    (Phase.DELIVERING, Event.DELIVERED): Phase.LINGERING,
+    (Phase.DELIVERING, Event.ABORT): Phase.LINGERING,
+    (Phase.DELIVERING, Event.CRASHED): Phase.LINGERING,
+    (Phase.DELIVERING, Event.RELEASED): Phase.CLOSED,
     (Phase.LINGERING, Event.RELEASED): Phase.CLOSED,
 }
 
+#: The outcome, where the event decides it; else it is the way the stream took its leave.
 _OUTCOMES = {
     Event.BROKEN: CloseOutcome.PEER_RESET,
     Event.EXPIRED: CloseOutcome.TIMED_OUT,
     Event.ABORT: CloseOutcome.UNCLEAN,
+    Event.CRASHED: CloseOutcome.CRASHED,
     Event.RELEASED: CloseOutcome.TIMED_OUT,
 }
-
 
 _ENDED_BY_FIN = {
     CloseOutcome.CLEAN,
@@ -87,22 +112,29 @@ _ENDED_BY_FIN = {
     CloseOutcome.AFTER_FATAL_ALERT,
 }
 
+#: Ways to take leave after which the peer must not read an end.
+_WITHOUT_END = {CloseOutcome.BROKEN_OFF, CloseOutcome.DURING_RENEGOTIATION}
+
 
 class Closing:
-    """The end of one connection, from before its start.
+    """The end of one connection, from before its start (Ending of _interfaces).
 
     Made with the stream, which it outlives. Holds the run open until the connection is closed.
     """
 
     __slots__ = (
-        "_farewell",
+        "_leave",
         "_phase",
         "_session",
         "_settled",
+        "deadline",
+        "farewell",
         "made_at",
         "outcome",
+        "reset_on_error",
         "started",
         "timeout",
+        "torn",
         "transport",
     )
 
@@ -110,12 +142,17 @@ class Closing:
         self.transport = transport
         self._session: TlsSession | None = None
         self.timeout = SHUTDOWN_TIMEOUT
+        self.deadline = math.inf
         self.outcome: CloseOutcome | None = None
+        self.farewell: Farewell = None
+        self.torn = False  # a part of a send_all was accepted, and the rest was not
+        self.reset_on_error = False
         self.made_at = leaks.caller()
         self._phase = Phase.OPEN
         self.started = False
-        self._farewell = CloseOutcome.CLEAN
+        self._leave = CloseOutcome.CLEAN
         self._settled = transport.driver.wait_queue()
+        transport.on_crash = self.crash
         transport.driver.register(self)
         leaks.still_open.add(self)
 
@@ -126,38 +163,55 @@ class Closing:
 
     def detach(self) -> None:
         """The connection goes on without this: somebody else sees to its end."""
-        self.transport.driver.unregister(self)
+        self._let_go()
         leaks.still_open.discard(self)
 
-    def start(self, timeout: float | None = None) -> None:
-        """Begin the end. Later calls do nothing."""
+    def start(self, timeout: float | None = None, *, after_error: bool = False) -> None:
+        """Begin the end. Later calls do nothing.
+
+        Args:
+          timeout: seconds that it may take; by default the stream's own.
+          after_error: the stream is left by an exception, or was lost.
+        """
         if self.started:
             return
-        self.transport.driver.check_process()
-        deadline = time.monotonic() + checked_timeout(self.timeout if timeout is None else timeout)
-        self._step(Event.CLOSE)
-        self._say_farewell()
-        self.transport.begin_close(deadline, self._flushed, self._released)
+        self.transport.driver.check_caller()
+        seconds = checked_timeout(self.timeout if timeout is None else timeout)
+        try:
+            self.deadline = time.monotonic() + seconds
+            self._step(Event.CLOSE)
+            self._take_leave(break_off=after_error and self.reset_on_error)
+            self.transport.begin_close(self.deadline, self._flushed, self._released)
+        except BaseException as failure:
+            self.crash(failure)
+            raise
 
     def abort(self) -> None:
         """Reset the connection at once. Nothing, if its end is settled already."""
-        self.transport.driver.check_process()
-        was_open = not self.started
-        if self._phase > Phase.FLUSHING:
+        self.transport.driver.check_caller()
+        if self._phase >= Phase.LINGERING:
             return
-        self._settle(Event.ABORT)
-        if was_open:
-            self.transport.begin_close(time.monotonic(), self._flushed, self._released)
-        self._end_transport()
+        try:
+            was_open = not self.started
+            if was_open:
+                self.deadline = time.monotonic()
+            self._settle(Event.ABORT)
+            if was_open:
+                self.transport.begin_close(self.deadline, self._flushed, self._released)
+            self._end_transport()
+        except BaseException as failure:
+            self.crash(failure)
+            raise
 
     async def wait(self) -> None:
         """Wait until the outcome is known. No cancellation ends this; the timeout does."""
         if self._phase is Phase.FLUSHING:
+            self.transport.driver.check_caller()
             await self._settled.wait_uncancellable()
         else:
             await self.transport.driver.uncancellable_checkpoint()
 
-    # Dropped streams
+    # What nobody waits for
 
     def drop(self) -> None:
         """The stream was garbage-collected, perhaps in another thread."""
@@ -168,7 +222,8 @@ class Closing:
 
     def start_as_orphan(self) -> None:
         self.transport.driver.tally.orphans_adopted += 1
-        self.start()
+        with suppress(BaseException):  # it has crashed, which is logged; nobody else is here
+            self.start(after_error=True)
 
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of a stream that nobody closed."""
@@ -181,37 +236,102 @@ class Closing:
             source=self,
         )
 
+    def crash(self, failure: BaseException) -> None:
+        """Something raised inside the end, or inside a callback of the ring (rule C16)."""
+        if self._phase < Phase.LINGERING:
+            self._settle(Event.CRASHED)
+        self.started = True
+        self.deadline = min(self.deadline, time.monotonic())
+        self._settled.wake()
+        if self.transport.break_off(self._released) and self.outcome in _ENDED_BY_FIN:
+            self._decide(CloseOutcome.CRASHED)
+        log(
+            logging.ERROR,
+            "connection to %s was reset: %r was raised inside ringtls",
+            self.transport.name,
+            failure,
+            failure=failure,
+        )
+
+    def give_up(self) -> None:
+        """The run has waited for long enough."""
+        try:
+            self.crash(TimeoutError("its end did not come in time"))
+        finally:
+            self._let_go()
+
     # The sequence
 
-    def _say_farewell(self) -> None:
+    def _take_leave(self, *, break_off: bool) -> None:
         session = self._session
         if session is None:
             return
-        if not session.handshake_done:
-            self._farewell = CloseOutcome.BEFORE_HANDSHAKE
+        if break_off:
+            self._leave = CloseOutcome.BROKEN_OFF
+        elif not session.handshake_done:
+            self._leave = CloseOutcome.BEFORE_HANDSHAKE
         else:
-            session.close_output()
+            self._say_farewell(session)
+            session.close_output(keep_unread=False)
             if session.failure is not None and not session.close_notify_sent:
-                self._farewell = CloseOutcome.AFTER_FATAL_ALERT
+                self._leave = CloseOutcome.AFTER_FATAL_ALERT
             elif not session.close_notify_sent:
-                self._farewell = CloseOutcome.DURING_RENEGOTIATION
+                self._leave = CloseOutcome.DURING_RENEGOTIATION
         self.transport.enqueue(session.take_output())
+
+    def _say_farewell(self, session: TlsSession) -> None:
+        """Rule C22: what the user's function raises does not stop the end."""
+        if (
+            self.farewell is None
+            or self.torn
+            or session.close_notify_sent
+            or session.failure is not None
+        ):
+            return
+        try:
+            words = self.farewell() if callable(self.farewell) else self.farewell
+            if len(words) > LONGEST_FAREWELL:
+                raise ValueError(f"a farewell has {LONGEST_FAREWELL} bytes at most")
+            if words:
+                session.write(words)
+        except BaseException as failure:
+            log(
+                logging.ERROR,
+                "connection to %s ends without its farewell: %r",
+                self.transport.name,
+                failure,
+                failure=failure,
+            )
 
     def _flushed(self, error: OSError | None) -> None:
         if self._phase is not Phase.FLUSHING:
             return
-        if error is None:
-            self._settle(Event.FLUSHED)
-        elif error.errno == errno.ETIMEDOUT:
-            self._settle(Event.EXPIRED)
+        if error is not None:
+            self._settle(Event.EXPIRED if error.errno == errno.ETIMEDOUT else Event.BROKEN)
+        elif self._leave in _WITHOUT_END:
+            self._settle(Event.CUT_SHORT)
+            self.transport.await_delivery(self.deadline, self._delivered)
+            return
         else:
-            self._settle(Event.BROKEN)
+            self._settle(Event.FLUSHED)
         self._end_transport()
 
+    def _delivered(self) -> None:
+        if self._phase is Phase.DELIVERING:
+            self._step(Event.DELIVERED)
+            self._end_transport()
+
     def _settle(self, event: Event) -> None:
+        self._decide(_OUTCOMES.get(event, self._leave))
         self._step(event)
-        self.outcome = _OUTCOMES.get(event, self._farewell)
         self._settled.wake()
+
+    def _decide(self, outcome: CloseOutcome) -> None:
+        closings = self.transport.driver.tally.closings
+        if self.outcome is not None:  # it turned out to be another
+            closings[self.outcome] -= 1
+        self.outcome = outcome
+        closings[outcome] += 1
 
     def _end_transport(self) -> None:
         try:
@@ -221,17 +341,31 @@ class Closing:
                 self.transport.reset()
         except OSError:
             if self.outcome is not CloseOutcome.UNCLEAN:
-                self.outcome = CloseOutcome.PEER_RESET
-        assert self.outcome is not None
-        self.transport.driver.tally.closings[self.outcome] += 1
-        if self.outcome is not CloseOutcome.CLEAN:
-            logger.info("connection to %s ended: %s", self.transport.name, self.outcome.value)
+                self._decide(CloseOutcome.PEER_RESET)
+        self._log_outcome()
 
-    def _released(self) -> None:
-        if self._phase is Phase.FLUSHING:
+    def _released(self, *, acknowledged: bool) -> None:
+        if self._phase in (Phase.FLUSHING, Phase.DELIVERING):
             self._settle(Event.RELEASED)
-        else:
+        elif self._phase is Phase.LINGERING:
             self._step(Event.RELEASED)
+        if self.outcome is CloseOutcome.CLEAN and not acknowledged:
+            self._decide(CloseOutcome.UNACKNOWLEDGED)
+            self._log_outcome()
+        self._let_go()
+
+    def _log_outcome(self) -> None:
+        if self.outcome is not CloseOutcome.CLEAN:
+            assert self.outcome is not None
+            log(
+                logging.INFO,
+                "connection to %s ended: %s",
+                self.transport.name,
+                self.outcome.value,
+            )
+
+    def _let_go(self) -> None:
+        self.transport.on_crash = None  # no reference cycle
         self.transport.driver.unregister(self)
 
     def _step(self, event: Event) -> None:

@@ -23,6 +23,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._drivers.trio import TrioDriver
 from .._engine.handle import Handle
+from .._errors import wrong_caller
 from . import leaks
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def check_run(driver: Driver) -> None:
     Raises:
       RuntimeError: the caller is not in this driver's trio run.
     """
-    driver.check_process()
+    if driver.is_forked:
+        raise wrong_caller(is_forked=True)
     if TrioDriver.current() is not driver:
         raise RuntimeError("this belongs to another trio run: use it in the run that made it")
 

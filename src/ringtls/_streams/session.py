@@ -5,8 +5,11 @@ What ssl.SSLObject does on two memory BIOs, and the rules that it leaves to its 
 1. The transport's end of input is never told to OpenSSL. With OP_IGNORE_UNEXPECTED_EOF it
    would turn into a clean end. Instead: when more is needed and there is no more, the
    stream was truncated. Only the peer's close_notify reads as the end.
-2. ``SSLObject.unwrap`` also tries to read the peer's answer, and destroys application data
-   that it meets there. So what has come is read first, and kept for later reads.
+2. ``SSLObject.unwrap`` also tries to read the peer's answer. For an end, input is taken out of
+   its way: what lies unread must not prevent the alert, and reading it could. A HelloRequest,
+   or the first record of a split NewSessionTicket, puts OpenSSL "in init", where it sends no
+   alert. Before a half-close input must be read, and is kept for later reads: unwrap would
+   destroy application data that it meets.
 3. After a fatal error OpenSSL has queued the alert for the peer. It is sent, and nothing after.
 4. A TLS 1.3 server's session tickets are queued when the handshake completes. They stay
    queued until there is something else to send: a client that never reads must not get an
@@ -51,11 +54,11 @@ class TlsSession:
         "failure",
         "feed",
         "handshake_done",
+        "has_nothing_buffered",
         "held_output",
         "incoming",
         "object",
         "outgoing",
-        "has_nothing_buffered",
     )
 
     def __init__(
@@ -193,13 +196,30 @@ class TlsSession:
             raise self._fail(error) from None
         return True
 
-    def close_output(self) -> None:
-        """Queue our close_notify. What came before and was not read yet stays readable."""
+    def close_output(self, *, keep_unread: bool) -> None:
+        """Queue our close_notify (rule 2).
+
+        Not possible, and ``close_notify_sent`` stays false, after a failure and while a handshake
+        message has come only in part.
+
+        Args:
+          keep_unread: what came and was not read yet stays readable.
+        """
         if self.close_notify_sent or self.failure is not None:
             return
-        self._save_unread()
-        if self.failure is not None:
+        if keep_unread:
+            self._save_unread()
+            if self.failure is None:
+                self._notify()
             return
+        unread = self.incoming.read()
+        self._notify()
+        if unread and not self.close_notify_sent and self.failure is None:
+            self.incoming.write(unread)  # it may have the rest of the message
+            self._save_unread()
+            self._notify()
+
+    def _notify(self) -> None:
         pending = self.outgoing.pending
         try:
             self.object.unwrap()
@@ -209,7 +229,7 @@ class TlsSession:
             pass  # the peer's alert is yet to come: the usual answer
         except ssl.SSLError as error:
             if error.reason == "SHUTDOWN_WHILE_IN_INIT":
-                return  # the peer renegotiates
+                return  # a handshake message has come only in part
             self._fail(error)
         self.close_notify_sent = self.outgoing.pending > pending
 

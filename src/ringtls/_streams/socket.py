@@ -263,7 +263,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
         with self._sending:
             await self._transport.driver.checkpoint()
             self._transport.check_open()
-            self._transport.driver.check_process()
+            self._transport.driver.check_caller()
             if self._sent_eof:
                 return
             try:

@@ -35,7 +35,7 @@ from .socket import SocketStream, checked_max_bytes, writable_bytes
 from .tls_info import TlsInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer, TypeVar
 
@@ -74,6 +74,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         of the web demands. Our own close_notify is sent all the same.
       shutdown_timeout: seconds that the end may take; then the connection is reset. May be
         set later.
+      reset_on_error: a connection that is left by an exception, a cancellation included, or
+        that is lost, is broken off: what was accepted is delivered, then it is reset, without
+        close_notify. So the peer can't take half an answer for a whole one. May be set later.
 
     Raises:
       ValueError, ssl.SSLError: the context and the names do not fit together.
@@ -91,6 +94,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         server_side: bool = False,
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+        reset_on_error: bool = False,
     ) -> None:
         if not isinstance(transport_stream, trio.abc.Stream):
             raise TypeError(f"TlsStream needs a trio.abc.Stream, not {transport_stream!r}")
@@ -105,6 +109,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._driver = self._transport.driver
         self._transport.attach(self._session.feed, self._session.feed_end)
         self._closing.attach_session(self._session, checked_timeout(shutdown_timeout))
+        self._closing.reset_on_error = reset_on_error
         self._unwrapped = False
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
@@ -149,7 +154,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             if not session.handshake_done:
                 await self._ensure_handshake()
             is_small = type(data) is bytes and 0 < len(data) <= PIECE
-            pieces: Iterable[Buffer] = (data,) if is_small else _pieces(data)
+            pieces: Sequence[Buffer] = (data,) if is_small else _pieces(data)
             for piece in pieces:
                 if transport.unsent >= HIGH_WATER:
                     await transport.wait_sent()
@@ -157,6 +162,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                 while not self._write(piece):
                     await transport.receive()
                     self._check_sendable()
+                self._closing.torn = piece is not pieces[-1]
             await driver.cancel_shielded_checkpoint()
         finally:
             sending.busy = False
@@ -185,6 +191,23 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._driver.cancel_shielded_checkpoint()
 
     @enable_ki_protection
+    async def wait_acknowledged(self) -> None:
+        """Wait until the peer's TCP has acknowledged all that was accepted (tcp(7), SIOCOUTQ).
+
+        A peer may be slower than the shutdown timeout allows. Who waits for this before closing
+        knows that what was sent can't be lost any more to a reset. It does not mean that the peer's
+        program has read it. Over a stream that is not a socket it is ``wait_sent``. Nothing is
+        undone if this is cancelled.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError
+        """
+        self._check_usable()
+        await self._driver.checkpoint_if_cancelled()
+        await self._transport.wait_acknowledged()
+        await self._driver.cancel_shielded_checkpoint()
+
+    @enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
 
@@ -201,6 +224,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         receiving.busy = True
         try:
             session, transport = self._session, self._transport
+            self._driver.check_caller()
             if self._closing.started or self._unwrapped:
                 self._check_open()
             if session.has_nothing_buffered and not session.incoming.pending:
@@ -265,7 +289,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._driver.checkpoint_if_cancelled()
             await self._ensure_handshake()
             self._transport.check_sendable()
-            self._call_session(self._session.close_output)
+            self._call_session(self._close_output)
             self._check_usable()
             if not self._session.close_notify_sent:
                 raise trio.BrokenResourceError("no close_notify is possible while renegotiating")
@@ -289,10 +313,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             self._check_usable()
             await self._driver.checkpoint_if_cancelled()
             await self._ensure_handshake()
-            self._call_session(self._session.close_output)
+            self._call_session(self._close_output)
             while (data := self._read(1)) is None:
-                await self._transport.receive()
-                self._check_usable()
+                await self._receive_answer()
             if data:
                 self._session.put_back(data)
                 raise trio.BrokenResourceError("the peer sent data where unwrap() needs its end")
@@ -323,15 +346,19 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         Not a cancellation point: a cancellation comes out at the next checkpoint. So
         ``trio.aclose_forcefully(stream)`` is graceful too; ``close_unclean()`` is not.
         """
+        await self._end(shutdown_timeout)
+
+    @enable_ki_protection
+    async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        await self._end(after_error=exc_type is not None)
+
+    async def _end(self, seconds: float | None = None, *, after_error: bool = False) -> None:
+        """Begin the end, unless that has happened, and wait for its outcome (Closing.start)."""
         if self._unwrapped:
             await self._driver.uncancellable_checkpoint()
             return
-        self._closing.start(shutdown_timeout)
+        self._closing.start(seconds, after_error=after_error)
         await self._closing.wait()
-
-    @enable_ki_protection
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
 
     @enable_ki_protection
     def close_unclean(self) -> None:
@@ -362,6 +389,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
     # Helpers
 
     def _check_open(self) -> None:
+        self._driver.check_caller()
         if self._unwrapped:
             raise trio.ClosedResourceError("this stream was unwrapped")
         if self._closing.started:
@@ -374,6 +402,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     def _check_sendable(self) -> None:
         session, transport = self._session, self._transport
+        self._driver.check_caller()
         if (
             self._closing.started
             or self._unwrapped
@@ -420,10 +449,18 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         """True if that took a while."""
         waited = False
         while not (self._session.handshake_done or self._call_session(self._session.handshake)):
-            await self._transport.receive()
-            self._check_usable()
+            await self._receive_answer()
             waited = True
         return waited
+
+    async def _receive_answer(self) -> None:
+        """Wait for input that can come only in answer to what we have sent (rule C18)."""
+        self._transport.check_sendable()
+        await self._transport.receive()
+        self._check_usable()
+
+    def _close_output(self) -> None:
+        self._session.close_output(keep_unread=True)
 
 
 @final
@@ -434,7 +471,7 @@ class TlsListener(trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
 
     Args:
       transport_listener: where the connections come from.
-      ssl_context, https_compatible, shutdown_timeout: as for TlsStream.
+      ssl_context, https_compatible, shutdown_timeout, reset_on_error: as for TlsStream.
 
     Attributes:
       transport_listener
@@ -447,11 +484,13 @@ class TlsListener(trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
         *,
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+        reset_on_error: bool = False,
     ) -> None:
         self.transport_listener = transport_listener
         self._ssl_context = ssl_context
         self._https_compatible = https_compatible
         self._shutdown_timeout = shutdown_timeout
+        self._reset_on_error = reset_on_error
 
     async def accept(self) -> TlsStream[StreamT]:
         """Accept a connection; see SocketListener.accept."""
@@ -463,6 +502,7 @@ class TlsListener(trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
                 server_side=True,
                 https_compatible=self._https_compatible,
                 shutdown_timeout=self._shutdown_timeout,
+                reset_on_error=self._reset_on_error,
             )
         except BaseException:
             await trio.aclose_forcefully(transport_stream)

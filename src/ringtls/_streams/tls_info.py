@@ -11,7 +11,7 @@ from .closing import checked_timeout
 
 if TYPE_CHECKING:
     from .._outcome import CloseOutcome
-    from .closing import Closing
+    from .closing import Closing, Farewell
     from .session import TlsSession
 
 __all__ = ["TlsInfo"]
@@ -36,6 +36,32 @@ class TlsInfo:
     @shutdown_timeout.setter
     def shutdown_timeout(self, seconds: float) -> None:
         self._closing.timeout = checked_timeout(seconds)
+
+    @property
+    def reset_on_error(self) -> bool:
+        """Whether an exception that leaves the stream breaks the connection off."""
+        return self._closing.reset_on_error
+
+    @reset_on_error.setter
+    def reset_on_error(self, value: bool) -> None:
+        self._closing.reset_on_error = value
+
+    @property
+    def farewell(self) -> Farewell:
+        """Last words: sent before close_notify on every orderly end, however it comes, once.
+
+        Bytes, or a function that returns them when the end begins; 16 KiB at most. They are not
+        sent before the handshake is complete, after ``send_eof``, when the connection is broken
+        off, or if only a part of what was given to the last ``send_all`` was accepted: they would
+        land inside of another message. If the function raises, that is logged, and the end goes on
+        without them. WebSocket has such words (Close, RFC 6455, section 5.5.1), HTTP/2 (GOAWAY, RFC
+        9113, section 6.8) and SMTP (QUIT).
+        """
+        return self._closing.farewell
+
+    @farewell.setter
+    def farewell(self, words: Farewell) -> None:
+        self._closing.farewell = words
 
     @property
     def context(self) -> ssl.SSLContext:

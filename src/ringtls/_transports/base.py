@@ -12,7 +12,7 @@ from .._engine.request import ignore
 
 if TYPE_CHECKING:
     from .._engine.request import Sink
-    from .._interfaces import Driver
+    from .._interfaces import Driver, OnClosed
 
 __all__ = [
     "DISCARD_LIMIT",
@@ -50,6 +50,7 @@ class BaseTransport:
     __slots__ = (
         "_arrived",
         "_input_error",
+        "_on_closed",
         "_on_end",
         "_on_flushed",
         "_progress",
@@ -58,6 +59,7 @@ class BaseTransport:
         "driver",
         "error",
         "name",
+        "on_crash",
         "unsent",
     )
 
@@ -65,7 +67,9 @@ class BaseTransport:
         self.driver = driver
         self.name = name
         self.closing = False
+        self.on_crash: Callable[[BaseException], object] | None = None
         self._on_flushed: Callable[[OSError | None], object] | None = None
+        self._on_closed: OnClosed | None = None
         # Input
         self._sink: Sink = ignore
         self._on_end: Callable[[], object] = _nothing
@@ -98,6 +102,10 @@ class BaseTransport:
         """True if that many bytes are unsent, and then ``_progress`` will tell when they are
         fewer."""
         return self.unsent >= least
+
+    def _wake_all(self) -> None:
+        self._arrived.wake()
+        self._progress.wake()
 
     def check_open(self) -> None:
         if self.closing:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
 from .._engine.handle import Handle
 from .._engine.request import ignore
-from .._engine.ring import close_now, reset_connection
+from .._engine.ring import close_now, has_unacknowledged, reset_connection
 from .base import (
     DISCARD_LIMIT,
     INPUT_LIMIT,
@@ -24,9 +26,12 @@ from .base import (
 if TYPE_CHECKING:
     from .._engine.request import Request
     from .._engine.ring import Ring
-    from .._interfaces import Driver
+    from .._interfaces import Driver, OnClosed
 
 __all__ = ["RingTransport", "as_bytes", "as_count"]
+
+#: Seconds between two looks at what the peer's TCP has acknowledged: no event tells of it.
+ACKNOWLEDGEMENT_PAUSE = 0.01
 
 
 class RingTransport(BaseTransport):
@@ -81,6 +86,7 @@ class RingTransport(BaseTransport):
         self._input = self._ring.input(
             self.socket.fileno(), sink=self._take_input, on_done=self._end_input
         )
+        self._input.on_failure = self.on_crash
 
     def _take_input(self, view: bytes | bytearray | memoryview) -> None:
         if self.closing:
@@ -116,9 +122,11 @@ class RingTransport(BaseTransport):
                 self._outbox = self._ring.outbox(
                     self.socket.fileno(), on_progress=self._progressed, on_done=self._end_outbox
                 )
+                self._outbox.on_failure = self.on_crash
             self.unsent = self._ring.put(self._outbox, data)
         except OSError as error:
             self.error = error
+            self._arrived.wake()
 
     def _has_unsent(self, least: int) -> bool:
         if self.unsent >= least and self._outbox is not None:
@@ -133,10 +141,8 @@ class RingTransport(BaseTransport):
         self._outbox = None
         self.unsent = 0
         self.error = self.error or request.error()
-        self._progress.wake()
-        if self._on_flushed is not None:
-            on_flushed, self._on_flushed = self._on_flushed, None  # no reference cycle
-            on_flushed(self.error)
+        self._wake_all()  # an answer that is waited for will not come (rule C18)
+        self._flushed(self.error)
 
     # As a stream of its own
 
@@ -179,33 +185,32 @@ class RingTransport(BaseTransport):
         self,
         deadline: float,
         on_flushed: Callable[[OSError | None], object],
-        on_closed: Callable[[], object],
+        on_closed: OnClosed,
     ) -> None:
         self.closing = True
+        self._on_flushed = on_flushed
         for operation in self._operations:
             if not operation.done:
                 operation.cancel()
-        self._arrived.wake()
-        self._progress.wake()
-
-        def closed(request: Request) -> None:
-            if request.failure is not None:
-                on_flushed(request.error())
-            self.socket.close()  # open if it was never released: the run crashed
-            on_closed()
-
+        self._wake_all()
         try:
-            self._close_request = self._ring.close_fd(
-                self.socket.fileno(), discard_limit=DISCARD_LIMIT, deadline=deadline, on_done=closed
-            )
+            self._start_close(deadline, on_closed)
         except OSError as error:  # the ring has failed
-            on_flushed(error)
-            on_closed()
+            self._flushed(error)
+            on_closed(acknowledged=True)
             return
         if self._outbox is None or self._finish(self._outbox, deadline):
-            on_flushed(self.error)
-        else:
-            self._on_flushed = on_flushed
+            self._flushed(self.error)
+
+    def _start_close(self, deadline: float, on_closed: OnClosed) -> None:
+        self._on_closed = on_closed
+        self._close_request = self._ring.close_fd(
+            self.socket.fileno(),
+            discard_limit=DISCARD_LIMIT,
+            deadline=deadline,
+            on_done=self._closed,
+        )
+        self._close_request.on_failure = self.on_crash
 
     def _finish(self, outbox: Request, deadline: float) -> bool:
         try:
@@ -213,6 +218,41 @@ class RingTransport(BaseTransport):
         except OSError as error:
             self.error = error
             return True
+
+    def _flushed(self, error: OSError | None) -> None:
+        if self._on_flushed is not None:
+            on_flushed, self._on_flushed = self._on_flushed, None  # no reference cycle
+            on_flushed(error)
+
+    def _closed(self, request: Request) -> None:
+        if request.failure is not None:
+            self._flushed(request.error())
+        self.socket.close()  # open if it was never released: the run crashed
+        if self._on_closed is not None:
+            on_closed, self._on_closed = self._on_closed, None
+            on_closed(acknowledged=request.result <= 0)
+
+    def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
+        def look(timer: Request | None = None) -> None:
+            now = time.monotonic()
+            failed = timer is not None and timer.failure is not None
+            if failed or now >= deadline or not self._has_unacknowledged():
+                on_delivered()
+                return
+            again = self._ring.timer(min(now + ACKNOWLEDGEMENT_PAUSE, deadline), on_done=look)
+            again.on_failure = self.on_crash
+
+        look()
+
+    async def wait_acknowledged(self) -> None:
+        await self.wait_sent(below=1)
+        while self._has_unacknowledged():
+            await self.driver.sleep(ACKNOWLEDGEMENT_PAUSE)
+            self.check_open()
+            self.check_sendable()
+
+    def _has_unacknowledged(self) -> bool:
+        return has_unacknowledged(self.socket.fileno())
 
     def end_output(self) -> None:
         try:
@@ -230,6 +270,28 @@ class RingTransport(BaseTransport):
         fd = self.socket.detach()  # before the ring may close it
         if self._close_request is None or not self._ring.release(self._close_request):
             close_now(fd)
+
+    def break_off(self, on_closed: OnClosed) -> bool:
+        self.closing = True
+        self._on_flushed = None
+        self._wake_all()
+        request = self._close_request
+        is_open = self.socket.fileno() >= 0
+        if is_open:
+            with suppress(OSError):  # the ring has failed
+                if request is None:
+                    self._start_close(time.monotonic(), on_closed)
+                if self._outbox is not None:
+                    self._ring.cancel(self._outbox)
+            with suppress(OSError):  # it is not connected any more
+                self.reset()
+        elif request is not None:
+            self._ring.release(request)  # an exception may have prevented that
+        request = self._close_request
+        if request is None or request.is_over:
+            self._on_closed = None
+            on_closed(acknowledged=True)
+        return is_open
 
     # Helpers
 

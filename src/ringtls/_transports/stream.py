@@ -29,7 +29,7 @@ import trio
 from .base import BaseTransport, broken, reset_met
 
 if TYPE_CHECKING:
-    from .._interfaces import TaskDriver
+    from .._interfaces import OnClosed, TaskDriver
 
 __all__ = ["StreamTransport"]
 
@@ -56,7 +56,6 @@ class StreamTransport(BaseTransport):
         self._receiving: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
         self._deadline = 0.0
-        self._on_closed: Callable[[], object] | None = None
 
     # Data
 
@@ -98,7 +97,7 @@ class StreamTransport(BaseTransport):
     def enqueue(self, data: bytes) -> None:
         if not data or self.error is not None:
             return
-        self.driver.check_process()
+        self.driver.check_caller()
         self._queue.append(data)
         self.unsent += len(data)
         if self._sending is None:
@@ -111,14 +110,13 @@ class StreamTransport(BaseTransport):
         self,
         deadline: float,
         on_flushed: Callable[[OSError | None], object],
-        on_closed: Callable[[], object],
+        on_closed: OnClosed,
     ) -> None:
         self.closing = True
         self._deadline = deadline
         self._on_flushed = on_flushed
         self._on_closed = on_closed
-        self._progress.wake()
-        self._arrived.wake()
+        self._wake_all()
         if self._receiving is not None:
             self._receiving.cancel()
         else:
@@ -130,6 +128,20 @@ class StreamTransport(BaseTransport):
 
     def end_output(self) -> None:
         self.driver.start_task(self._close)
+
+    def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
+        on_delivered()
+
+    async def wait_acknowledged(self) -> None:
+        await self.wait_sent(below=1)
+
+    def break_off(self, on_closed: OnClosed) -> bool:
+        self.closing = True
+        self._on_flushed = None
+        self._on_closed = on_closed
+        self._wake_all()
+        self.reset()
+        return True
 
     def reset(self) -> None:
         if self._sending is not None:
@@ -187,7 +199,7 @@ class StreamTransport(BaseTransport):
     # Helpers
 
     def check_open(self) -> None:
-        self.driver.check_process()
+        self.driver.check_caller()
         super().check_open()
 
     def _time_of(self, deadline: float) -> float:
@@ -206,8 +218,9 @@ class StreamTransport(BaseTransport):
             on_flushed(self.error)
 
     def _report_closed(self) -> None:
-        assert self._on_closed is not None
-        self._on_closed()
+        if self._on_closed is not None:
+            on_closed, self._on_closed = self._on_closed, None
+            on_closed(acknowledged=True)
         self.driver.wake()
 
 

@@ -1,0 +1,156 @@
+"""C16: an exception at any call, or any bytecode, of ours: nothing waits for ever.
+
+An exception is raised at the nth call, or bytecode, of ringtls' own code, once in a run, for many n.
+Every run ends, and every peer sees an end or a break. What a peer has read is a prefix of what it
+was sent.
+
+RINGTLS_INJECTIONS=10000 plays that many, where by default it is a few.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import socket
+import ssl
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import trio
+
+from ringtls import SocketStream, TlsStream, blocking
+from ringtls._drivers.blocking import BlockingDriver
+
+from ..conftest import Contexts
+from ..support.injection import InjectedError, RaiseAt
+from ..support.peer import Peer, trio_socket_stream
+from ..support.streams import tcp_pair
+
+INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "12"))
+
+SENT = bytes(range(256)) * 100
+
+#: What a task may see of an exception somewhere in ringtls.
+SEEN = (InjectedError, trio.BrokenResourceError, trio.ClosedResourceError, OSError, RuntimeError)
+
+Play = Callable[[Contexts, list[socket.socket], RaiseAt], None]
+
+
+def peer_story(sock: socket.socket, contexts: Contexts, received: list[bytes]) -> None:
+    """Shakes hands, says something, reads until TCP ends; a peer left alone raises TimeoutError."""
+    peer = Peer(sock, contexts, server_side=False)
+    with suppress(ConnectionError, ssl.SSLError):
+        peer.handshake()
+        peer.send(b"to be received")
+    received.append(peer.end().data)
+
+
+async def use(stream: TlsStream[Any]) -> None:
+    async with stream:
+        await stream.send_all(SENT)
+        assert await stream.receive_some()
+        await stream.send_all(SENT)
+
+
+async def lose(stream: TlsStream[Any]) -> None:
+    await stream.send_all(SENT)
+
+
+async def cancelled(stream: TlsStream[Any]) -> None:
+    with trio.CancelScope() as scope:
+        async with stream:
+            await stream.receive_some()
+            scope.cancel()
+            await stream.receive_some()
+
+
+def on_trio(make: Callable[[socket.socket], trio.abc.Stream]) -> Play:
+    def play(contexts: Contexts, socks: list[socket.socket], injection: RaiseAt) -> None:
+        async def task(story: Callable[[TlsStream[Any]], Any], sock: socket.socket) -> None:
+            with suppress(*SEEN):
+                await story(TlsStream(make(sock), contexts.server, server_side=True))
+            gc.collect(0)
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                for story, sock in zip((use, lose, cancelled), socks, strict=True):
+                    nursery.start_soon(task, story, sock)
+
+        with injection.tracing(), suppress(trio.TrioInternalError, *SEEN):
+            trio.run(main)
+
+    return play
+
+
+def on_threads(contexts: Contexts, socks: list[socket.socket], injection: RaiseAt) -> None:
+    def one(sock: socket.socket) -> None:
+        with blocking.TlsStream(
+            blocking.SocketStream(sock), contexts.server, server_side=True
+        ) as stream:
+            stream.send_all(SENT)
+            assert stream.receive_some()
+            stream.send_all(SENT)
+
+    def story() -> None:
+        with injection.tracing():
+            for sock in socks:
+                with suppress(*SEEN):
+                    one(sock)
+            with suppress(*SEEN):
+                BlockingDriver.current().end()
+
+    thread = threading.Thread(target=story)
+    thread.start()
+    thread.join()
+
+
+PLAYS = {
+    "ring": on_trio(SocketStream),
+    "adapter": on_trio(trio_socket_stream),
+    "blocking": on_threads,
+}
+
+
+def played(play: Play, contexts: Contexts, number: int, event: str) -> bool:
+    """One run; was the exception raised?"""
+    injection = RaiseAt(number, event)
+    pairs = [tcp_pair() for _ in range(3)]
+    received: list[list[bytes]] = [[] for _ in pairs]
+    threads = [
+        threading.Thread(target=peer_story, args=(theirs, contexts, data))
+        for (_, theirs), data in zip(pairs, received, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    ours = [ours for ours, _ in pairs]
+    del pairs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never started
+        play(contexts, ours, injection)
+        del ours
+        gc.collect()
+    for thread in threads:
+        thread.join()
+    for data in received:
+        assert data, f"{injection.place}: a peer was left alone"
+        assert (SENT * 2).startswith(data[0]), injection.place
+    return injection.has_raised
+
+
+@pytest.mark.parametrize("event", ["call", "opcode"])
+@pytest.mark.parametrize("name", PLAYS)
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_c16_an_exception_anywhere(contexts: Contexts, name: str, event: str) -> None:
+    rng = random.Random(16)
+    last = 1
+    while played(PLAYS[name], contexts, last, event):
+        last *= 2
+    for _ in range(INJECTIONS):
+        played(PLAYS[name], contexts, rng.randrange(1, last), event)

@@ -1,0 +1,206 @@
+"""C21 and C22: breaking off on an error, if asked; last words before close_notify."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from ringtls import CloseOutcome
+
+from ..conftest import Contexts
+from ..support.faces import AnyStream
+from ..support.peer import End, Peer, Transport, meet
+
+WORDS = b"goodbye"
+
+
+class HandlerError(Exception):
+    pass
+
+
+async def end_of(peer: Peer) -> End:
+    return await trio.to_thread.run_sync(peer.end)
+
+
+# C21
+
+
+@pytest.mark.usefixtures("transport")
+@pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "much"])
+async def test_c21_an_exception_breaks_off(contexts: Contexts, size: int) -> None:
+    stream, peer = await meet(contexts)
+    stream.reset_on_error = True
+    ends: list[End] = []
+    async with trio.open_nursery() as nursery:
+
+        async def look() -> None:
+            ends.append(await end_of(peer))
+
+        nursery.start_soon(look)
+        with pytest.raises(HandlerError):
+            async with stream:
+                await stream.send_all(bytes(size))
+                raise HandlerError
+    assert stream.close_outcome is CloseOutcome.BROKEN_OFF
+    (end,) = ends
+    assert not end.close_notify
+    assert end.transport is Transport.RST
+    assert len(end.data) == size
+
+
+@pytest.mark.usefixtures("transport")
+async def test_c21_a_cancellation_breaks_off(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.reset_on_error = True
+    with trio.CancelScope() as scope:
+        async with stream:
+            await stream.send_all(b"half an answer")
+            scope.cancel()
+            await stream.receive_some()
+    end = await end_of(peer)
+    assert (end.data, end.close_notify) == (b"half an answer", False)
+    assert stream.close_outcome is CloseOutcome.BROKEN_OFF
+
+
+@pytest.mark.usefixtures("transport")
+async def test_c21_a_return_does_not(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.reset_on_error = True
+    async with stream:
+        await stream.send_all(b"an answer")
+    assert (await end_of(peer)).is_clean
+    assert stream.close_outcome is CloseOutcome.CLEAN
+
+
+@pytest.mark.usefixtures("transport")
+async def test_c21_aclose_does_not(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.reset_on_error = True
+    await stream.aclose()
+    assert (await end_of(peer)).is_clean
+
+
+@pytest.mark.ringtls_allow_unclosed
+async def test_c21_what_is_lost_is_broken_off(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.reset_on_error = True
+    await stream.send_all(b"half an answer")
+    with pytest.warns(ResourceWarning):
+        del stream
+    end = await end_of(peer)
+    assert (end.data, end.close_notify, end.transport) == (
+        b"half an answer",
+        False,
+        Transport.RST,
+    )
+
+
+# C22
+
+
+async def returns(stream: AnyStream) -> None:
+    async with stream:
+        await stream.send_all(b"data;")
+
+
+async def raises(stream: AnyStream) -> None:
+    with pytest.raises(HandlerError):
+        async with stream:
+            await stream.send_all(b"data;")
+            raise HandlerError
+
+
+@pytest.mark.usefixtures("transport")
+@pytest.mark.parametrize("leave", [returns, raises])
+@pytest.mark.parametrize("words", [WORDS, lambda: WORDS], ids=["bytes", "function"])
+async def test_c22_last_words(
+    contexts: Contexts, leave: Callable[[AnyStream], Any], words: Any
+) -> None:
+    stream, peer = await meet(contexts)
+    stream.farewell = words
+    await leave(stream)
+    end = await end_of(peer)
+    assert end.is_clean
+    assert end.data == b"data;" + WORDS
+
+
+async def test_c22_when_cancelled(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.farewell = WORDS
+    with trio.CancelScope() as scope:
+        async with stream:
+            scope.cancel()
+            await stream.receive_some()
+    end = await end_of(peer)
+    assert end.is_clean
+    assert end.data == WORDS
+
+
+@pytest.mark.ringtls_allow_unclosed
+async def test_c22_when_dropped(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.farewell = WORDS
+    with pytest.warns(ResourceWarning):
+        del stream
+    end = await end_of(peer)
+    assert end.is_clean
+    assert end.data == WORDS
+
+
+async def test_c22_not_inside_of_another_message(contexts: Contexts) -> None:
+    """A send_all that was cancelled halfway."""
+    stream, peer = await meet(contexts, buffer_size=128 * 1024)
+    stream.farewell = WORDS
+    ends: list[End] = []
+    async with trio.open_nursery() as nursery:
+
+        async def look() -> None:
+            ends.append(await end_of(peer))
+
+        with trio.CancelScope() as scope:
+            async with stream, trio.open_nursery() as senders:
+                senders.start_soon(stream.send_all, bytes(10_000_000))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(look)
+                scope.cancel()
+    (end,) = ends
+    assert end.is_clean
+    assert 0 < len(end.data) < 10_000_000
+    assert not end.data.strip(b"\0")
+
+
+async def test_c22_not_after_send_eof(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    async with stream:
+        stream.farewell = WORDS
+        await stream.send_eof()
+    end = await end_of(peer)
+    assert end.is_clean
+    assert end.data == b""
+
+
+@pytest.mark.parametrize("words", [lambda: 1 / 0, bytes(16385), lambda: "text"])
+async def test_c22_what_it_raises_does_not_stop_the_end(
+    contexts: Contexts, words: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, peer = await meet(contexts)
+    stream.farewell = words
+    with caplog.at_level(logging.ERROR, "ringtls"):
+        async with stream:
+            await stream.send_all(b"data;")
+    end = await end_of(peer)
+    assert end.is_clean
+    assert end.data == b"data;"
+    assert "without its farewell" in caplog.text
+
+
+async def test_c22_not_when_broken_off(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.farewell, stream.reset_on_error = WORDS, True
+    await raises(stream)
+    assert (await end_of(peer)).data == b"data;"

@@ -1,0 +1,242 @@
+"""C16 and C18: nothing waits for ever. (An exception anywhere: test_exceptions.py.)"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from ringtls import CloseOutcome, SocketStream, TlsStream, blocking, statistics
+from ringtls._drivers.trio import TrioDriver
+from ringtls._streams.session import TlsSession
+
+from ..conftest import Contexts
+from ..support.peer import Transport, meet
+from ..support.streams import clog, handshaken
+
+
+class RaisingFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise ValueError("a bug in the user's filter")
+
+
+async def test_c16_a_logging_filter_that_raises(
+    contexts: Contexts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is called in a callback of the ring, when the timeout of a close is over."""
+    stream, peer = await meet(contexts, buffer_size=16384, shutdown_timeout=0.05)
+    good, good_peer = await meet(contexts)
+    logger = logging.getLogger("ringtls")
+    bad = RaisingFilter()
+    logger.addFilter(bad)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        await clog(stream)
+        await stream.aclose()
+    finally:
+        logger.removeFilter(bad)
+        logger.setLevel(level)
+    assert stream.close_outcome is CloseOutcome.TIMED_OUT
+    assert "a bug in the user's filter" in capsys.readouterr().err
+    async with good:
+        await good.send_all(b"alive")
+        assert await trio.to_thread.run_sync(good_peer.receive, 5) == b"alive"
+    peer.sock.close()
+    good_peer.sock.close()
+
+
+async def test_c16_an_exception_in_the_end(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes out of aclose; who else waits is woken, and the peer sees a break."""
+    stream, peer = await meet(contexts)
+    good, good_peer = await meet(contexts)
+
+    def fail(self: TlsSession, *, keep_unread: bool) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(TlsSession, "close_output", fail)
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(MemoryError):
+            await stream.aclose()
+    await stream.aclose()
+    assert stream.close_outcome is CloseOutcome.CRASHED
+    assert statistics().closings[CloseOutcome.CRASHED] == 1
+    monkeypatch.undo()
+    end = await trio.to_thread.run_sync(peer.end)
+    assert (end.close_notify, end.transport) == (False, Transport.RST)
+    await good.aclose()
+    assert (await trio.to_thread.run_sync(good_peer.end)).is_clean
+
+
+def test_c16_an_end_that_never_comes_is_given_up(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait at the end of the run is bounded, whatever has gone wrong."""
+    monkeypatch.setattr("ringtls._drivers.trio.LATE", 0.05)
+    monkeypatch.setattr(
+        "ringtls._streams.closing.Closing._released", lambda self, *, acknowledged: None
+    )
+
+    async def main() -> None:
+        stream, peer = await meet(contexts, shutdown_timeout=0.05)
+        await stream.aclose()
+        peer.sock.close()
+
+    trio.run(main)
+
+
+async def test_c16_trio_removes_an_instrument_that_raises(contexts: Contexts) -> None:
+    """The driver is put back, and nothing is lost."""
+    client, server = await handshaken(contexts)
+    trio.lowlevel.remove_instrument(TrioDriver.current())
+    async with client, server:
+        await client.send_all(b"still here")
+        assert await server.receive_some() == b"still here"
+
+
+# C18
+
+
+@pytest.mark.parametrize("what", ["do_handshake", "unwrap"])
+async def test_c18_a_send_that_failed_wakes_who_waits_for_its_answer(
+    contexts: Contexts, what: str
+) -> None:
+    """The peer reads no more, and keeps its sending side open."""
+    ours, theirs = socket.socketpair()
+    client: TlsStream[Any] = TlsStream(
+        SocketStream(ours), contexts.client, server_hostname="localhost"
+    )
+    if what == "unwrap":
+        server = TlsStream(SocketStream(theirs), contexts.server, server_side=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.do_handshake)
+            nursery.start_soon(server.do_handshake)
+        server.transport_stream.socket.shutdown(socket.SHUT_RD)
+    else:
+        theirs.shutdown(socket.SHUT_RD)
+    with pytest.raises(trio.BrokenResourceError):
+        await getattr(client, what)()
+    await client.aclose()
+    if what == "unwrap":
+        await server.aclose()
+    theirs.close()
+
+
+def test_c18_on_the_blocking_face(contexts: Contexts) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.shutdown(socket.SHUT_RD)
+    with (
+        blocking.TlsStream(
+            blocking.SocketStream(ours), contexts.client, server_hostname="localhost"
+        ) as stream,
+        pytest.raises(trio.BrokenResourceError),
+    ):
+        stream.do_handshake()
+    theirs.close()
+
+
+# Another thread is refused before anything has happened
+
+
+CALLS: dict[str, Callable[[TlsStream], Any]] = {
+    "send_all": lambda stream: stream.send_all(b"lost?"),
+    "receive_some": lambda stream: stream.receive_some(),
+    "receive_into": lambda stream: stream.receive_into(bytearray(10)),
+    "send_eof": lambda stream: stream.send_eof(),
+    "unwrap": lambda stream: stream.unwrap(),
+    "wait_sent": lambda stream: stream.wait_sent(),
+    "wait_acknowledged": lambda stream: stream.wait_acknowledged(),
+    "do_handshake": lambda stream: stream.do_handshake(),
+    "aclose": lambda stream: stream.aclose(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_c16_another_threads_call_does_nothing(contexts: Contexts, name: str) -> None:
+    client, server = await handshaken(contexts)
+
+    async def foreign() -> None:
+        with pytest.raises(RuntimeError, match="another thread"):
+            await CALLS[name](client)
+
+    def run() -> None:
+        trio.run(foreign)
+
+    await trio.to_thread.run_sync(run)
+    async with client, server:
+        await client.send_all(b"as if nothing had been")
+        assert await server.receive_some() == b"as if nothing had been"
+    assert client.close_outcome is CloseOutcome.CLEAN
+
+
+async def test_c16_another_threads_close_unclean_does_nothing(contexts: Contexts) -> None:
+    client, server = await handshaken(contexts)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            client.close_unclean()
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    await trio.to_thread.run_sync(thread.join)
+    assert len(errors) == 1
+    async with client, server:
+        pass
+    assert client.close_outcome is CloseOutcome.CLEAN
+
+
+# What the peer's TCP has
+
+
+async def test_wait_acknowledged(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, buffer_size=16384)
+    data = bytes(200_000)
+    async with stream, trio.open_nursery() as nursery:
+        await stream.send_all(data)
+        waited = trio.Event()
+
+        async def wait() -> None:
+            await stream.wait_acknowledged()
+            waited.set()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not waited.is_set()
+        await trio.to_thread.run_sync(peer.receive, len(data))
+        await waited.wait()
+    peer.sock.close()
+
+
+async def test_c3_an_end_that_was_not_acknowledged_says_so(contexts: Contexts) -> None:
+    """A reader slower than the shutdown timeout: the kernel has all, the peer has not."""
+    stream, peer = await meet(contexts, shutdown_timeout=0.1)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await stream.send_all(bytes(200_000))
+    await stream.wait_sent()
+    await stream.aclose()
+    outcomes = [stream.close_outcome]
+    while statistics().connections_closing:
+        await trio.sleep(0.01)
+    outcomes.append(stream.close_outcome)
+    assert outcomes == [CloseOutcome.CLEAN, CloseOutcome.UNACKNOWLEDGED]
+    assert statistics().closings[CloseOutcome.UNACKNOWLEDGED] == 1
+    assert statistics().closings[CloseOutcome.CLEAN] == 0
+    peer.sock.close()

@@ -1,0 +1,93 @@
+"""C1: what lies unread, of whatever kind, never prevents the alert, nor loses what was accepted."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from ringtls import CloseOutcome, SocketStream, TlsStream
+
+from ..conftest import Contexts
+from ..support.peer import MakeTransport, trio_socket_stream
+from ..support.streams import tcp_pair
+from ..support.tlslite import TLS_1_2, TLS_1_3, ScriptedServer
+
+SIZE = 300_000
+
+Say = Callable[[ScriptedServer], None]
+CLOSE_NOTIFY = "alert 0"
+
+
+class Story:
+    """The server's thread: it says something that the client leaves unread, and reads on."""
+
+    def __init__(self, sock: socket.socket, contexts: Contexts, version: tuple[int, int]) -> None:
+        self._server = ScriptedServer(sock, contexts, version)
+        self.seen: tuple[int, list[str]] | None = None
+        self.said = threading.Event()
+
+    def __call__(self, say: Say) -> None:
+        self._server.handshake()
+        self._server.send(b"x")
+        say(self._server)
+        self.said.set()
+        self.seen = self._server.read_to_end()
+
+
+async def has_come(stream: TlsStream, sock: socket.socket) -> None:
+    """Wait until what the server has said is in this process, read by the ring or not."""
+    while not stream._session.incoming.pending:
+        with trio.move_on_after(0.01):
+            await stream._transport.receive()
+
+
+def client(make: MakeTransport, sock: socket.socket, contexts: Contexts) -> TlsStream:
+    context = ssl.create_default_context(cafile=str(contexts.ca))
+    return TlsStream(make(sock), context, server_hostname="localhost")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [SocketStream, trio_socket_stream], ids=["ring", "adapter"])
+@pytest.mark.parametrize(
+    ("version", "say"),
+    [(TLS_1_2, ScriptedServer.ask_for_renegotiation), (TLS_1_3, ScriptedServer.send_half_a_ticket)],
+    ids=["HelloRequest", "half a NewSessionTicket"],
+)
+async def test_c1_a_handshake_message_that_lies_unread(
+    contexts: Contexts, make: MakeTransport, version: tuple[int, int], say: Say
+) -> None:
+    ours, theirs = tcp_pair()
+    story = Story(theirs, contexts, version)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, story, say)
+        stream = client(make, ours, contexts)
+        async with stream:
+            assert await stream.receive_some(1) == b"x"
+            await trio.to_thread.run_sync(story.said.wait)
+            await has_come(stream, ours)
+            await stream.send_all(bytes(SIZE))
+    theirs.close()
+    assert stream.close_outcome is CloseOutcome.CLEAN
+    assert story.seen == (SIZE, [CLOSE_NOTIFY, "FIN"])
+
+
+async def test_c1_half_a_message_that_was_read(contexts: Contexts) -> None:
+    """OpenSSL sends no alert then. What was accepted arrives all the same, then a reset."""
+    ours, theirs = tcp_pair()
+    story = Story(theirs, contexts, TLS_1_3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, story, ScriptedServer.send_half_a_ticket)
+        stream = client(SocketStream, ours, contexts)
+        async with stream:
+            assert await stream.receive_some(1) == b"x"
+            await stream.send_all(bytes(SIZE))
+            await trio.to_thread.run_sync(story.said.wait)
+            await has_come(stream, ours)
+            assert stream._session.read(1) is None
+    theirs.close()
+    assert stream.close_outcome is CloseOutcome.DURING_RENEGOTIATION
+    assert story.seen == (SIZE, ["RST"])

@@ -1,0 +1,59 @@
+"""An exception at a place of ringtls' own code that is chosen by its number."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ringtls
+
+__all__ = ["InjectedError", "RaiseAt"]
+
+PACKAGE = str(Path(ringtls.__file__).parent)
+
+
+class InjectedError(Exception):
+    """What a signal's handler, or the lack of memory, raises where nobody expects it."""
+
+
+class RaiseAt:
+    """Counts the calls, or the bytecodes, of the package in this thread, and raises at one.
+
+    Args:
+      number: at which; counted from 1.
+      event: "call" or "opcode".
+    """
+
+    def __init__(self, number: int, event: str) -> None:
+        self.left = number
+        self._event = event
+        self.place = ""
+
+    @property
+    def has_raised(self) -> bool:
+        return self.left <= 0
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = self._event == "opcode"
+        frame.f_trace_lines = False
+        if event == self._event:
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise InjectedError(self.place)
+        return self._trace
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        sys.settrace(self._trace)
+        try:
+            yield
+        finally:
+            sys.settrace(None)
