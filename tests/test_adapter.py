@@ -13,8 +13,10 @@ import trio.testing
 from ringtls import CloseOutcome, TlsStream, TruncationError, statistics
 
 from .conftest import Contexts
+from .support.clogging import SMALL, clog, let_both_clog
 from .support.peer import trio_socket_stream
-from .support.streams import clog, handshaken, tcp_pair
+from .support.streams import handshaken, tcp_pair
+from .support.waiting import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,13 +40,17 @@ async def test_trio_check_over_memory_streams(contexts: Contexts) -> None:
     await trio.testing.check_half_closeable_stream(streams, None)
 
 
-async def test_trio_check_over_trio_sockets(contexts: Contexts) -> None:
+async def test_trio_check_over_trio_sockets(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_both_clog(monkeypatch)
+
     async def streams() -> Pair:
         left, right = tcp_pair()
         return await over(trio_socket_stream(left), trio_socket_stream(right), contexts)
 
     async def clogged() -> Pair:
-        left, right = tcp_pair(16384)
+        left, right = tcp_pair(SMALL)
         pair = await over(trio_socket_stream(left), trio_socket_stream(right), contexts)
         for stream in pair:
             stream.shutdown_timeout = 0.1  # the check closes them one after the other
@@ -63,9 +69,9 @@ async def test_tls_in_tls(contexts: Contexts) -> None:
         await client.send_eof()
         assert await server.receive_some() == b""
     assert client.close_outcome is CloseOutcome.CLEAN
-    with trio.fail_after(10):  # they end in the background
-        while statistics().connections_closing or statistics().connections_open:
-            await trio.sleep(0.01)
+    # They end in the background.
+    await until(lambda: not statistics().connections_open)
+    await until(lambda: not statistics().connections_closing)
     assert [stream.close_outcome for stream in outer] == [CloseOutcome.CLEAN] * 2
 
 

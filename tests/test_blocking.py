@@ -30,6 +30,7 @@ from ringtls._drivers.blocking import BlockingDriver
 from .conftest import Contexts
 from .support.faces import sigint_after
 from .support.peer import End, Peer, Transport
+from .support.processes import in_child
 from .support.streams import open_fds, tcp_pair
 
 
@@ -446,23 +447,15 @@ def test_another_threads_stream(contexts: Contexts) -> None:
 
 def test_c14_fork(contexts: Contexts, port: int) -> None:
     stream, peer = meet(contexts)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        refused = 0
-        try:
-            for use in (stream.receive_some, stream.close, stream.close_unclean):
-                try:
-                    use()
-                except RuntimeError as error:
-                    refused += "parent" in str(error)
-            outcome = echo_once(contexts, port)  # with a ring of its own
-            status = 0 if refused == 3 and outcome is CloseOutcome.CLEAN else 2
-        finally:
-            BlockingDriver.current().end()
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+
+    def in_the_child() -> None:
+        for use in (stream.receive_some, stream.close, stream.close_unclean):
+            with pytest.raises(RuntimeError, match="parent"):
+                use()
+        assert echo_once(contexts, port) is CloseOutcome.CLEAN  # with a ring of its own
+        BlockingDriver.current().end()
+
+    in_child(in_the_child)
     with stream:
         stream.send_all(b"from the parent")
     end = peer.end()

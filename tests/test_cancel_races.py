@@ -23,12 +23,8 @@ from ringtls import SocketListener, SocketStream, TlsStream
 from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts
-from .support.streams import (
-    handshaken,
-    open_fds,
-    socket_streams,
-    tcp_pair,
-)
+from .support.streams import handshaken, open_fds, socket_streams, tcp_pair
+from .support.waiting import until
 
 CUT_OFF = int(3500 * float(os.environ.get("RINGTLS_RACES", "1")))
 
@@ -77,9 +73,7 @@ async def nothing_lost() -> AsyncIterator[None]:
     await trio.testing.wait_all_tasks_blocked()
     fds, in_flight = open_fds(), ring.in_flight
     yield
-    with trio.fail_after(10):
-        while open_fds() > fds or ring.in_flight > in_flight:
-            await trio.sleep(0.01)
+    await until(lambda: open_fds() <= fds and ring.in_flight <= in_flight)
 
 
 @pytest.mark.parametrize("how", ["receive_some", "receive_into", "start_receive"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import socket
 import ssl
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from ringtls._cli.demo.peer import End, Observation, observe_end
 from ringtls._cli.demo.progress import Progress
 
 from .conftest import Contexts
+from .support.streams import reset
 
 CONNECTIONS = 6
 SERVERS = (RINGTLS.name, TRIO.name)
@@ -34,11 +34,6 @@ def send_close_notify(server: ssl.SSLSocket) -> None:
     server.setblocking(False)
     with pytest.raises(ssl.SSLWantReadError):
         server.unwrap()
-
-
-def reset(server: socket.socket) -> None:
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    server.close()
 
 
 def end_cleanly(server: ssl.SSLSocket) -> None:

@@ -6,9 +6,7 @@ import errno
 import os
 import random
 import socket
-import struct
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,13 +27,9 @@ from ringtls._transports.base import HIGH_WATER, INPUT_LIMIT
 
 from .conftest import Contexts
 from .support.peer import Transport, meet
-from .support.rings import (
-    Pair,
-    drive,
-    drive_until,
-    is_awake,
-)
-from .support.streams import tcp_pair, tcp_pairs
+from .support.rings import Pair, drive, drive_until, is_awake
+from .support.streams import reset, tcp_pair, tcp_pairs
+from .support.waiting import until
 
 POOL = 4 * 4096  # of the ring fixture
 
@@ -63,11 +57,6 @@ class Input:
         """How it ended."""
         drive_until(self.ring, lambda: self.is_over)
         return None if self.error is None else self.error.errno
-
-
-def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 def test_all_comes_in_order_and_then_the_end(ring: Ring, pair: Pair) -> None:
@@ -234,12 +223,6 @@ def test_one_reap_ends_however_fast_the_peer_is(ring: Ring, pair: Pair) -> None:
 def held(stream: TlsStream) -> int:
     """Bytes of input that the stream holds and nobody has asked for."""
     return int(stream._session.incoming.pending)
-
-
-async def until(is_true: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not is_true():
-            await trio.sleep(0.001)
 
 
 def is_paused(stream: TlsStream) -> bool:

@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -17,14 +16,10 @@ import pytest
 from ringtls._engine.request import Request
 from ringtls._engine.ring import LARGEST_COPY, REAP_ROWS, Ring
 
-from .support.rings import (
-    Pair,
-    drive,
-    drive_until,
-    is_awake,
-)
+from .support.processes import in_child
+from .support.rings import Pair, drive, drive_until, is_awake
 from .support.seccomp import forbid
-from .support.streams import open_fds, tcp_pair
+from .support.streams import open_fds, reset, tcp_pair
 
 ROUNDS = int(100 * float(os.environ.get("RINGTLS_RACES", "1")))
 
@@ -329,23 +324,18 @@ def test_finish_with_a_send_that_sent_nothing_yet(ring: Ring, narrow: Pair) -> N
 @pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
 def test_finish_in_a_passing_shortage(error: int) -> None:
     """What the direct send(2) could not do is left to the ring."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            forbid("sendto", error)
-            ours, theirs = tcp_pair()
-            ring = Ring(buffers=4, buffer_size=4096)
-            box = Box(ring, ours)
-            box.put(b"abc")
-            assert not box.finish(10)
-            assert box.errno() is None
-            assert theirs.recv(10) == b"abc"
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+
+    def finish() -> None:
+        forbid("sendto", error)
+        ours, theirs = tcp_pair()
+        ring = Ring(buffers=4, buffer_size=4096)
+        box = Box(ring, ours)
+        box.put(b"abc")
+        assert not box.finish(10)
+        assert box.errno() is None
+        assert theirs.recv(10) == b"abc"
+
+    in_child(finish)
 
 
 # Breaking
@@ -388,16 +378,14 @@ def test_the_peer_resets(ring: Ring, narrow: Pair, finishing: bool) -> None:
     if finishing:
         assert not box.finish(10)
         drive(ring)
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    theirs.close()
+    reset(theirs)
     assert box.errno() in (errno.ECONNRESET, errno.EPIPE)
     assert_all_released(ring)
 
 
 def test_finish_after_the_peer_reset(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    theirs.close()
+    reset(theirs)
     box = Box(ring, ours)
     box.put(bytes(LARGEST_COPY + 1))
     with pytest.raises((ConnectionResetError, BrokenPipeError), match="outbox on fd"):

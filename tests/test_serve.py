@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import time
@@ -46,7 +45,7 @@ from .support.server import (
     starting,
     wait_until_refused,
 )
-from .support.streams import socket_streams, tls_over
+from .support.streams import reset, socket_streams, tls_over
 
 
 @pytest.fixture(scope="session")
@@ -619,8 +618,7 @@ def reset_during_a_download(server: Server) -> None:
     sock = server.tls(receive_buffer=4096)
     sock.sendall(head("/small"))
     assert sock.recv(1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
+    reset(sock)
     server.wait_for_log("the connection broke: ")
 
 

@@ -23,7 +23,7 @@ import pytest
 from ringtls._cli import main
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.serve.errors import StartError
-from ringtls._cli.serve.listening import Inherited, open_sockets
+from ringtls._cli.serve.listening import Address, Bind, Inherited, open_sockets
 from ringtls._cli.serve.supervisor import FIRST_PAUSE
 
 from .conftest import Contexts
@@ -435,12 +435,14 @@ def test_inherited_socket_given_twice() -> None:
             open_sockets([bind, bind], 1, stack)
 
 
-def test_descriptor_that_is_not_inherited(files: Contexts) -> None:
-    # 3 is what the socket of the first address would get.
-    said = fails(
-        "--bind", "fd://3", "--certfile", str(files.certificate), "--keyfile", str(files.key)
-    )
-    assert said.startswith("ringtls: can't listen on fd://3: this descriptor is not open; ")
+def test_descriptor_that_is_not_inherited() -> None:
+    """Though the socket of the first address would get its number, the lowest that is free."""
+    number = os.dup(0)
+    os.close(number)
+    binds: list[Bind] = [Address("127.0.0.1", 0), Inherited(number)]
+    said = f"can't listen on fd://{number}: this descriptor is not open; "
+    with ExitStack() as stack, pytest.raises(StartError, match=said):
+        open_sockets(binds, 1, stack)
 
 
 # The supervisor alone, with workers that do other things

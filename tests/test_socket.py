@@ -9,13 +9,14 @@ import trio.testing
 from ringtls import SocketStream
 from ringtls._transports import ring as _transport
 
-from .support.streams import clog, socket_streams
+from .support.clogging import clog_socket
+from .support.streams import socket_streams
 
 
 async def clogged_socket_streams() -> tuple[SocketStream, SocketStream]:
     client, server = await socket_streams(buffer_size=16384)
-    await clog(client)
-    await clog(server)
+    await clog_socket(client)
+    await clog_socket(server)
     return client, server
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 
 import pytest
-import trio
-import trio.testing
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, SocketStream, statistics
@@ -15,6 +13,7 @@ from ringtls._drivers.trio import TrioDriver
 from .conftest import Contexts
 from .support import peer
 from .support.peer import meet
+from .support.waiting import cut_off, until
 
 
 @pytest.fixture(params=[SocketStream, peer.trio_socket_stream], ids=["ring", "adapter"])
@@ -43,9 +42,7 @@ async def test_connections_and_their_ends(contexts: Contexts) -> None:
         gc.collect()
     for each in (clean_peer, unclean_peer, dropped_peer):
         await in_thread(each.end)
-    with trio.fail_after(10):
-        while statistics().connections_closing:
-            await trio.sleep(0.01)
+    await until(lambda: not statistics().connections_closing)
     figures = statistics()
     assert figures.connections_open == 0
     assert figures.orphans_adopted == 1
@@ -55,14 +52,11 @@ async def test_connections_and_their_ends(contexts: Contexts) -> None:
 async def test_operations(contexts: Contexts) -> None:
     stream, stalled = await meet(contexts)
     assert statistics().operations_submitted > 0
-    with trio.move_on_after(0.01):
-        await stream.receive_some()
+    await cut_off(stream.receive_some)
     assert statistics().operations_in_flight == 1  # for whoever receives next
     assert statistics().completion_queue_overflows == 0
     stream.close_unclean()
-    with trio.fail_after(10):
-        while statistics().operations_in_flight:
-            await trio.sleep(0.01)
+    await until(lambda: not statistics().operations_in_flight)
     stalled.sock.close()
 
 

@@ -24,8 +24,9 @@ from ringtls._streams.closing import Closing
 
 from ..conftest import Contexts
 from ..support.peer import End, Peer
+from ..support.signals import SignalAtBytecode
 from ..support.streams import open_fds, tcp_pair
-from .test_interrupted import SENT, SignalAtBytecode, peer_story
+from .test_interrupted import SENT, peer_story
 from .test_random import CASES
 
 pytestmark = pytest.mark.ringtls_allow_unclosed

@@ -7,8 +7,6 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,14 +14,15 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-import ringtls
 from ringtls import CloseOutcome, TlsStream, aclose_all, must_complete, replace
 
 from ..conftest import Contexts
+from ..support.clogging import SMALL, clog
 from ..support.peer import End, Peer, meet
-from ..support.streams import clog
+from ..support.signals import PACKAGE, SignalAtBytecode
+from ..support.waiting import until
 
-COMBINATORS = str(Path(ringtls.__file__).with_name("_combinators.py"))
+COMBINATORS = f"{PACKAGE}/_combinators.py"
 
 
 class Resource(trio.abc.AsyncResource):
@@ -381,19 +380,20 @@ async def test_d1_a_stream_keeps_to_its_own_timeout(
     contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringtls._combinators.GRACE", 0.01)
-    stream, peer = await meet(contexts, buffer_size=32768)
+    stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     ends: list[End] = []
+    grace_is_over: list[str] = []
 
     async def read_late() -> None:
         with trio.CancelScope(shield=True):
-            await trio.sleep(0.1)
+            await until(lambda: grace_is_over)
             ends.append(await in_thread(peer.end))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read_late)
         nursery.cancel_scope.cancel()
-        await aclose_all(stream)
+        await aclose_all(stream, Stuck("stuck", grace_is_over))
     assert stream.close_outcome is CloseOutcome.CLEAN
     assert ends[0].is_clean
 
@@ -453,28 +453,10 @@ async def test_d2_with_itself() -> None:
 # A KeyboardInterrupt
 
 
-class SignalAtBytecode:
-    """A trace function that counts bytecodes of the combinators, and raises SIGINT at one."""
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != COMBINATORS:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode":
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return self
-
-
 def play(number: int) -> tuple[bool, list[str]]:
     """All three, with SIGINT at a bytecode of theirs; was it given, and what came of it?"""
     log: list[str] = []
-    signaller = SignalAtBytecode(number)
+    signaller = SignalAtBytecode(number, COMBINATORS)
 
     @trio.lowlevel.enable_ki_protection
     async def main() -> None:
@@ -516,7 +498,7 @@ def test_d1_sigint_while_tls_streams_close(contexts: Contexts) -> None:
             ends.extend([await in_thread(peer.end) for peer in peers])
 
     async def main() -> None:
-        pairs = [await meet(contexts, buffer_size=32768) for _ in range(2)]
+        pairs = [await meet(contexts, buffer_size=SMALL) for _ in range(2)]
         for stream, _ in pairs:
             await clog(stream)
         async with trio.open_nursery() as nursery:

@@ -8,12 +8,16 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import TlsStream
 
 from ..conftest import Contexts
+from ..support.clogging import ACCEPTED, SMALL
 from ..support.peer import Peer, meet
+from ..support.processes import fork, in_child, wait_for_child
+from ..support.waiting import cut_off
 
 pytestmark = [pytest.mark.usefixtures("transport"), pytest.mark.ringtls_allow_unclosed]
 
@@ -39,11 +43,9 @@ async def test_c8_dropped(contexts: Contexts, how: str) -> None:
 
 
 async def test_c8_dropped_in_the_middle_of_a_send(contexts: Contexts) -> None:
-    stream, peer = await meet(contexts, buffer_size=32768)
+    stream, peer = await meet(contexts, buffer_size=SMALL)
     sent = os.urandom(1_000_000)
-    with trio.move_on_after(0.05):
-        await stream.send_all(sent)
-    await trio.lowlevel.checkpoint()  # until then trio holds the Cancelled, and it the stream
+    await cut_off(stream.send_all, sent)
     with pytest.warns(ResourceWarning, match="unclosed stream"):
         del stream
         gc.collect()
@@ -55,9 +57,7 @@ async def test_c8_dropped_in_the_middle_of_a_send(contexts: Contexts) -> None:
 
 async def test_c8_dropped_after_a_receive_was_cut_off(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
-    with trio.move_on_after(0.01):
-        await stream.receive_some()
-    await trio.lowlevel.checkpoint()  # until then trio holds the Cancelled, and it the stream
+    await cut_off(stream.receive_some)
     with pytest.warns(ResourceWarning, match="unclosed stream"):
         del stream
         gc.collect()
@@ -67,9 +67,7 @@ async def test_c8_dropped_after_a_receive_was_cut_off(contexts: Contexts) -> Non
 async def test_c8_dropped_during_the_handshake(contexts: Contexts) -> None:
     """C6 then: there is nothing to notify."""
     stream, peer = await meet(contexts, server_side=False, handshake=False)
-    with trio.move_on_after(0.01):
-        await stream.do_handshake()
-    await trio.lowlevel.checkpoint()  # until then trio holds the Cancelled, and it the stream
+    await cut_off(stream.do_handshake)
     with pytest.warns(ResourceWarning, match="unclosed stream"):
         del stream
         gc.collect()
@@ -107,17 +105,17 @@ def test_c8_still_open_at_the_end_of_the_run(contexts: Contexts) -> None:
 
 async def test_c14_a_child_that_goes_on_with_the_run(contexts: Contexts) -> None:
     """What is being sent, and the close, are the parent's."""
-    stream, peer = await meet(contexts, buffer_size=8192)
-    data = os.urandom(120_000)
+    stream, peer = await meet(contexts, buffer_size=SMALL)
+    data = os.urandom(ACCEPTED)
     await stream.send_all(data)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.aclose)
-        await trio.sleep(0.05)
-        child = os.fork()
+        await trio.testing.wait_all_tasks_blocked()
+        child = fork()
         if child == 0:
-            await trio.sleep(0.1)
+            await trio.testing.wait_all_tasks_blocked()
             os._exit(0)
-        await in_thread(os.waitpid, child, 0)
+        await in_thread(wait_for_child, child)
         end = await in_thread(peer.end)
     assert end.is_clean
     assert end.data == data
@@ -133,42 +131,22 @@ def test_c14_a_run_of_its_own_in_a_child(contexts: Contexts) -> None:
         assert (await in_thread(peer.end)).is_clean
 
     trio.run(main)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            trio.run(main)
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    in_child(lambda: trio.run(main))
 
 
 async def test_c14_fork(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            stream.send_all(b"from the child").send(None)
-        except RuntimeError as error:
-            status = 0 if "parent" in str(error) else 2
-        finally:
-            os._exit(status)
-    _, status = await in_thread(os.waitpid, child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    child = os.fork()
-    if child == 0:
-        refused = 0
-        for close in (stream.close_unclean, lambda: stream.aclose().send(None)):
-            try:
-                close()
-            except RuntimeError:
-                refused += 1
-        os._exit(0 if refused == 2 else 1)
-    _, status = await in_thread(os.waitpid, child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+
+    def misuse() -> None:
+        for use in (
+            lambda: stream.send_all(b"from the child").send(None),
+            stream.close_unclean,
+            lambda: stream.aclose().send(None),
+        ):
+            with pytest.raises(RuntimeError, match="parent"):
+                use()
+
+    in_child(misuse)
     await stream.send_all(b"from the parent")
     await stream.aclose()
     end = await in_thread(peer.end)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -16,12 +15,9 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import CloseOutcome, TlsStream
 
 from ..conftest import Contexts
-from ..support.peer import (
-    End,
-    Peer,
-    Transport,
-    meet,
-)
+from ..support.clogging import SMALL, clog
+from ..support.peer import End, Peer, Transport, meet
+from ..support.waiting import LIMIT, cut_off, until
 
 pytestmark = pytest.mark.usefixtures("transport")
 
@@ -110,7 +106,7 @@ async def test_c2_a_close_is_not_a_cancellation_point(contexts: Contexts) -> Non
 
 
 async def test_c2_a_deadline_does_not_end_a_close(contexts: Contexts) -> None:
-    stream, peer = await meet(contexts, buffer_size=32768)
+    stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     scope = trio.CancelScope()
 
@@ -121,8 +117,10 @@ async def test_c2_a_deadline_does_not_end_a_close(contexts: Contexts) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(close)
-        scope.deadline = trio.current_time() + 0.05
-        await trio.sleep(0.1)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.deadline = trio.current_time()
+        await until(lambda: scope.cancel_called)
+        await trio.testing.wait_all_tasks_blocked()
         assert stream.close_outcome is None  # the deadline has passed, the peer not read
         end = await in_thread(peer.end)
     assert scope.cancelled_caught
@@ -130,19 +128,12 @@ async def test_c2_a_deadline_does_not_end_a_close(contexts: Contexts) -> None:
     assert stream.close_outcome is CloseOutcome.CLEAN
 
 
-async def clog(stream: TlsStream) -> None:
-    """Leave the stream with more accepted than the kernel takes."""
-    with trio.move_on_after(0.1):
-        while True:
-            await stream.send_all(bytes(65536))
-
-
 @pytest.mark.parametrize("where", ["in a receive", "in the close"])
 def test_c2_keyboard_interrupt(contexts: Contexts, where: str) -> None:
     ends: list[End] = []
 
     async def main() -> None:
-        stream, peer = await meet(contexts, buffer_size=32768)
+        stream, peer = await meet(contexts, buffer_size=SMALL)
         async with trio.open_nursery() as nursery:
 
             async def read_later() -> None:
@@ -174,7 +165,7 @@ async def test_c3_a_peer_that_never_reads_is_reset(
     contexts: Contexts, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "ringtls")
-    stream, peer = await meet(contexts, buffer_size=32768, shutdown_timeout=0.1)
+    stream, peer = await meet(contexts, buffer_size=SMALL, shutdown_timeout=0.1)
     await clog(stream)
     await stream.aclose()
     assert stream.close_outcome is CloseOutcome.TIMED_OUT
@@ -185,7 +176,7 @@ async def test_c3_a_peer_that_never_reads_is_reset(
 
 
 async def test_c3_timeout_of_one_call(contexts: Contexts) -> None:
-    stream, peer = await meet(contexts, buffer_size=32768, shutdown_timeout=60)
+    stream, peer = await meet(contexts, buffer_size=SMALL, shutdown_timeout=60)
     await clog(stream)
     await stream.aclose(shutdown_timeout=0.1)
     assert stream.close_outcome is CloseOutcome.TIMED_OUT
@@ -231,7 +222,7 @@ async def test_c4_closing_again_does_nothing(contexts: Contexts) -> None:
 
 
 async def test_c4_two_tasks_close_once_and_both_wait(contexts: Contexts) -> None:
-    stream, peer = await meet(contexts, buffer_size=32768)
+    stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     outcomes = []
 
@@ -251,7 +242,7 @@ async def test_c4_two_tasks_close_once_and_both_wait(contexts: Contexts) -> None
 
 @pytest.mark.parametrize("what", ["receive_some", "send_all", "wait_send_all_might_not_block"])
 async def test_c4_others_wake(contexts: Contexts, what: str) -> None:
-    stream, peer = await meet(contexts, buffer_size=32768)
+    stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     woken = []
 
@@ -282,9 +273,12 @@ async def test_c6_before_the_handshake_there_is_fin_only(
 
 async def test_c6_in_the_middle_of_the_handshake(contexts: Contexts) -> None:
     stream, peer = await meet(contexts, server_side=False, handshake=False)
-    with trio.move_on_after(0.05):
+
+    async def talk() -> None:
         async with stream:
             await stream.do_handshake()
+
+    await cut_off(talk)
     assert stream.close_outcome is CloseOutcome.BEFORE_HANDSHAKE
     hello = await in_thread(peer.sock.recv, 65536)
     assert hello[:1] == b"\x16"
@@ -293,11 +287,9 @@ async def test_c6_in_the_middle_of_the_handshake(contexts: Contexts) -> None:
 
 
 async def test_c7_a_cancelled_send_leaves_the_stream_usable(contexts: Contexts) -> None:
-    stream, peer = await meet(contexts, buffer_size=32768)
+    stream, peer = await meet(contexts, buffer_size=SMALL)
     sent = bytes(i % 251 for i in range(3_000_000))
-    with trio.move_on_after(0.1) as scope:
-        await stream.send_all(sent)
-    assert scope.cancelled_caught
+    await cut_off(stream.send_all, sent)
     async with trio.open_nursery() as nursery:
 
         async def go_on() -> None:
@@ -311,22 +303,36 @@ async def test_c7_a_cancelled_send_leaves_the_stream_usable(contexts: Contexts) 
     assert sent.startswith(end.data[:-4])
 
 
+class OnTaskExit(trio.abc.Instrument):
+    """Calls a function when a task has ended."""
+
+    def __init__(self, task: trio.lowlevel.Task, function: Callable[[], object]) -> None:
+        self._task = task
+        self._function = function
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._function()
+
+
 def test_c9_the_run_waits_for_its_closings(contexts: Contexts) -> None:
     ends: list[End] = []
 
     def read_late(peer: Peer) -> None:
-        time.sleep(0.3)
+        main_has_ended.wait(LIMIT)
         ends.append(peer.end())
 
     async def main() -> threading.Thread:
-        stream, peer = await meet(contexts, buffer_size=32768)
+        stream, peer = await meet(contexts, buffer_size=SMALL)
         await clog(stream)
         thread = threading.Thread(target=read_late, args=(peer,))
         thread.start()
         stream_holder.append(stream)
         trio.lowlevel.spawn_system_task(stream.aclose)
+        trio.lowlevel.add_instrument(OnTaskExit(trio.lowlevel.current_task(), main_has_ended.set))
         return thread
 
+    main_has_ended = threading.Event()
     stream_holder: list[TlsStream] = []
     thread = trio.run(main)
     assert stream_holder[0].close_outcome is CloseOutcome.CLEAN

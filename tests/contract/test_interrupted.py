@@ -7,47 +7,24 @@ always ends, and the peer always sees a clean end of what it was sent.
 from __future__ import annotations
 
 import random
-import signal
 import sys
 import threading
 import warnings
 from contextlib import suppress
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import trio
 
-import ringtls
 from ringtls import TlsStream
 
 from ..conftest import Contexts
 from ..support import peer as peer_module
 from ..support.peer import End, Peer
+from ..support.signals import SignalAtBytecode
 from ..support.streams import tcp_pair
 
-PACKAGE = str(Path(ringtls.__file__).parent)
-
 SENT = bytes(range(256)) * 100
-
-
-class SignalAtBytecode:
-    """A trace function that counts bytecodes of the package, and raises SIGINT at one."""
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode":
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return self
 
 
 def peer_story(peer: Peer, ends: list[End]) -> None:

@@ -12,13 +12,10 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import CloseOutcome, SocketStream, TlsStream, TruncationError
 
 from ..conftest import Contexts
-from ..support.peer import (
-    End,
-    Peer,
-    Transport,
-    meet,
-)
+from ..support.clogging import SMALL, clog
+from ..support.peer import End, Peer, Transport, meet
 from ..support.streams import open_fds, tcp_pair
+from ..support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("transport")
 
@@ -87,9 +84,7 @@ async def test_c10_the_task_does_not_wait_for_the_peer(contexts: Contexts) -> No
     assert stream.close_outcome is CloseOutcome.CLEAN
     assert open_fds() > before + 1  # the ring still reads, until the peer's FIN
     peer.sock.close()
-    with trio.fail_after(5):
-        while open_fds() > before + 3:  # the ring, its eventfd and its pump's timer stay
-            await trio.sleep(0.01)
+    await until(lambda: open_fds() <= before + 3)  # the ring, its eventfd, its pump's timer stay
 
 
 @pytest.mark.parametrize("https_compatible", [False, True])
@@ -230,9 +225,8 @@ async def test_c13_unclean_on_purpose(contexts: Contexts) -> None:
 
 
 async def test_c13_in_the_middle_of_a_close(contexts: Contexts) -> None:
-    stream, peer = await meet(contexts, buffer_size=32768)
-    with trio.move_on_after(0.1):
-        await stream.send_all(bytes(10_000_000))
+    stream, peer = await meet(contexts, buffer_size=SMALL)
+    await clog(stream)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.aclose)
         await trio.testing.wait_all_tasks_blocked()

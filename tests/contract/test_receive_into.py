@@ -21,7 +21,8 @@ from ringtls._drivers.trio import TrioDriver
 
 from ..conftest import Contexts
 from ..support.peer import Peer, meet
-from ..support.streams import handshaken, socket_streams, tcp_pair
+from ..support.streams import handshaken, reset, socket_streams, tcp_pair
+from ..support.waiting import until
 
 Sender = trio.abc.SendStream
 Receiver = SocketStream | TlsStream
@@ -167,8 +168,7 @@ async def test_h8_an_error_does_not_keep_the_memory() -> None:
     ours, theirs = tcp_pair()
     buffer = bytearray(3)
     async with SocketStream(ours) as stream:
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        theirs.close()
+        reset(theirs)
         try:
             await stream.receive_into(buffer)
         except trio.BrokenResourceError:
@@ -186,9 +186,7 @@ async def test_h8_the_coroutine_is_dropped() -> None:
         coroutine.close()
         with pytest.raises(BufferError):
             buffer.append(1)
-        with trio.fail_after(10):
-            while TrioDriver.current().ring.in_flight:
-                await trio.sleep(0.001)
+        await until(lambda: not TrioDriver.current().ring.in_flight)
         buffer.append(1)
         await sender.send_all(b"x")
         assert await receiver.receive_some() == b"x"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import trio
 from ringtls import SocketStream, TlsStream
 
 from ..conftest import Contexts
-from .streams import tcp_pair
+from .streams import reset, tcp_pair
 
 TIMEOUT = 20.0
 
@@ -144,8 +143,7 @@ class Peer:
 
     def vanish(self) -> None:
         """Reset the connection."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        reset(self.sock)
 
     def _feed(self) -> None:
         ciphertext = self.sock.recv(65536)

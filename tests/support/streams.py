@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -44,6 +45,12 @@ def set_buffers(size: int | None, *sockets: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
+def reset(sock: socket.socket) -> None:
+    """Close a socket so that its peer sees RST. See SO_LINGER in socket(7)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
 async def socket_streams(buffer_size: int | None = None) -> tuple[SocketStream, SocketStream]:
     client, server = tcp_pair(buffer_size)
     return SocketStream(client), SocketStream(server)
@@ -66,16 +73,6 @@ async def handshaken(
         nursery.start_soon(client.do_handshake)
         nursery.start_soon(server.do_handshake)
     return client, server
-
-
-async def clog(stream: trio.abc.SendStream, patience: float = 0.03) -> None:
-    """Send until not even one byte more is taken for so many seconds."""
-    for size, seconds in ((1 << 16, 0.03), (1 << 10, 0.03), (1, patience)):
-        blocked = False
-        while not blocked:
-            with trio.move_on_after(seconds) as scope:
-                await stream.send_all(bytes(size))
-            blocked = scope.cancelled_caught
 
 
 def open_fds() -> int:

@@ -1,0 +1,63 @@
+"""Connections that take no more until their peer reads: by arithmetic, not by waiting a while.
+
+A connection whose buffers are set to SMALL holds less than NARROW bytes. The kernel doubles what
+it is asked for, on both sides (socket(7)), and the last segment may exceed the send buffer.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from ringtls import SocketStream, TlsStream
+from ringtls._streams import tls as _tls
+from ringtls._transports.base import HIGH_WATER, INPUT_LIMIT
+
+from .waiting import until
+
+__all__ = ["ACCEPTED", "NARROW", "SMALL", "clog", "clog_socket", "let_both_clog"]
+
+SMALL = 32768
+NARROW = 4 * SMALL + 65536
+
+#: What a stream over a narrow connection accepts without waiting, and can't send at once. With
+#: TLS's overhead it stays below the high-water mark.
+ACCEPTED = HIGH_WATER - 8192
+
+#: Where tcpi_snd_wnd is in struct tcp_info of linux/tcp.h: how much the peer still takes.
+_SEND_WINDOW = 228
+
+
+async def clog(stream: TlsStream[Any]) -> None:
+    """Have a stream over a narrow connection accept so much that the next send waits.
+
+    It does not wait itself. What the kernel takes of it leaves more than the high-water mark.
+    """
+    assert ACCEPTED + _tls.PIECE - NARROW > HIGH_WATER
+    await stream.send_all(bytes(ACCEPTED))
+    await stream.send_all(bytes(_tls.PIECE))
+
+
+def let_both_clog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ``clog`` do it where the peer is a stream of ours too: that one receives ahead."""
+    monkeypatch.setattr(_tls, "PIECE", 4 * (NARROW + INPUT_LIMIT))
+
+
+async def clog_socket(stream: SocketStream) -> None:
+    """Fill the kernel's buffers: until the peer reads, it takes no byte and moves none."""
+    sock = stream.socket
+
+    def is_full() -> bool:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEND_WINDOW + 4)
+        window: int
+        (window,) = struct.unpack_from("I", info, _SEND_WINDOW)
+        with suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(65536), socket.MSG_DONTWAIT)
+        return window == 0  # and was so before the last try
+
+    await until(is_full)

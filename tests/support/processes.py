@@ -1,0 +1,45 @@
+"""Children of this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+from .waiting import LIMIT
+
+__all__ = ["fork", "in_child", "wait_for_child"]
+
+
+def fork() -> int:
+    """os.fork(), though there may be other threads; SIGALRM ends a child that hangs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded")  # Python 3.12 and later
+        child = os.fork()
+    if child == 0:
+        signal.alarm(int(LIMIT))
+    return child
+
+
+def wait_for_child(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def in_child(function: Callable[[], object]) -> None:
+    """Call a function in a forked child: what it raises is printed there, and fails here."""
+    child = fork()
+    if child == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    wait_for_child(child)
