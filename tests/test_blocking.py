@@ -13,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,10 +27,12 @@ from ringtls import CloseOutcome, blocking
 from ringtls._drivers.blocking import BlockingDriver
 
 from .conftest import Contexts
-from .support.faces import sigint_after
+from .support.clogging import ACCEPTED, SMALL
 from .support.peer import End, Peer, Transport
 from .support.processes import in_child
+from .support.signals import signal_in_the_ring
 from .support.streams import open_fds, tcp_pair
+from .support.waiting import LIMIT, is_in_the_ring, wait_until
 
 
 def meet(contexts: Contexts, *, buffer_size: int | None = None) -> tuple[blocking.TlsStream, Peer]:
@@ -46,11 +47,10 @@ def meet(contexts: Contexts, *, buffer_size: int | None = None) -> tuple[blockin
 
 
 def clog(stream: blocking.TlsStream) -> None:
-    """Leave the stream with more accepted than the kernel takes."""
-    stream.timeout = 0.05
+    """Leave the stream with more accepted than a narrow connection takes."""
+    stream.timeout = 0
     with pytest.raises(TimeoutError):
-        while True:
-            stream.send_all(bytes(65536))
+        stream.send_all(bytes(ACCEPTED))
     stream.timeout = None
 
 
@@ -140,10 +140,7 @@ def test_many_threads_at_once(contexts: Contexts, port: int) -> None:
     for thread in threads:
         thread.join()
     assert outcomes == [CloseOutcome.CLEAN] * 50
-    deadline = time.monotonic() + 10
-    while open_fds() > before:  # of the server's threads
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: open_fds() <= before)  # the server's threads have some
 
 
 async def test_in_trios_threads(contexts: Contexts, port: int) -> None:
@@ -192,7 +189,7 @@ def test_plain_sockets() -> None:
         with pytest.raises(TimeoutError):
             stream.send_all(bytes(30_000_000))
         stream.timeout = None
-        with sigint_after(0.05), pytest.raises(KeyboardInterrupt):
+        with signal_in_the_ring(), pytest.raises(KeyboardInterrupt):
             stream.receive_some()
         theirs.sendall(b"abc")
         assert stream.receive_some() == b"abc"
@@ -246,7 +243,7 @@ def test_no_time_at_all_is_one_try(contexts: Contexts) -> None:
 
 
 def test_a_send_that_timed_out_is_sent_by_later_calls(contexts: Contexts) -> None:
-    stream, peer = meet(contexts, buffer_size=32768)
+    stream, peer = meet(contexts, buffer_size=SMALL)
     ends: list[End] = []
     with stream:
         clog(stream)
@@ -259,7 +256,7 @@ def test_a_send_that_timed_out_is_sent_by_later_calls(contexts: Contexts) -> Non
 
 
 def test_what_was_sent_needs_no_later_call(contexts: Contexts) -> None:
-    stream, peer = meet(contexts, buffer_size=32768)
+    stream, peer = meet(contexts, buffer_size=SMALL)
     data = os.urandom(200_000)
     received: list[bytes] = []
     thread = threading.Thread(target=lambda: received.append(peer.receive(len(data))))
@@ -293,11 +290,11 @@ def test_a_thread_that_ends_closes_its_streams(contexts: Contexts) -> None:
     ends: list[End] = []
 
     def reader(peer: Peer) -> None:
-        time.sleep(0.2)
+        wait_until(lambda: kept[0]._closing.started)
         ends.append(peer.end())
 
     def work() -> None:
-        stream, peer = meet(contexts, buffer_size=32768)
+        stream, peer = meet(contexts, buffer_size=SMALL)
         clog(stream)
         kept.append(stream)
         readers.append(threading.Thread(target=reader, args=(peer,)))
@@ -511,17 +508,22 @@ def test_a_ring_that_fails(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) 
 
 def test_sigint_in_a_close(contexts: Contexts) -> None:
     """C2: the close goes on, and then the KeyboardInterrupt comes out."""
-    stream, peer = meet(contexts, buffer_size=32768)
+    stream, peer = meet(contexts, buffer_size=SMALL)
     clog(stream)
     ends: list[End] = []
 
     def read_late() -> None:
-        time.sleep(0.3)
+        second.wait(LIMIT)
         ends.append(peer.end())
 
     thread = threading.Thread(target=read_late)
-    thread.start()
-    with sigint_after(0.1), sigint_after(0.15), pytest.raises(KeyboardInterrupt):
+    interrupts = BlockingDriver.current().interrupts
+    with (
+        signal_in_the_ring(),
+        signal_in_the_ring(when=lambda: interrupts._is_pending) as second,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        thread.start()
         stream.close()
     assert stream.close_outcome is CloseOutcome.CLEAN
     thread.join()
@@ -543,7 +545,7 @@ def test_a_handler_that_does_not_raise(contexts: Contexts) -> None:
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        with stream, sigint_after(0.05):
+        with stream, signal_in_the_ring():
             assert stream.receive_some() == b"by the handler"
         assert calls == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is successor
@@ -565,7 +567,7 @@ def test_without_a_handler_sigint_is_the_kernels(contexts: Contexts) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        time.sleep(0.1)
+        wait_until(lambda: is_in_the_ring(child.pid))
         child.send_signal(signal.SIGINT)
     assert child.returncode == -signal.SIGINT
 
@@ -577,14 +579,11 @@ def test_what_another_signals_handler_raises(contexts: Contexts) -> None:
         sys.exit(3)
 
     before = signal.signal(signal.SIGTERM, handler)
-    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
     try:
-        with pytest.raises(SystemExit), stream:
+        with signal_in_the_ring(signal.SIGTERM), pytest.raises(SystemExit), stream:
             stream.receive_some()
     finally:
         signal.signal(signal.SIGTERM, before)
-        timer.join()
     assert peer.end().is_clean
     assert stream.close_outcome is CloseOutcome.CLEAN
 

@@ -6,7 +6,6 @@ Each case is a story of ours and one of the peer's, and is played on every face.
 from __future__ import annotations
 
 import gc
-import time
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,9 +19,11 @@ import trio
 from ringtls import CloseOutcome, TruncationError
 
 from ..conftest import Contexts
+from ..support.clogging import SMALL
 from ..support.faces import FACES, AnyStream, Face
 from ..support.peer import End, Peer, Transport
 from ..support.streams import tcp_pair
+from ..support.waiting import LIMIT, wait_until
 from .test_ending import leave_by_break, leave_by_exception, leave_by_return
 
 pytestmark = pytest.mark.ringtls_allow_unclosed
@@ -38,7 +39,7 @@ class Case:
 
     name: str
     ours: Callable[[Face], Awaitable[None]]
-    theirs: Callable[[Peer], object] = field(default=lambda peer: None)
+    theirs: Callable[[Peer, Face], object] = field(default=lambda peer, face: None)
     outcome: CloseOutcome | None = CloseOutcome.CLEAN
     data: bytes | None = b""
     is_right: Check = field(default=lambda end: end.is_clean)
@@ -53,12 +54,14 @@ def leave(by: Callable[[AnyStream], Awaitable[None]]) -> Callable[[Face], Awaita
 
 
 async def send_forever(stream: AnyStream) -> None:
+    """At the first wait more than a narrow connection takes has been accepted."""
     while True:
-        await stream.send_all(bytes(100_000))
+        await stream.send_all(bytes(1_000_000))
 
 
 async def interrupted_in_a_receive(face: Face) -> None:
     stream = face.stream()
+    await stream.do_handshake()
 
     async def talk() -> None:
         async with stream:
@@ -70,17 +73,23 @@ async def interrupted_in_a_receive(face: Face) -> None:
 
 async def interrupted_in_a_send(face: Face) -> None:
     stream = face.stream()
+    await stream.do_handshake()
 
     async def talk() -> None:
         async with stream:
-            await send_forever(stream)
+            try:
+                await send_forever(stream)
+            finally:
+                face.cue.set()
 
     await face.interrupted(stream, talk)
 
 
 async def goes_on_after_an_interrupted_send(face: Face) -> None:
     async with face.stream() as stream:
+        await stream.do_handshake()
         await face.interrupted(stream, lambda: send_forever(stream))
+        face.cue.set()
         await stream.send_all(LAST_WORDS)
 
 
@@ -96,6 +105,7 @@ async def goes_on_after_an_interrupted_receive(face: Face) -> None:
 async def goes_on_after_an_interrupted_handshake(face: Face) -> None:
     async with face.stream() as stream:
         await face.interrupted(stream, stream.do_handshake)
+        face.cue.set()
         await stream.do_handshake()
         await stream.send_all(LAST_WORDS)
 
@@ -137,7 +147,7 @@ async def unwraps(face: Face) -> None:
     await transport_stream.aclose()
 
 
-def goes_on_in_plain(peer: Peer) -> None:
+def goes_on_in_plain(peer: Peer, face: Face) -> None:
     assert peer.receive(len(LAST_WORDS)) == LAST_WORDS
     peer.send_close_notify()
     peer.sock.sendall(b"plain")
@@ -158,7 +168,7 @@ async def truncated_as_on_the_web(face: Face) -> None:
         assert await stream.receive_some() == b""
 
 
-def truncate(peer: Peer) -> None:
+def truncate(peer: Peer, face: Face) -> None:
     peer.send(b"half a")
     peer.sock.shutdown(1)
 
@@ -178,11 +188,13 @@ async def before_the_handshake(face: Face) -> None:
 
 async def timeout_of_the_stream(face: Face) -> None:
     async with face.stream(shutdown_timeout=0.1) as stream:
+        await stream.do_handshake()
         await face.interrupted(stream, lambda: send_forever(stream))
 
 
 async def timeout_of_the_close(face: Face) -> None:
     stream = face.stream(shutdown_timeout=60)
+    await stream.do_handshake()
     await face.interrupted(stream, lambda: send_forever(stream))
     await stream.aclose(shutdown_timeout=0.1)
 
@@ -226,10 +238,12 @@ async def dropped(face: Face) -> None:
 
 async def dropped_after_an_interrupted_send(face: Face) -> None:
     streams = [face.stream()]
+    await streams[0].do_handshake()
     await face.interrupted(streams[0], lambda: send_forever(streams[0]))
     with pytest.warns(ResourceWarning, match="unclosed stream"):
         streams.clear()
         gc.collect()
+    face.cue.set()
 
 
 left_open: list[Any] = []
@@ -242,26 +256,30 @@ async def left_open_at_the_end(face: Face) -> None:
     left_open.append(stream)
 
 
-def read_late(peer: Peer) -> None:
-    time.sleep(0.3)
+def read_late(peer: Peer, face: Face) -> None:
+    face.cue.wait(LIMIT)
 
 
-def handshake_late(peer: Peer) -> None:
-    time.sleep(0.3)
+def read_too_late(peer: Peer, face: Face) -> None:
+    wait_until(lambda: face.closing.outcome)
+
+
+def handshake_late(peer: Peer, face: Face) -> None:
+    face.cue.wait(LIMIT)
     peer.handshake()
 
 
-def send_much(peer: Peer) -> None:
+def send_much(peer: Peer, face: Face) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # our face has ended
         peer.send(bytes(3_000_000))
 
 
-def answer_late(peer: Peer) -> None:
+def answer_late(peer: Peer, face: Face) -> None:
     assert peer.receive(4) == b"now "
     peer.send(b"late")
 
 
-def send_late_and_end(peer: Peer) -> None:
+def send_late_and_end(peer: Peer, face: Face) -> None:
     assert peer.receive(len(LAST_WORDS)) == LAST_WORDS
     peer.send(b"late")
     peer.send_close_notify()
@@ -313,7 +331,7 @@ CASES = [
     Case(
         "TLS error",
         tls_error,
-        lambda peer: peer.sock.sendall(b"\x17\x03\x03\x00\x05junk!"),
+        lambda peer, face: peer.sock.sendall(b"\x17\x03\x03\x00\x05junk!"),
         outcome=CloseOutcome.AFTER_FATAL_ALERT,
         is_right=lambda end: "ALERT" in str(end.error) and end.transport is Transport.FIN,
     ),
@@ -327,7 +345,7 @@ CASES = [
     Case(
         "timeout of the stream",
         timeout_of_the_stream,
-        lambda peer: time.sleep(1.5),
+        read_too_late,
         outcome=CloseOutcome.TIMED_OUT,
         data=None,
         is_right=lambda end: not end.close_notify and end.transport is Transport.RST,
@@ -335,7 +353,7 @@ CASES = [
     Case(
         "timeout of the close",
         timeout_of_the_close,
-        lambda peer: time.sleep(1.5),
+        read_too_late,
         outcome=CloseOutcome.TIMED_OUT,
         data=None,
         is_right=lambda end: not end.close_notify and end.transport is Transport.RST,
@@ -343,7 +361,7 @@ CASES = [
     Case(
         "the peer is gone",
         peer_is_gone,
-        lambda peer: peer.vanish(),
+        lambda peer, face: peer.vanish(),
         outcome=CloseOutcome.PEER_RESET,
     ),
     Case(
@@ -366,19 +384,19 @@ CASES = [
 
 def play(case: Case, face_type: type[Face], contexts: Contexts) -> tuple[Face, End | None]:
     """Play a case; returns how the peer saw the end, unless it went first."""
-    ours, theirs = tcp_pair(32768)
+    ours, theirs = tcp_pair(SMALL)
     peer = Peer(theirs, contexts, server_side=False)
     ends: list[End] = []
 
     def their_story() -> None:
         if case.handshake:
             peer.handshake()
-        case.theirs(peer)
+        case.theirs(peer, face)
         if theirs.fileno() >= 0:
             ends.append(peer.end())
 
-    thread = Thread(target=their_story)
     face = face_type(ours, contexts)
+    thread = Thread(target=their_story)
     del ours
     thread.start()
     try:

@@ -6,24 +6,24 @@ it gets a blocking stream in an asynchronous one's clothes, and never suspends.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pytest
 import trio
 
-from ringtls import CloseOutcome, SocketStream, TlsStream, blocking
+from ringtls import SocketStream, TlsStream, blocking
 from ringtls._drivers.blocking import BlockingDriver, complete
 from ringtls._streams.closing import Closing
 
 from ..conftest import Contexts
+from .signals import signal_in_the_ring
+from .waiting import cut_off
 
-#: Seconds after which a call is interrupted: by then it waits.
+#: Seconds after which a call that does not end by itself is timed out: any number would do.
 MOMENT = 0.05
 
 
@@ -88,6 +88,9 @@ class Face(Protocol):
 
     closing: Closing
 
+    cue: threading.Event
+    """Set by the story where the peer is to go on."""
+
     def __init__(self, sock: socket.socket, contexts: Contexts) -> None: ...
 
     def stream(self, **options: Any) -> AnyStream:
@@ -96,7 +99,10 @@ class Face(Protocol):
     async def interrupted(
         self, stream: AnyStream, function: Callable[[], Awaitable[object]]
     ) -> None:
-        """Call a function that waits on the stream, interrupt it and catch the interruption."""
+        """Call a function that waits for the peer, interrupt it there and catch what comes out.
+
+        Where it waits first is where it is interrupted: what should not be, goes before.
+        """
 
     def play(self, story: Story) -> None:
         """Run the story, and what the face's end still does."""
@@ -112,6 +118,7 @@ class TrioFace:
     def __init__(self, sock: socket.socket, contexts: Contexts) -> None:
         self._sockets = [sock]
         self._contexts = contexts
+        self.cue = threading.Event()
 
     def stream(self, **options: Any) -> TlsStream:
         stream = TlsStream(SocketStream(self._sockets.pop()), **server(self._contexts, options))
@@ -121,10 +128,7 @@ class TrioFace:
     async def interrupted(
         self, stream: AnyStream, function: Callable[[], Awaitable[object]]
     ) -> None:
-        with trio.move_on_after(MOMENT) as scope:
-            await function()
-        assert scope.cancelled_caught
-        await trio.lowlevel.checkpoint()  # until then trio holds the Cancelled, and it the stream
+        await cut_off(function)
 
     def play(self, story: Story) -> None:
         trio.run(story, self)
@@ -136,6 +140,7 @@ class BlockingFace:
     def __init__(self, sock: socket.socket, contexts: Contexts) -> None:
         self._sockets = [sock]
         self._contexts = contexts
+        self.cue = threading.Event()
 
     def stream(self, **options: Any) -> Blocking:
         transport_stream = blocking.SocketStream(self._sockets.pop())
@@ -146,7 +151,7 @@ class BlockingFace:
     async def interrupted(
         self, stream: AnyStream, function: Callable[[], Awaitable[object]]
     ) -> None:
-        with sigint_after(MOMENT), pytest.raises(KeyboardInterrupt):
+        with signal_in_the_ring(), pytest.raises(KeyboardInterrupt):
             await function()
 
     def play(self, story: Story) -> None:
@@ -175,15 +180,4 @@ class TimeoutFace(BlockingFace):
 FACES: list[type[Face]] = [TrioFace, BlockingFace, TimeoutFace]
 
 
-@contextmanager
-def sigint_after(seconds: float) -> Any:
-    """Send this process a SIGINT meanwhile."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-
-
-__all__ = ["FACES", "AnyStream", "CloseOutcome", "Face", "sigint_after"]
+__all__ = ["FACES", "AnyStream", "Face"]

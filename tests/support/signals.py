@@ -43,23 +43,25 @@ class SignalAtBytecode:
 @contextmanager
 def signal_in_the_ring(
     number: int = signal.SIGINT, *, when: Callable[[], object] = lambda: True
-) -> Iterator[None]:
+) -> Iterator[threading.Event]:
     """Send this process a signal once the calling thread sleeps in its ring, and ``when`` holds.
 
-    None is sent if the block is left before.
+    None is sent if the block is left before. Its value is set when one was.
     """
     thread = threading.get_native_id()
     left = threading.Event()
+    sent = threading.Event()
 
     def send() -> None:
         wait_until(lambda: left.is_set() or (when() and is_in_the_ring(thread)))
         if not left.is_set():
             os.kill(os.getpid(), number)
+            sent.set()
 
     sender = threading.Thread(target=send)
     sender.start()
     try:
-        yield
+        yield sent
     finally:
         left.set()
         sender.join()

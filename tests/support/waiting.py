@@ -52,5 +52,5 @@ async def cut_off(function: Callable[..., Awaitable[object]], *arguments: object
 
 
 def is_in_the_ring(thread: int) -> bool:
-    """True while that thread of this process (a native id) sleeps in its ring. See proc(5)."""
-    return Path(f"/proc/self/task/{thread}/syscall").read_text().startswith(f"{IO_URING_ENTER} ")
+    """True while that thread, of this process or a child, sleeps in its ring. See proc(5)."""
+    return Path(f"/proc/{thread}/syscall").read_text().startswith(f"{IO_URING_ENTER} ")
