@@ -26,10 +26,13 @@ from ringtls._drivers import trio as _trio_driver
 from ringtls._drivers.trio import TrioDriver
 from ringtls._engine.request import Request
 from ringtls._engine.ring import Ring
+from ringtls._streams.closing import Closing
 
 from .conftest import Contexts
+from .support.clogging import SMALL, clog
 from .support.peer import Peer, Transport, meet
 from .support.streams import open_fds, socket_streams
+from .support.waiting import LIMIT, until, wait_until
 
 NS_PER_SECOND = 10**9
 
@@ -91,9 +94,8 @@ def test_a_failure_of_the_ring_reaches_every_waiter(
 
     async def main() -> None:
         left, right = await socket_streams()
-        stream, peer = await meet(contexts, buffer_size=32768)
-        with trio.move_on_after(0.05):
-            await stream.send_all(bytes(10**7))
+        stream, peer = await meet(contexts, buffer_size=SMALL)
+        await clog(stream)
 
         def fail(self: Ring) -> None:
             raise OSError("made up")
@@ -136,7 +138,7 @@ def test_streams_end_after_the_ring_has_failed(contexts: Contexts, how: str) -> 
         elif how == "drop":
             with pytest.warns(ResourceWarning, match="unclosed stream"):
                 del stream
-            await trio.sleep(0.01)
+            await until(lambda: TrioDriver.current().tally.orphans_adopted)
         else:
             kept.append(stream)
 
@@ -190,14 +192,17 @@ def test_the_last_close_ends_while_the_loop_stays_awake(
     ends = []
 
     async def main() -> None:
-        stream, peer = await meet(contexts, buffer_size=32768)
-        with trio.move_on_after(0.05):
-            await stream.send_all(bytes(10**6))
-        threading.Timer(0.1, lambda: ends.append(peer.end())).start()
+        stream, peer = await meet(contexts, buffer_size=SMALL)
+        await clog(stream)
+        threading.Thread(target=read_late, args=(stream._closing, peer)).start()
+
+    def read_late(closing: Closing, peer: Peer) -> None:
+        wait_until(lambda: closing.started)
+        ends.append(peer.end())
 
     run = threading.Thread(target=trio.run, args=(main,), daemon=True)
     run.start()
-    run.join(timeout=20)
+    run.join(LIMIT)
     assert not run.is_alive()
     assert ends[0].is_clean
 

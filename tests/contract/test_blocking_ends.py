@@ -6,12 +6,10 @@ RINGTLS_CASES sets how many: a fiftieth of it (500 by default) of each kind of e
 from __future__ import annotations
 
 import gc
-import os
 import random
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,8 +22,9 @@ from ringtls._streams.closing import Closing
 
 from ..conftest import Contexts
 from ..support.peer import End, Peer
-from ..support.signals import SignalAtBytecode
+from ..support.signals import SignalAtBytecode, signal_in_the_ring
 from ..support.streams import open_fds, tcp_pair
+from ..support.waiting import wait_until
 from .test_interrupted import SENT, peer_story
 from .test_random import CASES
 
@@ -41,26 +40,26 @@ class LeaveError(Exception):
 
 
 class Meeting:
-    """A blocking stream, and a peer that reads when it may."""
+    """A blocking stream, and a peer that reads when it may, at the latest while ours closes."""
 
     def __init__(self, contexts: Contexts) -> None:
         ours, theirs = tcp_pair(32768)
         self.may_read = threading.Event()
         self.ends: list[End] = []
         self._peer = Peer(theirs, contexts, server_side=False)
-        self._thread = threading.Thread(target=self._their_story)
-        self._thread.start()
         self.stream: blocking.TlsStream | None = blocking.TlsStream(
             blocking.SocketStream(ours), contexts.server, server_side=True
         )
         self.closing: Closing = self.stream._closing
+        self._thread = threading.Thread(target=self._their_story)
+        self._thread.start()
         self.stream.do_handshake()
 
     def _their_story(self) -> None:
         self._peer.handshake()
         with suppress(BrokenPipeError, ConnectionResetError):  # ours has ended
             self._peer.send(bytes(20_000))
-        self.may_read.wait(20)
+        wait_until(lambda: self.may_read.is_set() or self.closing.started)
         self.ends.append(self._peer.end())
 
     def take(self) -> blocking.TlsStream:
@@ -98,22 +97,11 @@ def by_unread_input(meeting: Meeting) -> None:
 
 
 def by_sigint(meeting: Meeting) -> None:
-    """In a send into a peer that has stalled; it goes on while we close."""
-
-    def interrupt() -> None:
-        time.sleep(rng.random() * 0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-        interrupted.set()
-        time.sleep(0.002)
-        meeting.may_read.set()
-
-    interrupted = threading.Event()
-    thread = threading.Thread(target=interrupt)
-    with pytest.raises(KeyboardInterrupt), meeting.take() as stream:
-        thread.start()
+    """In a send into a peer that has stalled."""
+    size = rng.randrange(1, 300_000)
+    with signal_in_the_ring(), pytest.raises(KeyboardInterrupt), meeting.take() as stream:
         while True:
-            stream.send_all(SENT)
-    thread.join()
+            stream.send_all(bytes(size))
 
 
 def by_timeout(meeting: Meeting) -> None:
@@ -141,8 +129,6 @@ def test_d5_ends(contexts: Contexts, way: Callable[[Meeting], None]) -> None:
     fds, threads = open_fds(), threading.active_count()
     for number in range(ENDS):
         meeting = Meeting(contexts)
-        if way is by_timeout:  # while we close
-            threading.Timer(0.02, meeting.may_read.set).start()
         way(meeting)
         end = meeting.end()
         assert end.is_clean, (number, end.close_notify, end.transport, end.trailing, end.error)

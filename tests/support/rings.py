@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from ringtls._engine.ring import Ring
 
+from .waiting import LIMIT
+
 __all__ = ["Pair", "drive", "drive_until", "is_awake"]
 
 Pair = tuple[socket.socket, socket.socket]
@@ -22,7 +24,7 @@ def drive(ring: Ring, timeout: float = 0.0) -> None:
 
 def drive_until(ring: Ring, is_enough: Callable[[], object]) -> None:
     """Drive the ring until that is true."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT
     while not is_enough():
         assert time.monotonic() < deadline
         drive(ring, 0.01)
