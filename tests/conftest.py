@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -14,6 +16,18 @@ from ringtls._cli.certificates import make_certificate, server_context
 from ringtls._engine.ring import Ring
 
 from .support.streams import tcp_pair
+
+
+def pytest_configure() -> None:
+    """Tests send themselves SIGINT, which nohup and a script's "&" have this process ignore."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test need not be looked at by each collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,8 @@ from bench.works import WORKS
 from ringtls._cli.demo.cases import CANCELLED_READING, RETURN, Case
 from ringtls._cli.demo.measure import throwaway_contexts
 from ringtls._cli.demo.peer import End
+
+from .support.waiting import wait_until
 
 PROJECT = Path(bench.__file__).parents[1]
 
@@ -139,6 +140,10 @@ def test_nginx(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     mark = f"BENCH_TEST={tmp_path}"
+
+    def is_loaded() -> bool:
+        return any(command.startswith("wrk") for command in marked_processes(mark))
+
     words = ("--seconds", "60", "--only", "keep-alive-1", "--candidates", "ringtls")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -149,11 +154,8 @@ def test_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: int) -> N
         stderr=subprocess.PIPE,
         env={**os.environ, "BENCH_TEST": str(tmp_path), "TMPDIR": str(temporary)},
     ) as process:
-        deadline = time.monotonic() + 60
-        while not any(command.startswith("wrk") for command in marked_processes(mark)):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: process.poll() is not None or is_loaded())
+        assert process.poll() is None
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 1

@@ -133,7 +133,7 @@ async def test_sends(rng: random.Random) -> None:
         async with sink, trio.open_nursery() as nursery:
 
             async def receive() -> None:
-                while data := await sink.receive_some(rng.randrange(1, 30_000)):
+                while data := await sink.receive_some(rng.randrange(1, 10_000)):
                     received.extend(data)
                     await wait_a_little(rng)
 

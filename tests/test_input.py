@@ -102,7 +102,7 @@ def test_a_dry_pool_is_not_asked_in_vain(ring: Ring) -> None:
             theirs.sendall(b"data")
         inputs = [Input(ring, ours) for ours, _ in pairs]
         drive_until(ring, lambda: all(i.data == b"data" for i in inputs))
-        assert 0 < ring.counters().retries <= len(pairs)
+        assert 0 < ring.counters().retries < 2 * len(pairs)  # Linux 6.1 asks some twice
         for input_ in inputs:
             ring.cancel(input_.request)
             assert input_.errno() == errno.ECANCELED

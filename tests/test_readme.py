@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from .conftest import Contexts
+from .support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -64,7 +64,7 @@ def test_server_and_clients(directory: Path) -> None:
         port = free.getsockname()[1]
     server = subprocess.Popen([sys.executable, "-c", example("server.py", port)], cwd=directory)
     try:
-        wait_until_it_listens(port)
+        wait_until(lambda: listens(port))
         outputs = [
             subprocess.run(
                 [sys.executable, "-c", example(client, port)],
@@ -81,13 +81,9 @@ def test_server_and_clients(directory: Path) -> None:
     assert outputs == ["b'hello'\nCloseOutcome.CLEAN\n"] * 2
 
 
-def wait_until_it_listens(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("localhost", port)).close()
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        else:
-            return
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("localhost", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True

@@ -38,9 +38,9 @@ from .support.server import (
     is_alive,
     read_to_end,
     starting,
-    wait_until,
     wait_until_refused,
 )
+from .support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 

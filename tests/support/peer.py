@@ -23,6 +23,9 @@ from .streams import reset, tcp_pair
 
 TIMEOUT = 20.0
 
+#: Bytes, more than any test sends: who reads more than this reads for ever.
+MOST = 1 << 26
+
 
 def trio_socket_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
@@ -123,6 +126,9 @@ class Peer:
                     error = exc.reason
                     break
                 data += piece
+                if len(data) > MOST:
+                    self.vanish()
+                    raise AssertionError("our side does not end")
                 close_notify = not piece
             try:
                 ciphertext = self.sock.recv(65536)
