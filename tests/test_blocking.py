@@ -108,9 +108,9 @@ def port(contexts: Contexts) -> Iterator[int]:
 def echo_once(contexts: Contexts, port: int) -> CloseOutcome | None:
     data = os.urandom(10_000)
     with blocking.open_tls_over_tcp_stream(
-        "localhost", port, ssl_context=contexts.client, timeout=20
+        "localhost", port, ssl_context=contexts.client, timeout=LIMIT
     ) as stream:
-        assert stream.timeout == 20
+        assert stream.timeout == LIMIT
         stream.send_all(data)
         stream.send_eof()
         assert b"".join(stream) == data
@@ -236,7 +236,7 @@ def test_no_time_at_all_is_one_try(contexts: Contexts) -> None:
         with pytest.raises(TimeoutError):
             stream.receive_some()
         peer.send(b"here")
-        select.select([stream.transport_stream.socket], [], [], 20)
+        select.select([stream.transport_stream.socket], [], [], LIMIT)
         assert stream.receive_some() == b"here"
         stream.send_all(b"last words")
     assert peer.end() == End(b"last words", True, Transport.FIN, 0, None)
@@ -346,7 +346,7 @@ def test_at_the_interpreters_exit(contexts: Contexts, how: str) -> None:
             stream.close()
         """
     child = subprocess.Popen([sys.executable, "-c", program], pass_fds=[ours.fileno()])
-    with child:
+    with child, theirs:
         ours.close()
         peer = Peer(theirs, contexts, server_side=False)
         peer.handshake()

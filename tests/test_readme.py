@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Contexts
-from .support.waiting import wait_until
+from .support.waiting import LIMIT, wait_until
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -56,7 +56,7 @@ def test_async_destructors(directory: Path, name: str) -> None:
     for each in ("common.py", name):
         (directory / each).write_text(sources[each])
     command = [sys.executable, "-W", "error", name]
-    subprocess.run(command, cwd=directory, timeout=30, check=True)
+    subprocess.run(command, cwd=directory, timeout=LIMIT, check=True)
 
 
 def test_server_and_clients(directory: Path) -> None:
@@ -70,14 +70,14 @@ def test_server_and_clients(directory: Path) -> None:
                 [sys.executable, "-c", example(client, port)],
                 cwd=directory,
                 capture_output=True,
-                timeout=30,
+                timeout=LIMIT,
                 check=True,
             ).stdout.decode()
             for client in ("client.py", "blocking_client.py")
         ]
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(timeout=LIMIT)
     assert outputs == ["b'hello'\nCloseOutcome.CLEAN\n"] * 2
 
 

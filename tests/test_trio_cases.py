@@ -43,13 +43,14 @@ from ringtls import (
 from ringtls._cli.certificates import make_certificate
 
 from .conftest import Contexts, contexts_of
-from .support.peer import TIMEOUT, Peer, meet
+from .support.peer import Peer, meet
 from .support.streams import (
     handshaken,
     socket_streams,
     tcp_pair,
     tls_over,
 )
+from .support.waiting import LIMIT
 
 Stream = TlsStream[Any]
 Call = Callable[[Stream], Awaitable[object]]
@@ -82,7 +83,7 @@ either_side = pytest.mark.parametrize("server_side", [True, False], ids=["server
 
 def echo(sock: socket.socket, context: ssl.SSLContext, errors: list[OSError]) -> None:
     """Send back what comes, until close_notify. Any other end is an error."""
-    sock.settimeout(TIMEOUT)
+    sock.settimeout(LIMIT)
     try:
         with context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False) as tls:
             while data := tls.recv(5000):
@@ -152,7 +153,7 @@ async def test_a_server_of_a_blocking_client(versioned_contexts: Contexts) -> No
     ours, theirs = tcp_pair()
 
     def talk() -> None:
-        theirs.settimeout(TIMEOUT)
+        theirs.settimeout(LIMIT)
         with versioned_contexts.client.wrap_socket(
             theirs, server_hostname="localhost", suppress_ragged_eofs=False
         ) as tls:

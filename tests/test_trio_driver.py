@@ -275,7 +275,7 @@ def test_guest_mode() -> None:
         done_callback=outcomes.append,
     )
     while not outcomes:
-        function = todo.get(timeout=10)
+        function = todo.get(timeout=LIMIT)
         assert callable(function)
         function()
     assert outcomes[0].unwrap() == b"guest"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
 from ..support.peer import End, Peer, meet
 from ..support.signals import PACKAGE, SignalAtBytecode
-from ..support.waiting import until
+from ..support.waiting import LIMIT, until
 
 COMBINATORS = f"{PACKAGE}/_combinators.py"
 
@@ -229,7 +230,7 @@ async def test_d1_siblings_close_together_and_begin_in_order(attempt: int) -> No
             log.append(f"end {self.name}")
 
     names = [str(number) for number in range(12)]
-    with trio.fail_after(20):
+    with trio.fail_after(LIMIT):
         await aclose_all(*(Waiting(name, log) for name in names))
     assert log[:12] == [f"begin {name}" for name in names]
     assert sorted(log[12:]) == sorted(f"end {name}" for name in names)
@@ -475,13 +476,13 @@ def play(number: int) -> tuple[bool, list[str]]:
 
 def test_d1_d2_d3_keyboard_interrupt_at_any_bytecode() -> None:
     """It comes out behind them all: none of them is a cancellation point."""
-    number = 1
-    while play(number)[0]:
-        _, log = play(number)
+    for number in itertools.count(1):
+        was_given, log = play(number)
         assert log[:6] == [*(f"step {step}" for step in range(5)), "result"], number
         assert log[6:8] == ["begin old", "end old"], number
         assert sorted(log[8:]) == ["begin new", "begin other", "end new", "end other"], number
-        number += 1
+        if not was_given:
+            break
     assert number > 100
 
 

@@ -22,7 +22,7 @@ from ringtls._drivers.trio import TrioDriver
 from ..conftest import Contexts
 from ..support.peer import Peer, meet
 from ..support.streams import handshaken, reset, socket_streams, tcp_pair
-from ..support.waiting import until
+from ..support.waiting import LIMIT, until
 
 Sender = trio.abc.SendStream
 Receiver = SocketStream | TlsStream
@@ -247,7 +247,7 @@ async def test_h8_all_records_that_are_there(meeting: tuple[TlsStream, Peer]) ->
         await in_thread(peer.send, record)
     await in_thread(peer.send_close_notify)
     buffer = bytearray(10)
-    with trio.fail_after(10):
+    with trio.fail_after(LIMIT):
         while stream._session.incoming.pending < 27 + 3 * 22:  # until all has come
             await stream._transport.receive()
     assert await stream.receive_into(buffer) == 10
@@ -264,7 +264,7 @@ async def test_h8_what_came_before_our_end(meeting: tuple[TlsStream, Peer]) -> N
     """send_eof() saves it (rule 2 of the session)."""
     stream, peer = meeting
     await in_thread(peer.send, b"abcdef")
-    with trio.fail_after(10):
+    with trio.fail_after(LIMIT):
         while not stream._session.incoming.pending:
             await stream._transport.receive()
     await stream.send_eof()
@@ -298,7 +298,7 @@ async def test_h8_garbage_after_data(meeting: tuple[TlsStream, Peer]) -> None:
         peer.sock.sendall(peer._outgoing.read() + b"\x17\x03\x03\x00\x02ab")
 
     await in_thread(send)
-    with trio.fail_after(10):
+    with trio.fail_after(LIMIT):
         while stream._session.incoming.pending < 4 + 22 + 7:
             await stream._transport.receive()
     buffer = bytearray(10)

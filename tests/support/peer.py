@@ -20,8 +20,7 @@ from ringtls import SocketStream, TlsStream
 
 from ..conftest import Contexts
 from .streams import reset, tcp_pair
-
-TIMEOUT = 20.0
+from .waiting import LIMIT
 
 #: Bytes, more than any test sends: who reads more than this reads for ever.
 MOST = 1 << 26
@@ -67,7 +66,7 @@ class Peer:
     """A TLS endpoint in plain blocking code."""
 
     def __init__(self, sock: socket.socket, contexts: Contexts, *, server_side: bool) -> None:
-        sock.settimeout(TIMEOUT)
+        sock.settimeout(LIMIT)
         self.sock = sock
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -168,7 +167,7 @@ async def meet(
     server_side: bool = True,
     buffer_size: int | None = None,
     https_compatible: bool = False,
-    shutdown_timeout: float = 5.0,
+    shutdown_timeout: float = LIMIT / 2,
     handshake: bool = True,
     pair: Callable[[int | None], tuple[socket.socket, socket.socket]] = tcp_pair,
 ) -> tuple[TlsStream[Any], Peer]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..conftest import Contexts
-from .waiting import wait_until
+from .waiting import LIMIT, wait_until
 
 MIB = 1024 * 1024
 #: Seconds after which something that should happen is taken for missing.
-PATIENCE = 20.0
+PATIENCE = LIMIT
 
 TEXT = b"0123456789"
 SMALL = os.urandom(3 * MIB)
