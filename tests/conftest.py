@@ -8,13 +8,16 @@ import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ringtls import SocketStream
 from ringtls._cli.certificates import make_certificate, server_context
 from ringtls._engine.ring import Ring
 
+from .support import peer
 from .support.streams import tcp_pair
 
 
@@ -81,3 +84,16 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = tcp_pair()
     with ours, theirs:
         yield ours, theirs
+
+
+@pytest.fixture(params=[SocketStream, peer.trio_socket_stream], ids=["ring", "adapter"])
+def transport(request: pytest.FixtureRequest) -> peer.MakeTransport:
+    """The rules hold over the ring, and over a trio stream with the adapter."""
+    make: peer.MakeTransport = request.param
+    return make
+
+
+@pytest.fixture
+def meet(transport: peer.MakeTransport) -> peer.Meet:
+    """``peer.meet`` over each transport."""
+    return partial(peer.meet, transport=transport)

@@ -7,23 +7,17 @@ import gc
 import pytest
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import CloseOutcome, SocketStream, statistics
+from ringtls import CloseOutcome, statistics
 from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts
 from .support import peer
-from .support.peer import meet
+from .support.peer import Meet
 from .support.waiting import cut_off, until
 
 
-@pytest.fixture(params=[SocketStream, peer.trio_socket_stream], ids=["ring", "adapter"])
-def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer, "transport", request.param)
-
-
 @pytest.mark.ringtls_allow_unclosed
-@pytest.mark.usefixtures("transport")
-async def test_connections_and_their_ends(contexts: Contexts) -> None:
+async def test_connections_and_their_ends(contexts: Contexts, meet: Meet) -> None:
     assert statistics().connections_open == 0
     clean, clean_peer = await meet(contexts)
     unclean, unclean_peer = await meet(contexts)
@@ -50,7 +44,7 @@ async def test_connections_and_their_ends(contexts: Contexts) -> None:
 
 
 async def test_operations(contexts: Contexts) -> None:
-    stream, stalled = await meet(contexts)
+    stream, stalled = await peer.meet(contexts)
     assert statistics().operations_submitted > 0
     await cut_off(stream.receive_some)
     assert statistics().operations_in_flight == 1  # for whoever receives next

@@ -19,7 +19,7 @@ from ringtls import CloseOutcome, TlsStream, aclose_all, must_complete, replace
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
-from ..support.peer import End, Peer, meet
+from ..support.peer import End, Meet, Peer
 from ..support.signals import PACKAGE, SignalAtBytecode
 from ..support.waiting import LIMIT, until
 
@@ -349,8 +349,7 @@ async def test_d1_streams_of_trio() -> None:
 
 
 @STORIES
-@pytest.mark.usefixtures("transport")
-async def test_d1_tls_streams(contexts: Contexts, story: Story) -> None:
+async def test_d1_tls_streams(contexts: Contexts, meet: Meet, story: Story) -> None:
     """Each peer sees all that it was sent and a clean end; the outer one's comes last."""
     outer, outer_peer = await meet(contexts)
     siblings = [await meet(contexts) for _ in range(3)]
@@ -376,9 +375,8 @@ async def test_d1_tls_streams(contexts: Contexts, story: Story) -> None:
     assert (await in_thread(outer_peer.end)).is_clean
 
 
-@pytest.mark.usefixtures("transport")
 async def test_d1_a_stream_keeps_to_its_own_timeout(
-    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+    contexts: Contexts, meet: Meet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringtls._combinators.GRACE", 0.01)
     stream, peer = await meet(contexts, buffer_size=SMALL)
@@ -403,8 +401,9 @@ async def test_d1_a_stream_keeps_to_its_own_timeout(
 
 
 @STORIES
-@pytest.mark.usefixtures("transport")
-async def test_d2_the_old_one_ends_and_the_new_one_lives(contexts: Contexts, story: Story) -> None:
+async def test_d2_the_old_one_ends_and_the_new_one_lives(
+    contexts: Contexts, meet: Meet, story: Story
+) -> None:
     old, old_peer = await meet(contexts)
     new, new_peer = await meet(contexts)
     await old.send_all(b"last words")
@@ -486,7 +485,7 @@ def test_d1_d2_d3_keyboard_interrupt_at_any_bytecode() -> None:
     assert number > 100
 
 
-def test_d1_sigint_while_tls_streams_close(contexts: Contexts) -> None:
+def test_d1_sigint_while_tls_streams_close(contexts: Contexts, meet: Meet) -> None:
     """The main task is in aclose_all when the signal comes; the peers read only after it."""
     ends: list[End] = []
     log: list[str] = []

@@ -14,16 +14,16 @@ from trio.to_thread import run_sync as in_thread
 from ringtls import TlsStream
 
 from ..conftest import Contexts
-from ..support.clogging import ACCEPTED, SMALL
-from ..support.peer import Peer, meet
+from ..support.clogging import ACCEPTED, SMALL, is_full
+from ..support.peer import Meet, Peer
 from ..support.processes import fork, in_child, wait_for_child
-from ..support.waiting import cut_off
+from ..support.waiting import cut_off, until
 
-pytestmark = [pytest.mark.usefixtures("transport"), pytest.mark.ringtls_allow_unclosed]
+pytestmark = pytest.mark.ringtls_allow_unclosed
 
 
 @pytest.mark.parametrize("how", ["reference", "cycle", "thread"])
-async def test_c8_dropped(contexts: Contexts, how: str) -> None:
+async def test_c8_dropped(contexts: Contexts, meet: Meet, how: str) -> None:
     stream, peer = await meet(contexts)
     await stream.send_all(b"last words")
     holder = [stream]
@@ -42,7 +42,7 @@ async def test_c8_dropped(contexts: Contexts, how: str) -> None:
     assert end.data == b"last words"
 
 
-async def test_c8_dropped_in_the_middle_of_a_send(contexts: Contexts) -> None:
+async def test_c8_dropped_in_the_middle_of_a_send(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL)
     sent = os.urandom(1_000_000)
     await cut_off(stream.send_all, sent)
@@ -55,7 +55,7 @@ async def test_c8_dropped_in_the_middle_of_a_send(contexts: Contexts) -> None:
     assert sent.startswith(end.data)
 
 
-async def test_c8_dropped_after_a_receive_was_cut_off(contexts: Contexts) -> None:
+async def test_c8_dropped_after_a_receive_was_cut_off(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     await cut_off(stream.receive_some)
     with pytest.warns(ResourceWarning, match="unclosed stream"):
@@ -64,7 +64,7 @@ async def test_c8_dropped_after_a_receive_was_cut_off(contexts: Contexts) -> Non
     assert (await in_thread(peer.end)).is_clean
 
 
-async def test_c8_dropped_during_the_handshake(contexts: Contexts) -> None:
+async def test_c8_dropped_during_the_handshake(contexts: Contexts, meet: Meet) -> None:
     """C6 then: there is nothing to notify."""
     stream, peer = await meet(contexts, server_side=False, handshake=False)
     await cut_off(stream.do_handshake)
@@ -76,7 +76,7 @@ async def test_c8_dropped_during_the_handshake(contexts: Contexts) -> None:
     peer.sock.close()
 
 
-def test_c8_after_the_main_task_raised(contexts: Contexts) -> None:
+def test_c8_after_the_main_task_raised(contexts: Contexts, meet: Meet) -> None:
     kept: list[tuple[TlsStream, Peer]] = []
 
     async def main() -> None:
@@ -88,7 +88,7 @@ def test_c8_after_the_main_task_raised(contexts: Contexts) -> None:
     assert kept[0][1].end().is_clean
 
 
-def test_c8_still_open_at_the_end_of_the_run(contexts: Contexts) -> None:
+def test_c8_still_open_at_the_end_of_the_run(contexts: Contexts, meet: Meet) -> None:
     kept: list[tuple[TlsStream, Peer]] = []
 
     async def main() -> None:
@@ -103,14 +103,15 @@ def test_c8_still_open_at_the_end_of_the_run(contexts: Contexts) -> None:
     assert end.data == b"last words"
 
 
-async def test_c14_a_child_that_goes_on_with_the_run(contexts: Contexts) -> None:
+async def test_c14_a_child_that_goes_on_with_the_run(contexts: Contexts, meet: Meet) -> None:
     """What is being sent, and the close, are the parent's."""
     stream, peer = await meet(contexts, buffer_size=SMALL)
+    sock = stream.transport_stream.socket
     data = os.urandom(ACCEPTED)
     await stream.send_all(data)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.aclose)
-        await trio.testing.wait_all_tasks_blocked()
+        await until(lambda: is_full(sock))  # else a trio stream in the child would go on sending
         child = fork()
         if child == 0:
             await trio.testing.wait_all_tasks_blocked()
@@ -121,7 +122,7 @@ async def test_c14_a_child_that_goes_on_with_the_run(contexts: Contexts) -> None
     assert end.data == data
 
 
-def test_c14_a_run_of_its_own_in_a_child(contexts: Contexts) -> None:
+def test_c14_a_run_of_its_own_in_a_child(contexts: Contexts, meet: Meet) -> None:
     """The child of a process that has had runs can have its own."""
 
     async def main() -> None:
@@ -134,7 +135,7 @@ def test_c14_a_run_of_its_own_in_a_child(contexts: Contexts) -> None:
     in_child(lambda: trio.run(main))
 
 
-async def test_c14_fork(contexts: Contexts) -> None:
+async def test_c14_fork(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
 
     def misuse() -> None:

@@ -16,10 +16,8 @@ from ringtls import CloseOutcome, TlsStream
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
-from ..support.peer import End, Peer, Transport, meet
+from ..support.peer import End, Meet, Peer, Transport
 from ..support.waiting import LIMIT, cut_off, until
-
-pytestmark = pytest.mark.usefixtures("transport")
 
 Leave = Callable[[TlsStream], Awaitable[None]]
 
@@ -68,7 +66,9 @@ LEAVES = [
 
 @pytest.mark.parametrize("leave", LEAVES)
 @pytest.mark.parametrize("server_side", [True, False])
-async def test_c1_order(versioned_contexts: Contexts, server_side: bool, leave: Leave) -> None:
+async def test_c1_order(
+    versioned_contexts: Contexts, meet: Meet, server_side: bool, leave: Leave
+) -> None:
     stream, peer = await meet(versioned_contexts, server_side=server_side)
     await leave(stream)
     end = await in_thread(peer.end)
@@ -77,7 +77,7 @@ async def test_c1_order(versioned_contexts: Contexts, server_side: bool, leave: 
     assert stream.close_outcome is CloseOutcome.CLEAN
 
 
-async def test_c1_all_that_was_accepted_goes_first(contexts: Contexts) -> None:
+async def test_c1_all_that_was_accepted_goes_first(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     data = bytes(range(256)) * 1000
     async with trio.open_nursery() as nursery:
@@ -92,7 +92,7 @@ async def test_c1_all_that_was_accepted_goes_first(contexts: Contexts) -> None:
     assert end.data == data
 
 
-async def test_c2_a_close_is_not_a_cancellation_point(contexts: Contexts) -> None:
+async def test_c2_a_close_is_not_a_cancellation_point(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     reached = []
     with trio.CancelScope() as scope:
@@ -105,7 +105,7 @@ async def test_c2_a_close_is_not_a_cancellation_point(contexts: Contexts) -> Non
     assert (await in_thread(peer.end)).is_clean
 
 
-async def test_c2_a_deadline_does_not_end_a_close(contexts: Contexts) -> None:
+async def test_c2_a_deadline_does_not_end_a_close(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     scope = trio.CancelScope()
@@ -129,7 +129,7 @@ async def test_c2_a_deadline_does_not_end_a_close(contexts: Contexts) -> None:
 
 
 @pytest.mark.parametrize("where", ["in a receive", "in the close"])
-def test_c2_keyboard_interrupt(contexts: Contexts, where: str) -> None:
+def test_c2_keyboard_interrupt(contexts: Contexts, meet: Meet, where: str) -> None:
     ends: list[End] = []
 
     async def main() -> None:
@@ -162,7 +162,7 @@ def test_c2_keyboard_interrupt(contexts: Contexts, where: str) -> None:
 
 
 async def test_c3_a_peer_that_never_reads_is_reset(
-    contexts: Contexts, caplog: pytest.LogCaptureFixture
+    contexts: Contexts, meet: Meet, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "ringtls")
     stream, peer = await meet(contexts, buffer_size=SMALL, shutdown_timeout=0.1)
@@ -175,7 +175,7 @@ async def test_c3_a_peer_that_never_reads_is_reset(
     assert "timed out" in caplog.text
 
 
-async def test_c3_timeout_of_one_call(contexts: Contexts) -> None:
+async def test_c3_timeout_of_one_call(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL, shutdown_timeout=60)
     await clog(stream)
     await stream.aclose(shutdown_timeout=0.1)
@@ -183,7 +183,7 @@ async def test_c3_timeout_of_one_call(contexts: Contexts) -> None:
     peer.sock.close()
 
 
-async def test_c3_any_timeout(contexts: Contexts) -> None:
+async def test_c3_any_timeout(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, shutdown_timeout=math.inf)
     for wrong in (-1, math.nan):
         with pytest.raises(ValueError, match="timeout"):
@@ -194,7 +194,9 @@ async def test_c3_any_timeout(contexts: Contexts) -> None:
     assert (await in_thread(peer.end)).is_clean
 
 
-async def test_c3_no_time_at_all(contexts: Contexts, request: pytest.FixtureRequest) -> None:
+async def test_c3_no_time_at_all(
+    contexts: Contexts, meet: Meet, request: pytest.FixtureRequest
+) -> None:
     """There is one try, and a peer that takes it in gets a clean end."""
     if "adapter" in request.node.name:
         pytest.skip("a trio stream's send_all does not try under a deadline that has passed")
@@ -205,7 +207,7 @@ async def test_c3_no_time_at_all(contexts: Contexts, request: pytest.FixtureRequ
     assert (await in_thread(peer.end)).is_clean
 
 
-async def test_c3_a_peer_that_is_gone_is_no_error(contexts: Contexts) -> None:
+async def test_c3_a_peer_that_is_gone_is_no_error(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     peer.vanish()
     await stream.send_all(b"to nobody")
@@ -213,7 +215,7 @@ async def test_c3_a_peer_that_is_gone_is_no_error(contexts: Contexts) -> None:
     assert stream.close_outcome is CloseOutcome.PEER_RESET
 
 
-async def test_c4_closing_again_does_nothing(contexts: Contexts) -> None:
+async def test_c4_closing_again_does_nothing(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     await stream.aclose()
     await stream.aclose()
@@ -221,7 +223,7 @@ async def test_c4_closing_again_does_nothing(contexts: Contexts) -> None:
     assert end.is_clean  # and so there was one close_notify
 
 
-async def test_c4_two_tasks_close_once_and_both_wait(contexts: Contexts) -> None:
+async def test_c4_two_tasks_close_once_and_both_wait(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     outcomes = []
@@ -241,7 +243,7 @@ async def test_c4_two_tasks_close_once_and_both_wait(contexts: Contexts) -> None
 
 
 @pytest.mark.parametrize("what", ["receive_some", "send_all", "wait_send_all_might_not_block"])
-async def test_c4_others_wake(contexts: Contexts, what: str) -> None:
+async def test_c4_others_wake(contexts: Contexts, meet: Meet, what: str) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     woken = []
@@ -262,7 +264,7 @@ async def test_c4_others_wake(contexts: Contexts, what: str) -> None:
 
 @pytest.mark.parametrize("server_side", [True, False])
 async def test_c6_before_the_handshake_there_is_fin_only(
-    contexts: Contexts, server_side: bool
+    contexts: Contexts, meet: Meet, server_side: bool
 ) -> None:
     stream, peer = await meet(contexts, server_side=server_side, handshake=False)
     await stream.aclose()
@@ -271,7 +273,7 @@ async def test_c6_before_the_handshake_there_is_fin_only(
     peer.sock.close()
 
 
-async def test_c6_in_the_middle_of_the_handshake(contexts: Contexts) -> None:
+async def test_c6_in_the_middle_of_the_handshake(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, server_side=False, handshake=False)
 
     async def talk() -> None:
@@ -286,7 +288,7 @@ async def test_c6_in_the_middle_of_the_handshake(contexts: Contexts) -> None:
     peer.sock.close()
 
 
-async def test_c7_a_cancelled_send_leaves_the_stream_usable(contexts: Contexts) -> None:
+async def test_c7_a_cancelled_send_leaves_the_stream_usable(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL)
     sent = bytes(i % 251 for i in range(3_000_000))
     await cut_off(stream.send_all, sent)
@@ -315,7 +317,7 @@ class OnTaskExit(trio.abc.Instrument):
             self._function()
 
 
-def test_c9_the_run_waits_for_its_closings(contexts: Contexts) -> None:
+def test_c9_the_run_waits_for_its_closings(contexts: Contexts, meet: Meet) -> None:
     ends: list[End] = []
 
     def read_late(peer: Peer) -> None:
@@ -340,7 +342,7 @@ def test_c9_the_run_waits_for_its_closings(contexts: Contexts) -> None:
     assert ends[0].is_clean
 
 
-def test_c9_async_generator_finalizers(contexts: Contexts) -> None:
+def test_c9_async_generator_finalizers(contexts: Contexts, meet: Meet) -> None:
     peers = []
     streams = []
 
@@ -367,7 +369,7 @@ def test_c9_async_generator_finalizers(contexts: Contexts) -> None:
     assert end.data == b"first"
 
 
-async def test_c15_sync_use(contexts: Contexts) -> None:
+async def test_c15_sync_use(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     with pytest.raises(TypeError, match="async with"), stream:
         pass

@@ -13,14 +13,12 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-import pytest
 import trio
 
 from ringtls import TlsStream
 
 from ..conftest import Contexts
-from ..support import peer as peer_module
-from ..support.peer import End, Peer
+from ..support.peer import End, MakeTransport, Peer
 from ..support.signals import SignalAtBytecode
 from ..support.streams import tcp_pair
 
@@ -33,7 +31,7 @@ def peer_story(peer: Peer, ends: list[End]) -> None:
     ends.append(peer.end())
 
 
-def play(contexts: Contexts, number: int) -> tuple[bool, End]:
+def play(contexts: Contexts, make_transport: MakeTransport, number: int) -> tuple[bool, End]:
     """Run a connection; was the signal given, and how did the peer see the end?"""
     ours, theirs = tcp_pair()
     peer = Peer(theirs, contexts, server_side=False)
@@ -42,9 +40,7 @@ def play(contexts: Contexts, number: int) -> tuple[bool, End]:
     signaller = SignalAtBytecode(number)
 
     async def main() -> None:
-        stream: TlsStream[Any] = TlsStream(
-            peer_module.transport(ours), contexts.server, server_side=True
-        )
+        stream: TlsStream[Any] = TlsStream(make_transport(ours), contexts.server, server_side=True)
         await stream.do_handshake()
         sys.settrace(signaller)
         try:
@@ -67,14 +63,15 @@ def play(contexts: Contexts, number: int) -> tuple[bool, End]:
     return signaller.left <= 0, ends[0]
 
 
-@pytest.mark.usefixtures("transport")
-def test_c2_keyboard_interrupt_at_any_bytecode(contexts: Contexts) -> None:
+def test_c2_keyboard_interrupt_at_any_bytecode(
+    contexts: Contexts, transport: MakeTransport
+) -> None:
     rng = random.Random(3)
     last = 1
-    while play(contexts, last)[0]:
+    while play(contexts, transport, last)[0]:
         last *= 2
     for _ in range(60):
         number = rng.randrange(1, last)
-        _, end = play(contexts, number)
+        _, end = play(contexts, transport, number)
         assert end.is_clean, (number, end.close_notify, end.transport)
         assert (SENT * 2).startswith(end.data), number

@@ -13,14 +13,14 @@ from ringtls import CloseOutcome, SocketStream, TlsStream, TruncationError
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
-from ..support.peer import End, Peer, Transport, meet
+from ..support.peer import End, Meet, Peer, Transport
 from ..support.streams import open_fds, tcp_pair
 from ..support.waiting import until
 
-pytestmark = pytest.mark.usefixtures("transport")
 
-
-async def test_c5_the_alert_goes_out_and_no_close_notify_after_it(contexts: Contexts) -> None:
+async def test_c5_the_alert_goes_out_and_no_close_notify_after_it(
+    contexts: Contexts, meet: Meet
+) -> None:
     stream, peer = await meet(contexts)
     await in_thread(peer.sock.sendall, b"\x17\x03\x03\x00\x05junk!")
     with pytest.raises(trio.BrokenResourceError) as caught:
@@ -59,7 +59,9 @@ async def test_c5_a_handshake_that_fails(contexts: Contexts) -> None:
     peer.sock.close()
 
 
-async def test_c10_unread_input_does_not_destroy_what_was_sent(contexts: Contexts) -> None:
+async def test_c10_unread_input_does_not_destroy_what_was_sent(
+    contexts: Contexts, meet: Meet
+) -> None:
     stream, peer = await meet(contexts)
     answer = bytes(1_000_000)  # more of either than all kernels hold would make both sides wait
 
@@ -77,7 +79,7 @@ async def test_c10_unread_input_does_not_destroy_what_was_sent(contexts: Context
     assert ends[0].data == answer
 
 
-async def test_c10_the_task_does_not_wait_for_the_peer(contexts: Contexts) -> None:
+async def test_c10_the_task_does_not_wait_for_the_peer(contexts: Contexts, meet: Meet) -> None:
     before = open_fds()
     stream, peer = await meet(contexts)
     await stream.aclose()
@@ -90,7 +92,7 @@ async def test_c10_the_task_does_not_wait_for_the_peer(contexts: Contexts) -> No
 @pytest.mark.parametrize("https_compatible", [False, True])
 @pytest.mark.parametrize("hide_truncation", [False, True])
 async def test_c11_truncation(
-    contexts: Contexts, https_compatible: bool, hide_truncation: bool
+    contexts: Contexts, meet: Meet, https_compatible: bool, hide_truncation: bool
 ) -> None:
     contexts = contexts.of_version(ssl.TLSVersion.TLSv1_3)
     if hide_truncation:
@@ -110,7 +112,7 @@ async def test_c11_truncation(
     assert end.is_clean
 
 
-async def test_c11_the_peers_end_reads_as_empty(versioned_contexts: Contexts) -> None:
+async def test_c11_the_peers_end_reads_as_empty(versioned_contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(versioned_contexts)
     await in_thread(peer.send, b"bye")
     await in_thread(peer.send_close_notify)
@@ -124,7 +126,7 @@ async def test_c11_the_peers_end_reads_as_empty(versioned_contexts: Contexts) ->
 
 
 @pytest.mark.parametrize("server_side", [True, False])
-async def test_c12_half_close(versioned_contexts: Contexts, server_side: bool) -> None:
+async def test_c12_half_close(versioned_contexts: Contexts, meet: Meet, server_side: bool) -> None:
     stream, peer = await meet(versioned_contexts, server_side=server_side)
     await in_thread(peer.send, b"early ")  # is in the socket when we half-close
     await stream.send_all(b"all we say")
@@ -143,7 +145,7 @@ async def test_c12_half_close(versioned_contexts: Contexts, server_side: bool) -
     assert (await in_thread(peer.end)).is_clean  # and so close_notify went out once
 
 
-async def test_c11_a_reset_is_no_end(contexts: Contexts) -> None:
+async def test_c11_a_reset_is_no_end(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, https_compatible=True)
     peer.vanish()
     for _ in range(2):
@@ -158,7 +160,7 @@ async def send_until_broken(stream: TlsStream) -> None:
             await stream.send_all(b"x")
 
 
-async def test_c11_a_reset_that_a_send_has_met_is_no_end(contexts: Contexts) -> None:
+async def test_c11_a_reset_that_a_send_has_met_is_no_end(contexts: Contexts, meet: Meet) -> None:
     """The kernel reports it once; input then reads as ended."""
     stream, peer = await meet(contexts, https_compatible=True)
     peer.vanish()
@@ -169,7 +171,7 @@ async def test_c11_a_reset_that_a_send_has_met_is_no_end(contexts: Contexts) -> 
     await stream.aclose()
 
 
-async def test_c11_an_end_before_the_reset_is_one(contexts: Contexts) -> None:
+async def test_c11_an_end_before_the_reset_is_one(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, https_compatible=True)
     await in_thread(peer.send, b"answer")
     peer.sock.close()
@@ -179,7 +181,7 @@ async def test_c11_an_end_before_the_reset_is_one(contexts: Contexts) -> None:
     await stream.aclose()
 
 
-async def test_c12_after_a_tls_error_there_is_none(contexts: Contexts) -> None:
+async def test_c12_after_a_tls_error_there_is_none(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     await in_thread(peer.send, b"good")
     await in_thread(peer.sock.sendall, b"\x17\x03\x03\x00\x05junk!")
@@ -193,7 +195,7 @@ async def test_c12_after_a_tls_error_there_is_none(contexts: Contexts) -> None:
     peer.sock.close()
 
 
-async def test_c12_what_was_received_before_stays_readable(contexts: Contexts) -> None:
+async def test_c12_what_was_received_before_stays_readable(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     await in_thread(peer.send, bytes(40_000))
     received = len(await stream.receive_some(1))
@@ -204,7 +206,7 @@ async def test_c12_what_was_received_before_stays_readable(contexts: Contexts) -
     assert (await in_thread(peer.end)).is_clean
 
 
-async def test_c13_unclean_on_purpose(contexts: Contexts) -> None:
+async def test_c13_unclean_on_purpose(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     await stream.send_all(b"x")
     async with trio.open_nursery() as nursery:
@@ -224,7 +226,7 @@ async def test_c13_unclean_on_purpose(contexts: Contexts) -> None:
     assert stream.close_outcome is CloseOutcome.UNCLEAN
 
 
-async def test_c13_in_the_middle_of_a_close(contexts: Contexts) -> None:
+async def test_c13_in_the_middle_of_a_close(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
     async with trio.open_nursery() as nursery:

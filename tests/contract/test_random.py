@@ -6,8 +6,8 @@ offered, holds all that was accepted, and is followed by close_notify and FIN; o
 passed, and then the peer saw a reset.
 
 RINGTLS_CASES sets the number of cases (300 by default), RINGTLS_SEED the first seed. A case that
-fails names its seed: RINGTLS_CASES=1 RINGTLS_SEED=n runs it alone. Many take longer than pytest lets
-a test take: -o faulthandler_timeout=0.
+fails names its seed: RINGTLS_CASES=1 RINGTLS_SEED=n runs it alone. Many take longer than pytest
+lets a test take: -o faulthandler_timeout=0.
 """
 
 from __future__ import annotations

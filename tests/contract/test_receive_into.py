@@ -20,7 +20,7 @@ from ringtls import SocketStream, TlsStream, TruncationError, blocking
 from ringtls._drivers.trio import TrioDriver
 
 from ..conftest import Contexts
-from ..support.peer import Peer, meet
+from ..support.peer import Meet, Peer
 from ..support.streams import handshaken, reset, socket_streams, tcp_pair
 from ..support.waiting import LIMIT, until
 
@@ -233,14 +233,13 @@ def test_h8_the_ring_fails() -> None:
 
 
 @pytest.fixture
-async def meeting(contexts: Contexts) -> AsyncIterator[tuple[TlsStream, Peer]]:
+async def meeting(contexts: Contexts, meet: Meet) -> AsyncIterator[tuple[TlsStream, Peer]]:
     stream, peer = await meet(contexts)
     async with stream:
         yield stream, peer
     peer.sock.close()
 
 
-@pytest.mark.usefixtures("transport")
 async def test_h8_all_records_that_are_there(meeting: tuple[TlsStream, Peer]) -> None:
     stream, peer = meeting
     for record in (b"abc", b"defg", b"h" * 20):
@@ -259,7 +258,6 @@ async def test_h8_all_records_that_are_there(meeting: tuple[TlsStream, Peer]) ->
     assert await stream.receive_some() == b""
 
 
-@pytest.mark.usefixtures("transport")
 async def test_h8_what_came_before_our_end(meeting: tuple[TlsStream, Peer]) -> None:
     """send_eof() saves it (rule 2 of the session)."""
     stream, peer = meeting
@@ -275,7 +273,6 @@ async def test_h8_what_came_before_our_end(meeting: tuple[TlsStream, Peer]) -> N
     assert buffer == b"efcd"
 
 
-@pytest.mark.usefixtures("transport")
 async def test_h8_truncation(meeting: tuple[TlsStream, Peer]) -> None:
     stream, peer = meeting
     await in_thread(peer.send, b"half a")
@@ -288,7 +285,6 @@ async def test_h8_truncation(meeting: tuple[TlsStream, Peer]) -> None:
     buffer.append(1)
 
 
-@pytest.mark.usefixtures("transport")
 async def test_h8_garbage_after_data(meeting: tuple[TlsStream, Peer]) -> None:
     """What was good is handed out first; the error stays for the next call."""
     stream, peer = meeting
@@ -308,8 +304,7 @@ async def test_h8_garbage_after_data(meeting: tuple[TlsStream, Peer]) -> None:
             await stream.receive_into(buffer)
 
 
-@pytest.mark.usefixtures("transport")
-async def test_h8_it_shakes_hands_where_needed(contexts: Contexts) -> None:
+async def test_h8_it_shakes_hands_where_needed(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, handshake=False)
 
     def speak() -> None:

@@ -21,10 +21,8 @@ from ..support.hosts import (
     Host,
     Hosts,
 )
-from ..support.peer import End, Transport, meet
+from ..support.peer import End, Meet, Transport
 from ..support.streams import open_fds
-
-pytestmark = pytest.mark.usefixtures("transport")
 
 #: Seconds that an end may take in these tests, if it is to be cut short.
 TIMEOUT = 0.5
@@ -96,6 +94,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 async def end_amid(
     contexts: Contexts,
+    meet: Meet,
     hosts: Hosts,
     shutdown_timeout: float,
     change: Change,
@@ -125,10 +124,10 @@ async def end_amid(
 
 @pytest.mark.parametrize("change", [cut, lose_address])
 def test_c3_the_peer_is_unreachable_from_amid_the_end(
-    contexts: Contexts, hosts: Hosts, change: Change
+    contexts: Contexts, meet: Meet, hosts: Hosts, change: Change
 ) -> None:
     async def main() -> None:
-        outcome, end = await end_amid(contexts, hosts, TIMEOUT, change)
+        outcome, end = await end_amid(contexts, meet, hosts, TIMEOUT, change)
         assert outcome is CloseOutcome.TIMED_OUT
         assert not end.close_notify
         assert DATA.startswith(end.data)
@@ -138,10 +137,10 @@ def test_c3_the_peer_is_unreachable_from_amid_the_end(
 
 @pytest.mark.parametrize(("change", "undo"), [(cut, mend), (lose_address, regain_address)])
 def test_c1_the_peer_is_unreachable_for_a_moment(
-    contexts: Contexts, hosts: Hosts, change: Change, undo: Change
+    contexts: Contexts, meet: Meet, hosts: Hosts, change: Change, undo: Change
 ) -> None:
     async def main() -> None:
-        outcome, end = await end_amid(contexts, hosts, PLENTY, change, undo)
+        outcome, end = await end_amid(contexts, meet, hosts, PLENTY, change, undo)
         assert outcome is CloseOutcome.CLEAN
         assert end.is_clean
         assert end.data == DATA
@@ -149,17 +148,21 @@ def test_c1_the_peer_is_unreachable_for_a_moment(
     run(main)
 
 
-def test_c3_reset_amid_the_end(contexts: Contexts, hosts: Hosts, stranger: Host) -> None:
+def test_c3_reset_amid_the_end(
+    contexts: Contexts, meet: Meet, hosts: Hosts, stranger: Host
+) -> None:
     async def main() -> None:
         change = functools.partial(fail_over, stranger)
-        outcome, end = await end_amid(contexts, hosts, PLENTY, change)
+        outcome, end = await end_amid(contexts, meet, hosts, PLENTY, change)
         assert outcome is CloseOutcome.PEER_RESET
         assert not end.close_notify
 
     run(main)
 
 
-def test_c11_reset_while_receiving(contexts: Contexts, hosts: Hosts, stranger: Host) -> None:
+def test_c11_reset_while_receiving(
+    contexts: Contexts, meet: Meet, hosts: Hosts, stranger: Host
+) -> None:
     async def main() -> None:
         stream, peer = await meet(contexts, https_compatible=True, pair=hosts.tcp_pair)
         fail_over(stranger, hosts)
@@ -176,7 +179,7 @@ def test_c11_reset_while_receiving(contexts: Contexts, hosts: Hosts, stranger: H
 
 @pytest.mark.parametrize("change", [cut, lose_address])
 def test_c9_the_peer_is_unreachable_before_the_end(
-    contexts: Contexts, hosts: Hosts, change: Change
+    contexts: Contexts, meet: Meet, hosts: Hosts, change: Change
 ) -> None:
     """The kernel takes in all that is left, and that is as much as this side can know."""
 
@@ -197,7 +200,7 @@ def test_c9_the_peer_is_unreachable_before_the_end(
     ("mtu", "buffer_size"), [(128, None), (1500, 2304)], ids=["tiny MTU", "slow link"]
 )
 def test_c1_all_arrives(
-    contexts: Contexts, hosts: Hosts, mtu: int, buffer_size: int | None
+    contexts: Contexts, meet: Meet, hosts: Hosts, mtu: int, buffer_size: int | None
 ) -> None:
     for host in (hosts.ours, hosts.theirs):
         host.ip(f"link set {DEVICE} mtu {mtu}")

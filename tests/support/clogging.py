@@ -6,6 +6,7 @@ it is asked for, on both sides (socket(7)), and the last segment may exceed the 
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from contextlib import suppress
@@ -19,7 +20,7 @@ from ringtls._transports.base import HIGH_WATER, INPUT_LIMIT
 
 from .waiting import until
 
-__all__ = ["ACCEPTED", "NARROW", "SMALL", "clog", "clog_socket", "let_both_clog"]
+__all__ = ["ACCEPTED", "NARROW", "SMALL", "clog", "clog_socket", "is_full", "let_both_clog"]
 
 SMALL = 32768
 NARROW = 4 * SMALL + 65536
@@ -47,17 +48,21 @@ def let_both_clog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tls, "PIECE", 4 * (NARROW + INPUT_LIMIT))
 
 
-async def clog_socket(stream: SocketStream) -> None:
-    """Fill the kernel's buffers: until the peer reads, it takes no byte and moves none."""
-    sock = stream.socket
+def is_full(sock: Any) -> bool:
+    """True if the kernel takes no more for a socket, and moves none of what it has, before the
+    peer reads."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEND_WINDOW + 4)
+    (window,) = struct.unpack_from("I", info, _SEND_WINDOW)
+    return window == 0 and not select.select([], [sock], [], 0)[1]
 
-    def is_full() -> bool:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEND_WINDOW + 4)
-        window: int
-        (window,) = struct.unpack_from("I", info, _SEND_WINDOW)
+
+async def clog_socket(stream: SocketStream) -> None:
+    """Fill the kernel's buffers."""
+
+    def is_filled() -> bool:
         with suppress(BlockingIOError):
             while True:
-                sock.send(bytes(65536), socket.MSG_DONTWAIT)
-        return window == 0  # and was so before the last try
+                stream.socket.send(bytes(65536), socket.MSG_DONTWAIT)
+        return is_full(stream.socket)
 
-    await until(is_full)
+    await until(is_filled)

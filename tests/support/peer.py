@@ -9,18 +9,20 @@ from __future__ import annotations
 import enum
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from ringtls import SocketStream, TlsStream
 
-from ..conftest import Contexts
 from .streams import reset, tcp_pair
 from .waiting import LIMIT
+
+if TYPE_CHECKING:
+    from ..conftest import Contexts
 
 #: Bytes, more than any test sends: who reads more than this reads for ever.
 MOST = 1 << 26
@@ -30,10 +32,8 @@ def trio_socket_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
+#: What is put below TLS: a stream on the ring, or trio's, which the adapter is for.
 MakeTransport = Callable[[socket.socket], trio.abc.Stream]
-
-#: What ``meet`` puts below TLS: a stream on the ring, or trio's with the adapter.
-transport: MakeTransport = SocketStream
 
 
 class Transport(enum.Enum):
@@ -164,6 +164,7 @@ class Peer:
 async def meet(
     contexts: Contexts,
     *,
+    transport: MakeTransport = SocketStream,
     server_side: bool = True,
     buffer_size: int | None = None,
     https_compatible: bool = False,
@@ -171,10 +172,7 @@ async def meet(
     handshake: bool = True,
     pair: Callable[[int | None], tuple[socket.socket, socket.socket]] = tcp_pair,
 ) -> tuple[TlsStream[Any], Peer]:
-    """A stream of ours and a peer, connected by ``pair``; ``server_side`` says what ours is.
-
-    What is below our TLS is what ``transport`` is set to.
-    """
+    """A stream of ours and a peer, connected by ``pair``; ``server_side`` says what ours is."""
     ours, theirs = pair(buffer_size)
     stream: TlsStream[Any] = TlsStream(
         transport(ours),
@@ -190,3 +188,6 @@ async def meet(
             nursery.start_soon(trio.to_thread.run_sync, peer.handshake)
             nursery.start_soon(stream.do_handshake)
     return stream, peer
+
+
+Meet = Callable[..., Awaitable[tuple[TlsStream[Any], Peer]]]
