@@ -29,6 +29,7 @@ from ringtls._engine.request import (
 from ringtls._engine.ring import Ring, close_now
 from ringtls._transports.ring import as_bytes
 
+from ..support.processes import in_child
 from ..support.rings import Pair, drive, drive_until, is_awake
 from ..support.seccomp import forbid
 from ..support.streams import open_fds, tcp_pair, tcp_pairs
@@ -316,53 +317,43 @@ def test_h6_connect_to_a_unix_socket(ring: Ring, tmp_path: Path, abstract: bool)
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EBUSY, errno.ENOMEM])
 def test_h6_a_shortage_while_the_kernel_is_asked_for_completions(error: int) -> None:
     """io_uring_enter(2) fails that submits nothing and waits for nothing; the ring goes on."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            ours, theirs = tcp_pair()
-            ring = Ring(buffers=4, buffer_size=4096)
-            forbid("io_uring_enter", error, arguments={1: 0, 2: 0})
-            receive = Handle(ring, ring.recv(ours.fileno(), 100))
-            ring.submit()
-            ring.arm()
-            theirs.sendall(b"data")
-            assert is_awake(ring)
-            os.eventfd_read(ring.wakeup_fd)
-            assert not ring.reap()
-            ring.arm()
-            assert is_awake(ring)  # to try again
-            Handle(ring, ring.send(ours.fileno(), b"x"))
-            ring.submit()  # runs the work, too
-            assert ring.reap()
-            assert receive.take() == b"data"
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+
+    def use() -> None:
+        ours, theirs = tcp_pair()
+        ring = Ring(buffers=4, buffer_size=4096)
+        forbid("io_uring_enter", error, arguments={1: 0, 2: 0})
+        receive = Handle(ring, ring.recv(ours.fileno(), 100))
+        ring.submit()
+        ring.arm()
+        theirs.sendall(b"data")
+        assert is_awake(ring)
+        os.eventfd_read(ring.wakeup_fd)
+        assert not ring.reap()
+        ring.arm()
+        assert is_awake(ring)  # to try again
+        Handle(ring, ring.send(ours.fileno(), b"x"))
+        ring.submit()  # runs the work, too
+        assert ring.reap()
+        assert receive.take() == b"data"
+
+    in_child(use)
 
 
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EBUSY, errno.ENOMEM])
 def test_h6_a_shortage_while_waiting(error: int) -> None:
     """The same when it waits for one completion."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            ours, theirs = tcp_pair()
-            ring = Ring(buffers=4, buffer_size=4096)
-            forbid("io_uring_enter", error, arguments={1: 0, 2: 1})
-            receive = Handle(ring, ring.recv(ours.fileno(), 100))
-            ring.wait(3600)
-            theirs.sendall(b"data")
-            finish(ring, receive)
-            assert receive.take() == b"data"
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+
+    def use() -> None:
+        ours, theirs = tcp_pair()
+        ring = Ring(buffers=4, buffer_size=4096)
+        forbid("io_uring_enter", error, arguments={1: 0, 2: 1})
+        receive = Handle(ring, ring.recv(ours.fileno(), 100))
+        ring.wait(3600)
+        theirs.sendall(b"data")
+        finish(ring, receive)
+        assert receive.take() == b"data"
+
+    in_child(use)
 
 
 def test_h6_a_wake_up_that_fails_is_an_error() -> None:
