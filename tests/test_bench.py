@@ -43,7 +43,7 @@ def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 
@@ -157,7 +157,7 @@ def test_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: int) -> N
         wait_until(lambda: process.poll() is not None or is_loaded())
         assert process.poll() is None
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     assert process.returncode == 1
     assert marked_processes(mark) == []
     assert list(temporary.iterdir()) == []

@@ -224,14 +224,14 @@ def judge(case: Case, end: End) -> None:
 )
 def test_c1_at_random(versioned_contexts: Contexts, make_transport: MakeTransport) -> None:
     clean = 0
-    fds, threads = open_fds(), threading.active_count()
+    fds, threads, rings = open_fds(), threading.active_count(), set(_ring._open_rings)
     for seed in range(FIRST_SEED, FIRST_SEED + (CASES + 3) // 4):
         case = Case(seed)
         end = play(case, versioned_contexts, ours_over(make_transport))
         judge(case, end)
         clean += end.is_clean
     assert open_fds() == fds
-    assert not _ring._open_rings  # each drained its operations
+    assert _ring._open_rings <= rings  # each drained its operations
     del case
     gc.collect()
     assert not [each for each in gc.get_objects() if isinstance(each, TlsStream | Closing)]
