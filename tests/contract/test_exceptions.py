@@ -1,8 +1,8 @@
 """C16: an exception at any call, or any bytecode, of ours: nothing waits for ever.
 
-An exception is raised at the nth call, or bytecode, of ringtls' own code, once in a run, for many n.
-Every run ends, and every peer sees an end or a break. What a peer has read is a prefix of what it
-was sent.
+An exception is raised at the nth call, or bytecode, of ringtls' own code, once in a run, for many
+n. Every run ends, and every peer sees an end or a break. What a peer has read is a prefix of what
+it was sent.
 
 RINGTLS_INJECTIONS=10000 plays that many, where by default it is a few.
 """

@@ -14,7 +14,7 @@ from ringtls import CloseOutcome
 
 from ..conftest import Contexts
 from ..support.faces import AnyStream
-from ..support.peer import End, Peer, Transport, meet
+from ..support.peer import End, Meet, Peer, Transport, meet
 
 WORDS = b"goodbye"
 
@@ -30,9 +30,8 @@ async def end_of(peer: Peer) -> End:
 # C21
 
 
-@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "much"])
-async def test_c21_an_exception_breaks_off(contexts: Contexts, size: int) -> None:
+async def test_c21_an_exception_breaks_off(contexts: Contexts, meet: Meet, size: int) -> None:
     stream, peer = await meet(contexts)
     stream.reset_on_error = True
     ends: list[End] = []
@@ -53,8 +52,7 @@ async def test_c21_an_exception_breaks_off(contexts: Contexts, size: int) -> Non
     assert len(end.data) == size
 
 
-@pytest.mark.usefixtures("transport")
-async def test_c21_a_cancellation_breaks_off(contexts: Contexts) -> None:
+async def test_c21_a_cancellation_breaks_off(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     stream.reset_on_error = True
     with trio.CancelScope() as scope:
@@ -67,8 +65,7 @@ async def test_c21_a_cancellation_breaks_off(contexts: Contexts) -> None:
     assert stream.close_outcome is CloseOutcome.BROKEN_OFF
 
 
-@pytest.mark.usefixtures("transport")
-async def test_c21_a_return_does_not(contexts: Contexts) -> None:
+async def test_c21_a_return_does_not(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     stream.reset_on_error = True
     async with stream:
@@ -77,8 +74,7 @@ async def test_c21_a_return_does_not(contexts: Contexts) -> None:
     assert stream.close_outcome is CloseOutcome.CLEAN
 
 
-@pytest.mark.usefixtures("transport")
-async def test_c21_aclose_does_not(contexts: Contexts) -> None:
+async def test_c21_aclose_does_not(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     stream.reset_on_error = True
     await stream.aclose()
@@ -115,11 +111,10 @@ async def raises(stream: AnyStream) -> None:
             raise HandlerError
 
 
-@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("leave", [returns, raises])
 @pytest.mark.parametrize("words", [WORDS, lambda: WORDS], ids=["bytes", "function"])
 async def test_c22_last_words(
-    contexts: Contexts, leave: Callable[[AnyStream], Any], words: Any
+    contexts: Contexts, meet: Meet, leave: Callable[[AnyStream], Any], words: Any
 ) -> None:
     stream, peer = await meet(contexts)
     stream.farewell = words

@@ -17,8 +17,9 @@ from ringtls._drivers.trio import TrioDriver
 from ringtls._streams.session import TlsSession
 
 from ..conftest import Contexts
+from ..support.clogging import clog
 from ..support.peer import Transport, meet
-from ..support.streams import clog, handshaken
+from ..support.streams import handshaken
 
 
 class RaisingFilter(logging.Filter):
