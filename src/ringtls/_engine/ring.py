@@ -200,6 +200,7 @@ class Ring:
         self._parcels: dict[int, bytes] = {}  # in outboxes, not copied
         self._abandoned: deque[Request] = deque()
         self._failure: BaseException | None = None
+        self._interrupted: list[Request] = []  # completed, and an exception came out of that
         self._wake_lock = threading.RLock()  # a finalizer may run inside of wake()
         self._rows = _ffi.new("int64_t[]", REAP_ROWS * _lib.RTL_ROW)
         pool = memoryview(_ffi.buffer(_lib.rtl_pool(self._engine), buffers * buffer_size))
@@ -492,8 +493,14 @@ class Ring:
         if request is None:
             del self._parcels[id_]
         else:
-            request.complete(result)
-            del self._in_flight[id_]  # not before: ``fail`` completes what an exception left
+            try:
+                request.complete(result)
+            except BaseException:
+                self._interrupted.append(request)
+                raise
+            finally:
+                if request.is_over:
+                    del self._in_flight[id_]
 
     def wait(self, timeout: float) -> None:
         """Submit, then sleep until there is a completion or ``timeout`` seconds are over."""
@@ -541,7 +548,7 @@ class Ring:
         self._failure = failure
         self._unusable = True
         _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
-        doomed = list(self._in_flight.values())
+        doomed = [*self._in_flight.values(), *self._interrupted]
         _park([request.pin for request in doomed])
         _park(self._parcels)
         self._in_flight = {}
