@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import operator
 import socket
+import ssl
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
@@ -20,6 +22,7 @@ from .._drivers.trio import TrioDriver
 from .._engine.handle import Handle
 from .._engine.ring import close_now
 from .._transports.base import RECEIVE_SIZE, broken
+from .._transports.owned_socket import OwnedSocket
 from .._transports.ring import RingTransport, as_bytes, as_count
 from .closing import Closing
 from .conflict import ConflictDetector
@@ -54,19 +57,18 @@ _CONNECTION_ERRORS = {
 }
 
 
-def _take_over(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
-    """The stdlib socket behind a stdlib or trio socket, which must not be used any more.
-
-    It is made blocking, because io_uring answers EAGAIN for a non-blocking one instead of
-    waiting.
-    """
-    if isinstance(sock, trio.socket.SocketType):
-        family, type_, proto = sock.family, sock.type, sock.proto
-        sock = socket.socket(family, type_, proto, fileno=sock.detach())
-    if not isinstance(sock, socket.socket):
+def _check_socket(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Raise an error for a socket that can't be taken over."""
+    if isinstance(sock, ssl.SSLSocket):
+        raise TypeError("an SSLSocket is a TLS connection already: unwrap() it first")
+    if not isinstance(sock, (socket.socket, trio.socket.SocketType)):
         raise TypeError(f"expected a socket of the stdlib or of trio, not {sock!r}")
-    sock.setblocking(True)
-    return sock
+    if isinstance(sock, OwnedSocket) and sock.is_owned:
+        raise ValueError("this socket belongs to another stream or listener of ringtls")
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, "this socket is closed, or was taken over before")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError("expected a SOCK_STREAM socket")
 
 
 def _set_nodelay(sock: socket.socket) -> None:
@@ -74,25 +76,31 @@ def _set_nodelay(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _check_stream_type(sock: socket.socket | trio.socket.SocketType) -> None:
-    if sock.type != socket.SOCK_STREAM:
-        raise ValueError("expected a SOCK_STREAM socket")
+def _end_soon(closing: Closing, sock: OwnedSocket) -> None:
+    """Somebody has closed the socket of a stream."""
+    driver = closing.transport.driver
+    if driver.is_forked:
+        sock.close_descriptor()  # the parent has its own
+        return
+    with suppress(trio.RunFinishedError):  # which ends it itself
+        driver.call_soon(closing.start)
 
 
 @final
 class SocketStream(trio.abc.HalfCloseableStream):
     """A connected socket whose I/O is done by the ring.
 
-    Like trio.SocketStream, with TCP_NODELAY set. The socket belongs to the stream from now on.
+    Like trio.SocketStream, with TCP_NODELAY set. The connection belongs to the stream from now on:
+    the caller's object is left without it, as if closed (as SSLContext.wrap_socket leaves it), and
+    closing that object does nothing.
 
     Args:
       sock: a connected stdlib or trio stream socket.
 
     Raises:
       RingUnavailableError: there is no io_uring here; the text says what to change.
-
-    Attributes:
-      socket: the stdlib socket, for options and addresses. Do not send or receive with it.
+      TypeError, ValueError: it is not a stream socket, or belongs to another stream.
+      OSError: of errno EBADF: it is closed. In all these cases it stays the caller's.
     """
 
     _is_owner = False
@@ -109,22 +117,23 @@ class SocketStream(trio.abc.HalfCloseableStream):
         return stream
 
     @classmethod
-    def accepted(cls, driver: Driver, sock: socket.socket) -> SocketStream:
+    def accepted(cls, driver: Driver, sock: OwnedSocket) -> SocketStream:
         """The same for a blocking socket that nobody else has seen."""
         stream = cls.__new__(cls)
         stream._begin(driver, sock)
         return stream
 
     def _take_over(self, driver: Driver, sock: socket.socket | trio.socket.SocketType) -> None:
-        _check_stream_type(sock)
+        _check_socket(sock)
         driver.ring  # noqa: B018  if there is none, the socket stays the caller's
-        sock = _take_over(sock)
-        _set_nodelay(sock)
-        self._begin(driver, sock)
+        taken = OwnedSocket.taken_from(sock)
+        _set_nodelay(taken)
+        self._begin(driver, taken)
 
-    def _begin(self, driver: Driver, sock: socket.socket) -> None:
+    def _begin(self, driver: Driver, sock: OwnedSocket) -> None:
         self._transport = RingTransport(driver, driver.ring, sock)
         self._closing = Closing(self._transport)
+        sock.give_to(partial(_end_soon, self._closing, sock))
         self._sending = ConflictDetector("another task is sending on this SocketStream")
         self._receiving = ConflictDetector("another task is receiving from this SocketStream")
         self._sent_eof = False
@@ -132,6 +141,14 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     @property
     def socket(self) -> socket.socket:
+        """The socket, for options and addresses.
+
+        ``close()`` on it begins the stream's orderly end, in the background: with close_notify if
+        there is a TlsStream above. ``detach()`` is refused, as is a timeout: ``dup()`` gives a
+        socket of your own. What is sent or received with it goes past the stream, and past TLS;
+        it waits for the peer unless MSG_DONTWAIT is given. Never close its number with
+        os.close(): that can't be noticed, and what is sent next may go to another connection.
+        """
         return self._transport.socket
 
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
@@ -302,29 +319,89 @@ class SocketStream(trio.abc.HalfCloseableStream):
             self._closing.drop()
 
 
+class _Listening:
+    """What a listener has: a duplicate of the caller's socket, that the ring may use, and the
+    caller's."""
+
+    __slots__ = ("_callers", "driver", "ring", "socket")
+
+    def __init__(self, driver: Driver, sock: socket.socket | trio.socket.SocketType) -> None:
+        self.driver = driver
+        self.ring = driver.ring  # if there is none, nothing has happened
+        self._callers = sock
+        self.socket = OwnedSocket.shared_with(sock)
+        self.socket.give_to(self._stop_soon)
+
+    @property
+    def is_open(self) -> bool:
+        return self.socket.fileno() >= 0 and self._callers.fileno() >= 0
+
+    def check(self) -> None:
+        """Raise ClosedResourceError if it was closed, by whatever way."""
+        if not self.is_open:
+            self.stop()
+            raise trio.ClosedResourceError("this listener was closed")
+
+    def stop(self) -> None:
+        """Listen no more. The ring ends what it has in flight."""
+        with suppress(RuntimeError):  # a socket of trio, and the run is over
+            self._callers.close()
+        if self.socket.fileno() < 0:
+            return
+        if not self.ring.is_usable:
+            self.socket.close_descriptor()
+            return
+        request = self.ring.close_fd(
+            self.socket.fileno(), discard_limit=0, deadline=time.monotonic()
+        )
+        fd = self.socket.give_up()  # before the ring may close it
+        if not self.ring.release(request):
+            close_now(fd)
+
+    def _stop_soon(self) -> None:
+        """Somebody has closed the socket."""
+        if self.ring.is_usable:
+            with suppress(trio.RunFinishedError):
+                self.driver.call_soon(self.stop)
+        else:  # the run has ended, or the ring has failed, or is the parent's
+            self.stop()
+
+
 @final
 class SocketListener(trio.abc.Listener[SocketStream]):
     """A listening socket whose connections are accepted by the ring.
+
+    The caller may go on to use its own object, for addresses and options. As with
+    trio.SocketListener, closing the listener closes that object, too; and once that object is
+    closed the listener is, but notices it only at the next connection, or call. What is a matter
+    of all processes that share the socket, as O_NONBLOCK, is left as it is.
 
     Args:
       sock: a listening stdlib or trio stream socket.
 
     Raises:
       RingUnavailableError: there is no io_uring here; the text says what to change.
-
-    Attributes:
-      socket: the stdlib socket, for options and addresses.
+      TypeError, ValueError: it is not a listening stream socket, or belongs to another listener.
+      OSError: of errno EBADF: it is closed; EMFILE: no descriptor is left for a duplicate. In all
+        these cases nothing has happened to the socket.
     """
 
     def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
-        _check_stream_type(sock)
+        _check_socket(sock)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError("SocketListener needs a listening socket")
         self._driver = TrioDriver.current()
-        self._ring = self._driver.ring  # if there is none, the socket stays the caller's
-        self.socket = _take_over(sock)
-        _set_nodelay(self.socket)  # what is accepted inherits it
-        self._kind = int(self.socket.family), int(self.socket.type), self.socket.proto
+        self._listening = _Listening(self._driver, sock)
+        _set_nodelay(self._listening.socket)  # what is accepted inherits it
+        self._kind = int(sock.family), int(sock.type), sock.proto
+
+    @property
+    def socket(self) -> socket.socket:
+        """A socket that listens where the caller's does, for options and addresses.
+
+        ``close()`` on it closes the listener, in the background; see ``SocketStream.socket``.
+        """
+        return self._listening.socket
 
     @enable_ki_protection
     async def accept(self) -> SocketStream:
@@ -336,14 +413,14 @@ class SocketListener(trio.abc.Listener[SocketStream]):
           trio.ClosedResourceError: the listener was closed.
           OSError: among others EMFILE and ENFILE, when no file descriptor is left.
         """
-        listening = self.socket
-        ring = self._ring
+        listening = self._listening
         while True:
-            _check_listening(listening)
+            listening.check()
+            request = listening.ring.accept(listening.socket.fileno())
             try:
-                fd = await self._driver.wait(Handle(ring, ring.accept(listening.fileno())))
+                fd = await self._driver.wait(Handle(listening.ring, request))
             except OSError as error:
-                if error.errno in _CONNECTION_ERRORS or listening.fileno() < 0:
+                if error.errno in _CONNECTION_ERRORS or not listening.is_open:
                     continue
                 raise
             return self._accepted(fd)
@@ -361,38 +438,36 @@ class SocketListener(trio.abc.Listener[SocketStream]):
           RuntimeError: called outside the trio run that made the listener.
         """
         check_run(self._driver)
-        listening = self.socket
-        _check_listening(listening)
+        listening = self._listening
+        listening.check()
         return Operation(
             self._driver,
-            self._ring.accept(listening.fileno()),
+            listening.ring.accept(listening.socket.fileno()),
             convert=self._accepted,
-            check=lambda error: _check_listening(listening),
+            check=lambda error: listening.check(),
         )
 
     def _accepted(self, fd: int | bytes) -> SocketStream:
-        sock = socket.socket(*self._kind, fileno=as_count(fd))
+        sock = OwnedSocket(*self._kind, as_count(fd))
+        if not self._listening.is_open:
+            sock.close()
+            self._listening.check()
         if sock.gettimeout() is not None:  # socket.setdefaulttimeout() was called
             sock.setblocking(True)
         return SocketStream.accepted(self._driver, sock)
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Stop listening. Tasks in ``accept`` wake with trio.ClosedResourceError."""
-        if self.socket.fileno() >= 0:
-            ring = self._ring
-            request = ring.close_fd(
-                self.socket.fileno(), discard_limit=0, deadline=time.monotonic()
-            )
-            fd = self.socket.detach()  # the ring closes it, after the last accept
-            if not ring.release(request):
-                close_now(fd)
+        """Stop listening. Tasks in ``accept`` wake with trio.ClosedResourceError.
+
+        The caller's own object is closed, too. A process that has a copy of it goes on listening.
+        """
+        self._listening.stop()
         await trio.lowlevel.checkpoint()
 
-
-def _check_listening(listening: socket.socket) -> None:
-    if listening.fileno() < 0:
-        raise trio.ClosedResourceError("this listener was closed")
+    def __del__(self) -> None:
+        if hasattr(self, "_listening"):
+            self._listening.socket.close_descriptor()  # the caller's warns, if nobody has it
 
 
 def writable_bytes(buffer: Buffer, nbytes: int | None) -> memoryview:

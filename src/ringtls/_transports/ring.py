@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .._engine.request import Request
     from .._engine.ring import Ring
     from .._interfaces import Driver, OnClosed
+    from .owned_socket import OwnedSocket
 
 __all__ = ["RingTransport", "as_bytes", "as_count"]
 
@@ -51,7 +52,7 @@ class RingTransport(BaseTransport):
         "socket",
     )
 
-    def __init__(self, driver: Driver, ring: Ring, sock: socket.socket) -> None:
+    def __init__(self, driver: Driver, ring: Ring, sock: OwnedSocket) -> None:
         super().__init__(driver, _peer_name(sock))
         self._ring = ring
         self.socket = sock
@@ -227,7 +228,7 @@ class RingTransport(BaseTransport):
     def _closed(self, request: Request) -> None:
         if request.failure is not None:
             self._flushed(request.error())
-        self.socket.close()  # open if it was never released: the run crashed
+        self.socket.close_descriptor()  # open if it was never released: the run crashed
         if self._on_closed is not None:
             on_closed, self._on_closed = self._on_closed, None
             on_closed(acknowledged=request.result <= 0)
@@ -267,7 +268,7 @@ class RingTransport(BaseTransport):
             self._release()
 
     def _release(self) -> None:
-        fd = self.socket.detach()  # before the ring may close it
+        fd = self.socket.give_up()  # before the ring may close it
         if self._close_request is None or not self._ring.release(self._close_request):
             close_now(fd)
 
