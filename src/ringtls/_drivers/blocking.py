@@ -15,6 +15,8 @@ Rules:
    to be done.
 6. At the thread's end the streams that are still open are closed as if they had been dropped, and
    every close that has begun is waited for. The main thread's end is the interpreter's.
+7. Where gevent has patched the stdlib, a thread is expected to go on with other greenlets while
+   one waits. A wait for the ring would stop them all. So there the driver refuses to be made.
 """
 
 from __future__ import annotations
@@ -164,9 +166,11 @@ class BlockingDriver:
 
     Raises:
       RingUnavailableError: there is no io_uring here.
+      RuntimeError: gevent has patched this process (rule 7).
     """
 
     def __init__(self) -> None:
+        _refuse_greenlets()
         self.ring = Ring(buffers=BUFFERS, sq_entries=SQ_ENTRIES)
         self.tally = Tally()
         self.interrupts = _Interrupts()
@@ -314,6 +318,18 @@ class BlockingDriver:
             self.ring.fail(failure)
         finally:
             self.ring.close(timeout=1.0)
+
+
+def _refuse_greenlets() -> None:
+    monkey: Any = sys.modules.get("gevent.monkey")
+    if monkey is not None and (
+        monkey.is_module_patched("socket") or monkey.is_module_patched("thread")
+    ):
+        raise RuntimeError(
+            "gevent has monkey-patched this process, and a call of ringtls.blocking would stop all "
+            "greenlets of its thread: use the ssl module, which gevent patches, or leave "
+            "monkey.patch_all() away in the process that uses ringtls"
+        )
 
 
 class _ThreadEnd:
