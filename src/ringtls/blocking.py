@@ -31,6 +31,7 @@ from ._streams import socket as _socket
 from ._streams import tls as _tls
 from ._streams.closing import SHUTDOWN_TIMEOUT, checked_timeout
 from ._streams.tls_info import TlsInfo
+from ._streams.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream"]
 
 
-class _Stream:
+class _Stream(Uncopyable):
     """What both streams have in common."""
 
     _driver: BlockingDriver
@@ -99,13 +100,17 @@ class _Stream:
 class SocketStream(_Stream):
     """A connected socket whose I/O is done by the ring of this thread, with TCP_NODELAY set.
 
-    The socket belongs to the stream from now on, and its timeout is now the stream's.
+    The connection belongs to the stream from now on, and the socket's timeout is the stream's: the
+    caller's object is left without it, as if closed, and closing that object does nothing.
 
     Args:
       sock: a connected stream socket.
 
     Raises:
       RingUnavailableError: there is no io_uring here; the text says what to change.
+      TypeError, ValueError: it is not a stream socket, or belongs to another stream.
+      OSError: of errno EBADF: it is closed. In all these cases it stays the caller's.
+      RuntimeError: gevent has monkey-patched this process.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -119,7 +124,11 @@ class SocketStream(_Stream):
 
     @property
     def socket(self) -> socket.socket:
-        """The stdlib socket, for options and addresses. Do not send or receive with it."""
+        """The socket, for options and addresses: see ringtls.SocketStream.socket.
+
+        ``close()`` on it begins the stream's end, and does not wait: what can't be sent at once is
+        sent during later calls in the stream's thread, or at that thread's end.
+        """
         return self._stream.socket
 
     def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -363,11 +372,11 @@ def open_tls_over_tcp_stream(
       RingUnavailableError: there is no io_uring here.
     """
     BlockingDriver.current()  # raises before there is anything to be closed
-    name = _tls.ascii_hostname(host)
     context = ssl_context or ssl.create_default_context()
-    stream = SocketStream(socket.create_connection((name, port), timeout))
+    address = _tls.ascii_hostname(host), port
+    stream = SocketStream(socket.create_connection(address, timeout))
     try:
-        return TlsStream(stream, context, server_hostname=name, https_compatible=https_compatible)
+        return TlsStream(stream, context, server_hostname=host, https_compatible=https_compatible)
     except BaseException:
         stream.close()
         raise

@@ -25,6 +25,7 @@ from .._drivers.trio import TrioDriver
 from .._engine.handle import Handle
 from .._errors import wrong_caller
 from . import leaks
+from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from .._engine.request import Request
@@ -48,7 +49,7 @@ def check_run(driver: Driver) -> None:
 
 
 @final
-class Operation(Generic[T_co]):
+class Operation(Uncopyable, Generic[T_co]):
     """An operation of the kernel that was started: ``await`` it for its result.
 
     Made by ``start_send``, ``start_receive`` and ``start_accept``. It happens whether or not

@@ -111,6 +111,11 @@ class TlsSession:
         """What came after the peer's close_notify: it is not TLS."""
         return self.incoming.read()
 
+    @property
+    def pending(self) -> int:
+        """Plaintext bytes that are decrypted and not read."""
+        return sum(map(len, self._unread)) + self.object.pending()
+
     # Plaintext. Each returns None or False where more input is needed.
 
     def handshake(self) -> bool:

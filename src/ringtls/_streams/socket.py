@@ -27,6 +27,7 @@ from .._transports.ring import RingTransport, as_bytes, as_count
 from .closing import Closing
 from .conflict import ConflictDetector
 from .operation import Operation, check_run
+from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,7 @@ def _end_soon(closing: Closing, sock: OwnedSocket) -> None:
 
 
 @final
-class SocketStream(trio.abc.HalfCloseableStream):
+class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
     """A connected socket whose I/O is done by the ring.
 
     Like trio.SocketStream, with TCP_NODELAY set. The connection belongs to the stream from now on:
@@ -151,9 +152,14 @@ class SocketStream(trio.abc.HalfCloseableStream):
         """
         return self._transport.socket
 
-    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
-        """See socket.socket.setsockopt."""
-        self.socket.setsockopt(level, option, value)
+    def setsockopt(
+        self, level: int, option: int, value: int | Buffer | None, length: int | None = None
+    ) -> None:
+        """See socket.socket.setsockopt; ``length`` goes with a ``value`` of None."""
+        if length is None:
+            self.socket.setsockopt(level, option, value)  # type: ignore[arg-type]
+        else:
+            self.socket.setsockopt(level, option, value, length)  # type: ignore[arg-type]
 
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
         """See socket.socket.getsockopt."""
@@ -368,7 +374,7 @@ class _Listening:
 
 
 @final
-class SocketListener(trio.abc.Listener[SocketStream]):
+class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
     """A listening socket whose connections are accepted by the ring.
 
     The caller may go on to use its own object, for addresses and options. As with

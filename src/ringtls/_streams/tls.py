@@ -33,6 +33,7 @@ from .conflict import ConflictDetector
 from .session import TlsSession
 from .socket import SocketStream, checked_max_bytes, writable_bytes
 from .tls_info import TlsInfo
+from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ else:
 
     StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-__all__ = ["TlsListener", "TlsStream", "ascii_hostname"]
+__all__ = ["TlsListener", "TlsStream", "ascii_hostname", "reference_name"]
 
 #: Plaintext that is encrypted in one piece.
 PIECE = 256 * 1024
@@ -101,7 +102,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._session = TlsSession(
             ssl_context,
             server_side=server_side,
-            server_hostname=None if server_hostname is None else ascii_hostname(server_hostname),
+            server_hostname=None if server_hostname is None else reference_name(server_hostname),
             https_compatible=https_compatible,
         )
         self._transport, self._closing = _take_over(transport_stream)
@@ -464,7 +465,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
 
 @final
-class TlsListener(trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
+class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
     """Accepts TLS connections: trio.SSLListener for TlsStream.
 
     The handshake is made by the accepted stream, so a peer that dawdles holds up nobody else.
@@ -531,6 +532,17 @@ def ascii_hostname(host: str | bytes) -> str:
     if isinstance(host, bytes):
         return host.decode("ascii")
     return host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
+
+
+def reference_name(host: str | bytes) -> str:
+    """The name of a host that its certificate must have, given how it is reached.
+
+    The dot at the end of an absolute domain name is not part of it (RFC 6066, section 3), nor is
+    the zone of an IPv6 address, which is this machine's own name for a link (RFC 4007, section 11).
+    """
+    name = ascii_hostname(host).removesuffix(".")
+    address, _, zone = name.partition("%")
+    return address if zone and ":" in address else name
 
 
 def _broken(error: ssl.SSLError) -> trio.BrokenResourceError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from .closing import checked_timeout
+from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from .._outcome import CloseOutcome
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["TlsInfo"]
 
 
-class TlsInfo:
+class TlsInfo(Uncopyable):
     """The part of a TLS stream that does no I/O."""
 
     _session: TlsSession
@@ -64,9 +65,20 @@ class TlsInfo:
         self._closing.farewell = words
 
     @property
+    def ssl_object(self) -> ssl.SSLObject:
+        """For code that asks ssl itself. Do not read, write, shake hands or unwrap with it: the
+        stream would not know."""
+        return self._session.object
+
+    @property
     def context(self) -> ssl.SSLContext:
-        """The SSLContext. May be set by an SNI callback, as ssl.SSLObject.context."""
+        """The SSLContext. Set another before the handshake, or in an SNI callback, to present its
+        certificates: see ssl.SSLSocket.context."""
         return self._session.object.context
+
+    @context.setter
+    def context(self, context: ssl.SSLContext) -> None:
+        self._session.object.context = context
 
     @property
     def server_side(self) -> bool:
@@ -85,6 +97,11 @@ class TlsInfo:
     def session(self, session: ssl.SSLSession | None) -> None:
         self._session.object.session = session
 
+    def pending(self) -> int:
+        """How many bytes a receive would return without looking for more that has come: 0 does not
+        mean that it would wait. See ssl.SSLSocket.pending."""
+        return self._session.pending
+
     @property
     def session_reused(self) -> bool | None:
         """Raises trio.NeedHandshakeError before the handshake, like all that follow."""
@@ -101,6 +118,25 @@ class TlsInfo:
     def cipher(self) -> tuple[str, str, int] | None:
         """See ssl.SSLSocket.cipher."""
         return self._after_handshake("cipher").cipher()
+
+    def shared_ciphers(self) -> list[tuple[str, str, int]] | None:
+        """See ssl.SSLSocket.shared_ciphers."""
+        return self._after_handshake("shared_ciphers").shared_ciphers()
+
+    def compression(self) -> str | None:
+        """See ssl.SSLSocket.compression."""
+        return self._after_handshake("compression").compression()
+
+    def verify_client_post_handshake(self) -> None:
+        """Ask a TLS 1.3 client for its certificate: see ssl.SSLSocket.
+
+        The request goes out with the next ``send_all``, and the certificate comes in with what is
+        received after that.
+
+        Raises:
+          ssl.SSLError: this is not a server, not TLS 1.3, or the client did not offer it.
+        """
+        self._after_handshake("verify_client_post_handshake").verify_client_post_handshake()
 
     def version(self) -> str | None:
         """See ssl.SSLSocket.version."""
