@@ -263,9 +263,8 @@ async def test_attributes_tell_what_the_stream_was_made_of(contexts: Contexts) -
     await other.aclose()
 
 
-@pytest.mark.parametrize("name", ["context", "server_side", "server_hostname", "close_outcome"])
+@pytest.mark.parametrize("name", ["server_side", "server_hostname", "close_outcome"])
 async def test_attributes_are_read_only(contexts: Contexts, name: str) -> None:
-    """trio lets one set ``context``; here only an SNI callback changes it, on its SSLObject."""
     stream, peer = await meet(contexts, handshake=False)
     with pytest.raises(AttributeError):
         setattr(stream, name, None)
