@@ -37,7 +37,7 @@
 static bool is_read(const struct rtl_request *q)
 {
 	return q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
-	       q->opcode == RTL_INPUT || q->opcode == RTL_POLL ||
+	       q->opcode == RTL_RECV_MULTISHOT || q->opcode == RTL_POLL ||
 	       q->opcode == RTL_ACCEPT || q->opcode == RTL_CONNECT;
 }
 

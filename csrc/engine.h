@@ -40,7 +40,7 @@ enum rtl_opcode {
 	RTL_POLL,
 	RTL_CLOSE,		/* discard input, then close(2); the result
 				 * is 1 if TCP had not acknowledged all */
-	RTL_INPUT,		/* receive into the pool until cancelled */
+	RTL_RECV_MULTISHOT,		/* receive into the pool until cancelled */
 	RTL_OUTBOX,		/* send what is put into it */
 };
 
@@ -102,7 +102,7 @@ int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
 	     int64_t deadline_ns);
 int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 	      int64_t deadline_ns);
-int rtl_input(struct rtl_ring *r, uint64_t id, int fd);
+int rtl_recv_multishot(struct rtl_ring *r, uint64_t id, int fd);
 int rtl_outbox(struct rtl_ring *r, uint64_t id, int fd);
 int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
 		unsigned int len, uint64_t parcel);

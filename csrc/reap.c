@@ -52,8 +52,8 @@ static bool is_shortage(int error)
 static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
 {
 	bool dry = result == -ENOBUFS &&
-		   (q->opcode == RTL_RECV || q->opcode == RTL_INPUT);
-	bool goes_on = result > 0 && q->opcode == RTL_INPUT;
+		   (q->opcode == RTL_RECV || q->opcode == RTL_RECV_MULTISHOT);
+	bool goes_on = result > 0 && q->opcode == RTL_RECV_MULTISHOT;
 
 	if (q->cancelling || !(goes_on || rtl_is_passing(result)) ||
 	    (!dry && !goes_on && ++q->tries > RTL_MAX_TRIES))
@@ -102,7 +102,7 @@ static void count_bytes(struct rtl_ring *r, const struct rtl_request *q,
 	if (q->opcode == RTL_SEND || q->opcode == RTL_OUTBOX)
 		r->n.bytes_sent += (uint64_t)result;
 	else if (q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
-		 q->opcode == RTL_INPUT)
+		 q->opcode == RTL_RECV_MULTISHOT)
 		r->n.bytes_received += (uint64_t)result;
 }
 
@@ -142,7 +142,7 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 	if (cqe->flags & IORING_CQE_F_MORE || try_again(r, q, result))
 		return n;
 	if (q->cancelling &&
-	    (rtl_is_passing(result) || (q->opcode == RTL_INPUT && result > 0)))
+	    (rtl_is_passing(result) || (q->opcode == RTL_RECV_MULTISHOT && result > 0)))
 		result = -ECANCELED;
 	n += rtl_row(row + (size_t)n * RTL_ROW, q->id, result, RTL_OVER);
 	fd = q->fd;

@@ -155,11 +155,11 @@ int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
 	return error;
 }
 
-int rtl_input(struct rtl_ring *r, uint64_t id, int fd)
+int rtl_recv_multishot(struct rtl_ring *r, uint64_t id, int fd)
 {
 	struct rtl_request *q;
 
-	return add(r, id, RTL_INPUT, fd, &q);
+	return add(r, id, RTL_RECV_MULTISHOT, fd, &q);
 }
 
 void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q)
@@ -247,7 +247,7 @@ static void prepare(struct rtl_ring *r, struct rtl_request *q,
 		io_uring_prep_recv(sqe, q->fd, r->trash, RTL_TRASH_SIZE,
 				   MSG_TRUNC);
 		break;
-	case RTL_INPUT:
+	case RTL_RECV_MULTISHOT:
 		io_uring_prep_recv_multishot(sqe, q->fd, NULL, 0, 0);
 		sqe->flags |= IOSQE_BUFFER_SELECT;
 		sqe->buf_group = 0;

@@ -44,7 +44,7 @@ class Input:
         self.data = bytearray()
         self.error: OSError | None = None
         self.is_over = False
-        self.request = ring.input(sock.fileno(), sink=self._take, on_done=self._end)
+        self.request = ring.recv_multishot(sock.fileno(), sink=self._take, on_done=self._end)
 
     def _take(self, view: bytes | bytearray | memoryview) -> None:
         self.data += view
@@ -180,7 +180,7 @@ def test_a_sink_that_fails_gets_no_more(ring: Ring, pair: Pair) -> None:
         raise MemoryError("made up")
 
     over: list[Request] = []
-    request = ring.input(ours.fileno(), sink=sink, on_done=over.append)
+    request = ring.recv_multishot(ours.fileno(), sink=sink, on_done=over.append)
     ring.submit()
     theirs.sendall(bytes(3 * 4096))  # three buffers in one reap
     drive_until(ring, lambda: over)
@@ -203,7 +203,7 @@ def test_one_reap_ends_however_fast_the_peer_is(ring: Ring, pair: Pair) -> None:
         if next(refills, None) is not None:
             theirs.sendall(bytes(4096))
 
-    request = ring.input(ours.fileno(), sink=refill, on_done=lambda request: None)
+    request = ring.recv_multishot(ours.fileno(), sink=refill, on_done=lambda request: None)
     ring.submit()
     theirs.sendall(bytes(4096))
     ring.wait(1.0)

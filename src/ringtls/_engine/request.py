@@ -4,7 +4,7 @@ Rules:
 
 1. A Request is the ring's: it holds what the kernel may touch (the pinned buffer) and stays in
    the ring's table from its submission to its terminal completion, whatever becomes of anyone
-   who waits for it. One for INPUT or an OUTBOX is long-lived, and reports in between.
+   who waits for it. A RECV_MULTISHOT or an OUTBOX is long-lived, and reports in between.
 2. A Handle is what the caller has of a Request. Dropping it frees nothing. If the request
    is in flight then, reads are cancelled and writes complete; both are reaped by the ring.
 3. States change as TRANSITIONS says and in no other way.
@@ -40,7 +40,7 @@ class Opcode(enum.IntEnum):
     CONNECT = 5
     POLL = 6
     CLOSE = 7
-    INPUT = 8
+    RECV_MULTISHOT = 8
     OUTBOX = 9
 
     @property

@@ -221,10 +221,12 @@ class Ring:
         size = min(max_bytes, self._buffer_size)
         return self._start(request, _lib.rtl_recv, size)
 
-    def input(self, fd: int, *, sink: Sink, on_done: OnDone) -> Request:
+    def recv_multishot(self, fd: int, *, sink: Sink, on_done: OnDone) -> Request:
         """Receive into the pool, and pass what comes to ``sink``, until cancelled. The result
         is 0 at the end of input."""
-        return self._start(Request(Opcode.INPUT, fd, sink=sink, on_done=on_done), _lib.rtl_input)
+        return self._start(
+            Request(Opcode.RECV_MULTISHOT, fd, sink=sink, on_done=on_done), _lib.rtl_recv_multishot
+        )
 
     def recv_into(self, fd: int, buffer: Buffer, *, on_done: OnDone | None = None) -> Request:
         """Receive into the caller's memory, which is pinned until the end of the request."""

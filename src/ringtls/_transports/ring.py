@@ -84,7 +84,7 @@ class RingTransport(BaseTransport):
 
     def _start_input(self) -> None:
         self._check_receivable()
-        self._input = self._ring.input(
+        self._input = self._ring.recv_multishot(
             self.socket.fileno(), sink=self._take_input, on_done=self._end_input
         )
         self._input.on_failure = self.on_crash
