@@ -105,7 +105,7 @@ int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 int rtl_recv_multishot(struct rtl_ring *r, uint64_t id, int fd);
 int rtl_outbox(struct rtl_ring *r, uint64_t id, int fd);
 int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
-		unsigned int len, uint64_t parcel);
+		unsigned int len, uint64_t segment_id);
 int64_t rtl_pending(struct rtl_ring *r, uint64_t id, uint64_t below);
 int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns);
 int rtl_release(struct rtl_ring *r, uint64_t close_id);

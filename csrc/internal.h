@@ -98,7 +98,7 @@ struct rtl_ring {
 	struct rtl_request *cancels;
 
 	/* outbox.c */
-	struct rtl_segment *parcels;	/* sent, and to be reported */
+	struct rtl_segment *returned;	/* sent, and to be reported */
 
 	/* pool.c */
 	struct io_uring_buf_ring *buf_ring;

@@ -8,8 +8,8 @@
  *  2. At most one send is in flight. When it ends short, the next goes on
  *     where it ended: a TLS record is never torn.
  *  3. Small pieces are copied: that is cheaper than to tell their owner when
- *     they can go. A larger one is a parcel, the caller's until a row that has
- *     the parcel's number says that it is over.
+ *     they can go. A larger one is borrowed: a segment that is the caller's, until
+ *     a row that has the segment's id says that it is over.
  *  4. After rtl_finish() every send has the deadline, and there is at least
  *     one try. What the socket takes at once is sent at once, or with the FIN.
  *  5. An outbox that breaks, or is cancelled, drops what is in it, and is
@@ -26,7 +26,7 @@
 
 struct rtl_segment {
 	struct rtl_segment *next;
-	uint64_t parcel;	/* 0: the bytes are in room */
+	uint64_t id;		/* of a borrowed one; 0: in room */
 	const unsigned char *base;	/* what is unsent */
 	unsigned int len;
 	unsigned int left;	/* unused room */
@@ -79,20 +79,20 @@ static bool join(struct rtl_request *q, const void *buf, unsigned int len)
 }
 
 static struct rtl_segment *new_segment(const void *buf, unsigned int len,
-				       uint64_t parcel)
+				       uint64_t segment_id)
 {
-	size_t room = parcel ? 0 : len > SEGMENT_ROOM ? len : SEGMENT_ROOM;
+	size_t room = segment_id ? 0 : len > SEGMENT_ROOM ? len : SEGMENT_ROOM;
 	struct rtl_segment *s = malloc(sizeof(*s) + room);
 
 	if (!s)
 		return NULL;
 	s->next = NULL;
-	s->parcel = parcel;
-	s->base = parcel ? buf : s->room;
+	s->id = segment_id;
+	s->base = segment_id ? buf : s->room;
 	s->len = len;
 	s->left = 0;
 	s->end = s->room;
-	if (!parcel) {
+	if (!segment_id) {
 		memcpy(s->room, buf, len);
 		s->end += len;
 		s->left = (unsigned int)room - len;
@@ -102,10 +102,10 @@ static struct rtl_segment *new_segment(const void *buf, unsigned int len,
 
 /*
  * Accept bytes; returns how many are pending. They are copied, or with a
- * parcel's number stay where they are.
+ * segment's id borrowed.
  */
 int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
-		unsigned int len, uint64_t parcel)
+		unsigned int len, uint64_t segment_id)
 {
 	struct rtl_request *q = find(r, id);
 	struct rtl_segment *s;
@@ -114,8 +114,8 @@ int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
 		return -EPIPE;
 	if (!len)
 		return (int64_t)q->u.out.pending;
-	if (parcel || !join(q, buf, len)) {
-		s = new_segment(buf, len, parcel);
+	if (segment_id || !join(q, buf, len)) {
+		s = new_segment(buf, len, segment_id);
 		if (!s)
 			return -ENOMEM;
 		if (q->u.out.head)
@@ -158,12 +158,12 @@ static void drop_head(struct rtl_ring *r, struct rtl_request *q)
 	q->u.out.head = s->next;
 	if (!s->next)
 		q->u.out.last = NULL;
-	if (!s->parcel) {
+	if (!s->id) {
 		free(s);
 		return;
 	}
-	s->next = r->parcels;
-	r->parcels = s;
+	s->next = r->returned;
+	r->returned = s;
 }
 
 static void drop_all(struct rtl_ring *r, struct rtl_request *q)
@@ -311,7 +311,7 @@ bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result)
 	const struct rtl_request *q = find(r, id);
 
 	return q && result > 0 && !q->cancelling && !q->timed &&
-	       !q->u.out.below && !q->u.out.head->parcel &&
+	       !q->u.out.below && !q->u.out.head->id &&
 	       (unsigned int)result == q->u.out.pending;
 }
 
@@ -320,11 +320,11 @@ unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
 {
 	unsigned int n = 0;
 
-	while (n < max_rows && r->parcels) {
-		struct rtl_segment *s = r->parcels;
+	while (n < max_rows && r->returned) {
+		struct rtl_segment *s = r->returned;
 
-		r->parcels = s->next;
-		n += rtl_row(rows + (size_t)n * RTL_ROW, s->parcel, 0,
+		r->returned = s->next;
+		n += rtl_row(rows + (size_t)n * RTL_ROW, s->id, 0,
 			     RTL_OVER);
 		free(s);
 	}

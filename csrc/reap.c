@@ -184,7 +184,7 @@ static unsigned int report_completed(struct rtl_ring *r, int64_t *rows,
 
 static bool has_rows(const struct rtl_ring *r)
 {
-	return r->ended.head || r->parcels || io_uring_cq_ready(&r->uring);
+	return r->ended.head || r->returned || io_uring_cq_ready(&r->uring);
 }
 
 /* True when rtl_reap() may find something, without asking the kernel. */

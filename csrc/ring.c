@@ -92,11 +92,11 @@ no_uring:
 /*
  * io_uring_queue_exit(3) does not wait for requests, so a ring that has some
  * must not be freed: the kernel may still write to its buffers. Nor one that
- * has not told yet which parcels are over.
+ * has not told yet which borrowed segments are over.
  */
 int rtl_free(struct rtl_ring *r)
 {
-	if (r->n.in_flight || r->parcels)
+	if (r->n.in_flight || r->returned)
 		return -EBUSY;
 	io_uring_queue_exit(&r->uring);
 	rtl_pool_exit(r);

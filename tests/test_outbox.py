@@ -95,7 +95,7 @@ def clog(ring: Ring, box: Box) -> bytes:
 
 
 def assert_all_released(ring: Ring) -> None:
-    drive_until(ring, lambda: not ring._parcels)
+    drive_until(ring, lambda: not ring._borrowed)
     assert ring.counters().idle == ring.counters().in_flight == ring.in_flight
 
 
@@ -133,21 +133,21 @@ def test_small_pieces_join_behind_a_send_in_flight(ring: Ring, narrow: Pair) -> 
     assert ring.counters().submitted - before < 500
 
 
-def test_a_parcel_is_kept_until_it_is_over(ring: Ring, narrow: Pair) -> None:
+def test_a_borrowed_segment_is_kept_until_it_is_over(ring: Ring, narrow: Pair) -> None:
     ours, theirs = narrow
     box = Box(ring, ours)
-    parcel = os.urandom(10_000_000)
-    box.put(parcel)
+    segment = os.urandom(10_000_000)
+    box.put(segment)
     box.put(b"a copy")
     for _ in range(3):
         drive(ring)
-        assert list(ring._parcels.values()) == [parcel]
+        assert list(ring._borrowed.values()) == [segment]
     assert not box.finish(10)
-    assert read_until(ring, box, theirs) == parcel + b"a copy"
+    assert read_until(ring, box, theirs) == segment + b"a copy"
     assert_all_released(ring)
 
 
-def test_many_parcels_are_over_at_once(ring: Ring, narrow: Pair) -> None:
+def test_many_borrowed_segments_are_over_at_once(ring: Ring, narrow: Pair) -> None:
     """More than the rows of one reap: the ring comes back for the rest."""
     box = Box(ring, narrow[0])
     clog(ring, box)
@@ -155,7 +155,7 @@ def test_many_parcels_are_over_at_once(ring: Ring, narrow: Pair) -> None:
         box.put(bytes(LARGEST_COPY + 1))
     ring.cancel(box.request)
     assert box.errno() == errno.ECANCELED
-    while ring._parcels:
+    while ring._borrowed:
         ring.arm()
         assert is_awake(ring)
         os.eventfd_read(ring.wakeup_fd)
@@ -221,9 +221,9 @@ def test_finish_sends_at_once_what_the_socket_takes(ring: Ring, pair: Pair, seco
     assert not is_awake(ring)
     ring.submit()
     ring.arm()
-    assert is_awake(ring)  # to hear that the parcel is over
+    assert is_awake(ring)  # to hear that the segment is over
     ring.reap()
-    assert not ring._parcels
+    assert not ring._borrowed
 
 
 def test_the_last_bytes_and_the_fin_are_one_segment(ring: Ring, pair: Pair) -> None:
@@ -254,7 +254,7 @@ def test_finish_past_the_deadline_with_nothing_in_flight(ring: Ring, narrow: Pai
     assert received
     assert data.startswith(received)
     ring.reap()
-    assert not ring._parcels
+    assert not ring._borrowed
 
 
 @pytest.mark.parametrize("seconds", [-1, 0.05])
@@ -349,10 +349,10 @@ def test_nothing_is_taken_after_the_end(ring: Ring, narrow: Pair) -> None:
     ring.cancel(cancelled.request)
     for box in (finishing, cancelled):
         for data in (b"x", bytes(LARGEST_COPY + 1)):
-            parcels = len(ring._parcels)
+            borrowed = len(ring._borrowed)
             with pytest.raises(BrokenPipeError, match="outbox on fd"):
                 box.put(data)
-            assert len(ring._parcels) == parcels
+            assert len(ring._borrowed) == borrowed
     ring.cancel(finishing.request)
     assert finishing.errno() == cancelled.errno() == errno.ECANCELED
 
@@ -421,21 +421,21 @@ def test_closing_the_ring_cancels_and_releases(narrow: Pair) -> None:
     assert ring.close(timeout=5.0)
     assert idle.is_over
     assert clogged.is_over
-    assert not ring._parcels
+    assert not ring._borrowed
 
 
-def test_a_ring_that_fails_keeps_the_parcels(narrow: Pair) -> None:
+def test_a_ring_that_fails_keeps_what_it_borrowed(narrow: Pair) -> None:
     ours, theirs = narrow
     ring = Ring(buffers=4, buffer_size=4096)
     idle, clogged = Box(ring, ours), Box(ring, ours)
     data = clog(ring, clogged)
-    parcels = dict(ring._parcels)
-    assert parcels
+    borrowed = dict(ring._borrowed)
+    assert borrowed
     ring.fail(ValueError("made up"))
     for box in (idle, clogged):
         assert box.is_over
         with pytest.raises(OSError, match="made up"):
             box.put(b"x")
     assert not ring.close(timeout=1.0)
-    assert ring._parcels == parcels
+    assert ring._borrowed == borrowed
     assert data.startswith(read(theirs))

@@ -197,7 +197,7 @@ class Ring:
         self._thread = get_ident()
         self._last_id = 0
         self._in_flight: dict[int, Request] = {}
-        self._parcels: dict[int, bytes] = {}  # in outboxes, not copied
+        self._borrowed: dict[int, bytes] = {}  # in outboxes, not copied
         self._abandoned: deque[Request] = deque()
         self._failure: BaseException | None = None
         self._interrupted: list[Request] = []  # completed, and an exception came out of that
@@ -275,13 +275,13 @@ class Ring:
         """
         engine = self._usable()
         size = len(data)
-        parcel = 0
+        segment = 0
         if size > LARGEST_COPY:
-            self._last_id = parcel = self._last_id + 1
-            self._parcels[parcel] = data
-        unsent: int = _put(engine, outbox.id, data, size, parcel)
+            self._last_id = segment = self._last_id + 1
+            self._borrowed[segment] = data
+        unsent: int = _put(engine, outbox.id, data, size, segment)
         if unsent < 0:
-            self._parcels.pop(parcel, None)
+            self._borrowed.pop(segment, None)
             raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
         return unsent
 
@@ -493,7 +493,7 @@ class Ring:
     def _end(self, id_: int, result: int) -> None:
         request = self._in_flight.get(id_)
         if request is None:
-            del self._parcels[id_]
+            del self._borrowed[id_]
         else:
             try:
                 request.complete(result)
@@ -552,7 +552,7 @@ class Ring:
         _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
         doomed = [*self._in_flight.values(), *self._interrupted]
         _park([request.pin for request in doomed])
-        _park(self._parcels)
+        _park(self._borrowed)
         self._in_flight = {}
         for request in doomed:
             request.failure = failure
@@ -575,7 +575,7 @@ class Ring:
             if get_ident() == self._thread and self._failure is None:
                 self._dismiss_abandoned()
                 self._drain(time.monotonic() + timeout)
-                drained = not (self._in_flight or self._parcels)
+                drained = not (self._in_flight or self._borrowed)
         finally:
             with self._wake_lock:
                 self._closed = self._unusable = True
@@ -603,7 +603,7 @@ class Ring:
                 request.on_done = _discard
         self.cancel_all(reads_only=False)
         self.hurry()
-        while (self._in_flight or self._parcels) and (left := deadline - time.monotonic()) > 0:
+        while (self._in_flight or self._borrowed) and (left := deadline - time.monotonic()) > 0:
             self.wait(left)
             self.reap()
 
