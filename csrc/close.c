@@ -143,7 +143,7 @@ void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
 {
 	int result, error;
 
-	if (q->state != RTL_HELD)
+	if (q->state != RTL_PARKED)
 		return;
 	if (!q->u.close.at_end) {
 		if (!others(r, q, true))
@@ -163,7 +163,7 @@ void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *q)
 		return;
 	q->cancelling = true;
 	rtl_reset(q->fd);
-	if (q->state == RTL_FLYING) {
+	if (q->state == RTL_IN_FLIGHT) {
 		rtl_want_cancel(r, q);
 		return;
 	}
@@ -179,7 +179,7 @@ void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result)
 		rtl_end(r, q, -ECANCELED);
 		return;
 	}
-	q->state = RTL_HELD;
+	q->state = RTL_PARKED;
 	if (result > 0)
 		q->u.close.seen += (uint64_t)result;
 	else if (rtl_is_passing(result))
@@ -208,7 +208,7 @@ int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 
 	if (error)
 		return error;
-	q->state = RTL_HELD;
+	q->state = RTL_PARKED;
 	q->u.close.limit = discard_limit;
 	rtl_set_deadline(q, deadline_ns);
 	for (o = r->by_fd[fd]; o; o = next) {
@@ -245,7 +245,7 @@ void rtl_hurry(struct rtl_ring *r)
 	for (size_t i = 0; i < r->table_size; i++) {
 		struct rtl_request *q = r->table[i];
 
-		if (q && q->opcode == RTL_CLOSE && q->state == RTL_FLYING)
+		if (q && q->opcode == RTL_CLOSE && q->state == RTL_IN_FLIGHT)
 			rtl_want_cancel(r, q);
 	}
 }

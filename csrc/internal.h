@@ -16,9 +16,9 @@
 
 enum rtl_state {
 	RTL_QUEUED,	/* in the FIFO, the kernel has not seen it */
-	RTL_DRY,	/* in another, because the pool had no buffer */
-	RTL_FLYING,	/* an SQE is published, its CQE is to come */
-	RTL_HELD,	/* waits for others, or has nothing to do: no SQE out */
+	RTL_WAITING_FOR_BUFFER,	/* in another, because the pool had no buffer */
+	RTL_IN_FLIGHT,	/* an SQE is published, its CQE is to come */
+	RTL_PARKED,	/* waits for others, or has nothing to do: no SQE out */
 	RTL_ENDED,	/* among the local completions, to be reported */
 };
 
@@ -93,7 +93,7 @@ struct rtl_ring {
 
 	/* submit.c */
 	struct rtl_fifo queued;
-	struct rtl_fifo dry;
+	struct rtl_fifo waiting;
 	struct rtl_fifo ended;
 	struct rtl_request *cancels;
 
@@ -122,7 +122,7 @@ void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *q);
 struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f);
 void rtl_fifo_remove(struct rtl_fifo *f, struct rtl_request *q);
 void rtl_queue(struct rtl_ring *r, struct rtl_request *q);
-void rtl_queue_dry(struct rtl_ring *r, struct rtl_request *q);
+void rtl_wait_for_buffer(struct rtl_ring *r, struct rtl_request *q);
 void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result);
 void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q);
 void rtl_uncancel(struct rtl_request *q);

@@ -41,9 +41,9 @@ static struct rtl_request *find(const struct rtl_ring *r, uint64_t id)
 	return q && q->opcode == RTL_OUTBOX ? q : NULL;
 }
 
-static void hold(struct rtl_ring *r, struct rtl_request *q)
+static void park(struct rtl_ring *r, struct rtl_request *q)
 {
-	q->state = RTL_HELD;
+	q->state = RTL_PARKED;
 	r->n.idle++;
 }
 
@@ -54,7 +54,7 @@ int rtl_outbox(struct rtl_ring *r, uint64_t id, int fd)
 
 	if (error)
 		return error;
-	hold(r, q);
+	park(r, q);
 	return 0;
 }
 
@@ -125,7 +125,7 @@ int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
 		q->u.out.last = s;
 	}
 	q->u.out.pending += len;
-	if (q->state == RTL_HELD)
+	if (q->state == RTL_PARKED)
 		start(r, q);
 	return (int64_t)q->u.out.pending;
 }
@@ -270,7 +270,7 @@ unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
 	if (q->u.out.head)
 		rtl_queue(r, q);
 	else
-		hold(r, q);
+		park(r, q);
 	if (q->u.out.pending >= q->u.out.below)
 		return 0;
 	q->u.out.below = 0;
@@ -290,7 +290,7 @@ int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 		return q ? 1 : -EPIPE;
 	q->u.out.finishing = true;
 	rtl_set_deadline(q, deadline_ns);
-	if (q->state == RTL_FLYING) {
+	if (q->state == RTL_IN_FLIGHT) {
 		rtl_want_cancel(r, q);	/* to be sent anew, with the deadline */
 		return 1;
 	}

@@ -61,7 +61,7 @@ static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
 	if (!goes_on)
 		r->n.retries++;
 	if (dry)
-		rtl_queue_dry(r, q);
+		rtl_wait_for_buffer(r, q);
 	else
 		rtl_queue(r, q);
 	return true;
@@ -77,7 +77,7 @@ static void complete_upon(struct rtl_ring *r, uint64_t id, int result)
 	struct rtl_request *q = rtl_table_find(r, id);
 
 	r->n.silent--;
-	if (q && q->state == RTL_FLYING &&
+	if (q && q->state == RTL_IN_FLIGHT &&
 	    (result == -ENOENT || result == -EALREADY || result == -EINVAL))
 		rtl_want_cancel(r, q);
 }
@@ -261,7 +261,7 @@ int rtl_arm(struct rtl_ring *r)
 		complete(r, cqe, row);
 		io_uring_cqe_seen(&r->uring, cqe);
 	}
-	if (error || has_rows(r) || r->queued.head || r->dry.head)
+	if (error || has_rows(r) || r->queued.head || r->waiting.head)
 		return wake(r);
 	return 0;
 }
@@ -319,7 +319,7 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 	ret = rtl_submit(r);
 	if (ret < 0 && !is_shortage(ret))
 		return ret;
-	if (has_rows(r) || r->dry.head)
+	if (has_rows(r) || r->waiting.head)
 		return 0;
 	if (ret < 0 && timeout_ns > SHORTAGE_NS)
 		timeout_ns = SHORTAGE_NS;

@@ -61,7 +61,7 @@ int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	if (!r)
 		return -ENOMEM;
 	rtl_fifo_init(&r->queued);
-	rtl_fifo_init(&r->dry);
+	rtl_fifo_init(&r->waiting);
 	rtl_fifo_init(&r->ended);
 	r->eventfd = eventfd;
 	ret = open_uring(r, sq_entries, cq_entries, work);

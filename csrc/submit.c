@@ -54,10 +54,10 @@ void rtl_queue(struct rtl_ring *r, struct rtl_request *q)
 }
 
 /* The pool had no buffer for what the request could have received. */
-void rtl_queue_dry(struct rtl_ring *r, struct rtl_request *q)
+void rtl_wait_for_buffer(struct rtl_ring *r, struct rtl_request *q)
 {
-	q->state = RTL_DRY;
-	rtl_fifo_push(&r->dry, q);
+	q->state = RTL_WAITING_FOR_BUFFER;
+	rtl_fifo_push(&r->waiting, q);
 }
 
 /* The request is over without the kernel, or the kernel is done with it. */
@@ -187,21 +187,21 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id)
 	if (q->cancelling)
 		return 0;
 	q->cancelling = true;
-	if (q->opcode == RTL_OUTBOX && q->state != RTL_FLYING) {
+	if (q->opcode == RTL_OUTBOX && q->state != RTL_IN_FLIGHT) {
 		rtl_outbox_cancel(r, q);
 		return 0;
 	}
 	switch (q->state) {
 	case RTL_QUEUED:
-	case RTL_DRY:
-		rtl_fifo_remove(q->state == RTL_DRY ? &r->dry : &r->queued, q);
+	case RTL_WAITING_FOR_BUFFER:
+		rtl_fifo_remove(q->state == RTL_WAITING_FOR_BUFFER ? &r->waiting : &r->queued, q);
 		rtl_end(r, q, -ECANCELED);
 		rtl_close_fd_event(r, q->fd);
 		break;
-	case RTL_FLYING:
+	case RTL_IN_FLIGHT:
 		rtl_want_cancel(r, q);
 		break;
-	case RTL_HELD:
+	case RTL_PARKED:
 	case RTL_ENDED:
 		break;
 	}
@@ -257,7 +257,7 @@ static void prepare(struct rtl_ring *r, struct rtl_request *q,
 		break;
 	}
 	io_uring_sqe_set_data64(sqe, q->id);
-	q->state = RTL_FLYING;
+	q->state = RTL_IN_FLIGHT;
 }
 
 /* When the kernel is to break it off; NULL: never. */
@@ -316,10 +316,10 @@ static void stage(struct rtl_ring *r)
  * If all that found the pool dry went on at once, most would do so in vain,
  * again and again. So no more do than can count on a buffer.
  */
-static void queue_some_dry(struct rtl_ring *r)
+static void queue_some_waiting(struct rtl_ring *r)
 {
-	for (uint64_t i = 0; i < (r->n.buffers + 1) / 2 && r->dry.head; i++)
-		rtl_queue(r, rtl_fifo_pop(&r->dry));
+	for (uint64_t i = 0; i < (r->n.buffers + 1) / 2 && r->waiting.head; i++)
+		rtl_queue(r, rtl_fifo_pop(&r->waiting));
 }
 
 /*
@@ -332,7 +332,7 @@ int rtl_submit(struct rtl_ring *r)
 	int total = 0;
 
 	rtl_pool_take_back(r);
-	queue_some_dry(r);
+	queue_some_waiting(r);
 	for (;;) {
 		int ret;
 
