@@ -57,7 +57,7 @@ struct rtl_counters {
 	uint64_t cq_overflows;	/* times the CQ was seen overflown */
 	uint64_t in_flight;	/* requests in the table */
 	uint64_t idle;		/* outboxes among them that are empty */
-	uint64_t silent;	/* cancellations and deadlines out */
+	uint64_t control_in_flight;	/* cancellations and deadlines out */
 	uint64_t bytes_sent;
 	uint64_t bytes_received;
 	uint64_t buffers_lent;

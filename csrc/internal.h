@@ -66,7 +66,7 @@ struct rtl_request {
  * user_data of what acts upon a request: a cancellation, its deadline. Ids
  * are smaller.
  */
-#define RTL_UPON (UINT64_C(1) << 63)
+#define RTL_CONTROL (UINT64_C(1) << 63)
 
 /* A request that meets a passing shortage is issued again this many times. */
 #define RTL_MAX_TRIES 64u

@@ -72,11 +72,11 @@ static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
  * request could not be got hold of. -EINVAL: the deadline was parted from its
  * request, because the kernel took only the first of the two.
  */
-static void complete_upon(struct rtl_ring *r, uint64_t id, int result)
+static void complete_control(struct rtl_ring *r, uint64_t id, int result)
 {
 	struct rtl_request *q = rtl_table_find(r, id);
 
-	r->n.silent--;
+	r->n.control_in_flight--;
 	if (q && q->state == RTL_IN_FLIGHT &&
 	    (result == -ENOENT || result == -EALREADY || result == -EINVAL))
 		rtl_want_cancel(r, q);
@@ -119,8 +119,8 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 	int fd;
 
 	r->n.completed++;
-	if (cqe->user_data & RTL_UPON) {
-		complete_upon(r, cqe->user_data & ~RTL_UPON, result);
+	if (cqe->user_data & RTL_CONTROL) {
+		complete_control(r, cqe->user_data & ~RTL_CONTROL, result);
 		return 0;
 	}
 	has_data = lend_buffer(r, cqe);

@@ -275,8 +275,8 @@ static void prepare_limit(struct rtl_ring *r, const struct rtl_request *q,
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->uring);
 
 	io_uring_prep_link_timeout(sqe, limit, IORING_TIMEOUT_ABS);
-	io_uring_sqe_set_data64(sqe, q->id | RTL_UPON);
-	r->n.silent++;
+	io_uring_sqe_set_data64(sqe, q->id | RTL_CONTROL);
+	r->n.control_in_flight++;
 }
 
 /* Fill SQEs while there is room. */
@@ -306,8 +306,8 @@ static void stage(struct rtl_ring *r)
 
 		rtl_uncancel(q);
 		io_uring_prep_cancel64(sqe, q->id, 0);
-		io_uring_sqe_set_data64(sqe, q->id | RTL_UPON);
-		r->n.silent++;
+		io_uring_sqe_set_data64(sqe, q->id | RTL_CONTROL);
+		r->n.control_in_flight++;
 		room--;
 	}
 }

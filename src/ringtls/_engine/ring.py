@@ -95,7 +95,7 @@ class RingCounters:
     cq_overflows: int
     in_flight: int
     idle: int
-    silent: int
+    control_in_flight: int
     bytes_sent: int
     bytes_received: int
     buffers_lent: int
