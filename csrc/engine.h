@@ -115,7 +115,7 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id);
 
 int rtl_submit(struct rtl_ring *r);
 int rtl_arm(struct rtl_ring *r);
-void rtl_look(const struct rtl_ring *r, int64_t ns);
+void rtl_busy_poll(const struct rtl_ring *r, int64_t ns);
 int rtl_ready(const struct rtl_ring *r);
 int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows);
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns);

@@ -15,7 +15,7 @@
 #define SHORTAGE_NS (RTL_NS_PER_SECOND / 100)
 
 /* How often to look before the clock is read again. */
-#define LOOKS_PER_CLOCK 64u
+#define POLLS_PER_CLOCK 64u
 
 static unsigned int sq_flags(const struct rtl_ring *r)
 {
@@ -295,12 +295,12 @@ int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
 }
 
 /* Stay here until there may be a completion: so many nanoseconds at most. */
-void rtl_look(const struct rtl_ring *r, int64_t ns)
+void rtl_busy_poll(const struct rtl_ring *r, int64_t ns)
 {
 	int64_t end = rtl_now_ns() + ns;
 
 	do {
-		for (unsigned int i = 0; i < LOOKS_PER_CLOCK; i++)
+		for (unsigned int i = 0; i < POLLS_PER_CLOCK; i++)
 			if (rtl_ready(r))
 				return;
 	} while (rtl_now_ns() < end);

@@ -188,7 +188,7 @@ def test_the_last_close_ends_while_the_loop_stays_awake(
     """Each sleep counts as short, and it looks long enough to see all that the peer does."""
     monkeypatch.setattr(_polling, "STREAK", 1)
     monkeypatch.setattr(_polling, "SHORT_SLEEP", 10 * NS_PER_SECOND)
-    monkeypatch.setattr(_trio_driver, "LOOK", NS_PER_SECOND // 4)
+    monkeypatch.setattr(_trio_driver, "BUSY_POLL_NS", NS_PER_SECOND // 4)
     ends = []
 
     async def main() -> None:

@@ -5,7 +5,7 @@ comes at once, as from a client that waits for each answer, staying awake is bot
 cheaper. So:
 
 1. After STREAK sleeps in a row, each shorter than SHORT_SLEEP, the loop stays awake.
-2. Awake it looks for at most LOOK at a time, and only if nothing was submitted meanwhile.
+2. Awake it looks for at most BUSY_POLL_NS at a time, and only if nothing was submitted meanwhile.
    The first time that nothing comes, it goes back to sleep.
 
 3. A tick that moved more than FLOW is part of a flow, not an answer: a sleep lets more gather,
@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from time import perf_counter_ns
 
-__all__ = ["LOOK", "Polling"]
+__all__ = ["BUSY_POLL_NS", "Polling"]
 
 STREAK = 4
 
 #: Nanoseconds.
 SHORT_SLEEP = 150_000
-LOOK = 50_000
+BUSY_POLL_NS = 50_000
 
 #: Bytes in both directions.
 FLOW = 16384

@@ -46,7 +46,7 @@ from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, resch
 from .._engine.wakeups import open_for_event_loop
 from .._errors import wrong_caller
 from .._statistics import Statistics, Tally
-from .busy_poll import LOOK, Polling
+from .busy_poll import BUSY_POLL_NS, Polling
 from .end_of_run import LATE, adopt, give_up
 
 if TYPE_CHECKING:
@@ -352,11 +352,11 @@ class TrioDriver(trio.abc.Instrument):
         ring = self._ring
         if ring is None or ring.forked or self.failure is not None:
             return
-        looks = self._polling.awake and not self._submitted
-        if looks:
-            ring.look(LOOK)
+        polls = self._polling.awake and not self._submitted
+        if polls:
+            ring.busy_poll(BUSY_POLL_NS)
         found = ring.reap()
-        if looks and not found:
+        if polls and not found:
             self._polling.stop()
         if found and self._draining:
             self.wake()

@@ -434,10 +434,10 @@ class Ring:
         if result < 0:
             raise OSError(-result, f"io_uring work: {os.strerror(-result)}")
 
-    def look(self, ns: int) -> None:
+    def busy_poll(self, ns: int) -> None:
         """Stay here, without sleeping, until there may be completions: ``ns`` nanoseconds at
         most."""
-        _lib.rtl_look(self._usable(), ns)
+        _lib.rtl_busy_poll(self._usable(), ns)
 
     def reap(self) -> bool:
         """Complete requests that the kernel is done with. False if there were none.
