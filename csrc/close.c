@@ -96,11 +96,11 @@ bool rtl_is_past(const struct rtl_request *q)
 struct __kernel_timespec *rtl_close_limit(const struct rtl_ring *r,
 					  struct rtl_request *q)
 {
-	int64_t moment = r->hurried ? rtl_now_ns() + MOMENT_NS : INT64_MAX;
+	int64_t moment = r->expedited ? rtl_now_ns() + MOMENT_NS : INT64_MAX;
 
 	if (q->timed && ns_of(&q->deadline) <= moment)
 		return &q->deadline;
-	if (!r->hurried)
+	if (!r->expedited)
 		return NULL;
 	q->u.close.until.tv_sec = moment / RTL_NS_PER_SECOND;
 	q->u.close.until.tv_nsec = moment % RTL_NS_PER_SECOND;
@@ -117,7 +117,7 @@ static bool has_ended(const struct rtl_ring *r, const struct rtl_request *q,
 		return true;
 	if (result <= 0 && !again)
 		return true;
-	return (r->hurried || q->u.close.seen >= q->u.close.limit) &&
+	return (r->expedited || q->u.close.seen >= q->u.close.limit) &&
 	       q->u.close.released && all_acknowledged(q->fd);
 }
 
@@ -239,9 +239,9 @@ int rtl_release(struct rtl_ring *r, uint64_t close_id)
 }
 
 /* From now on no close waits longer than it must for its data to be safe. */
-void rtl_hurry(struct rtl_ring *r)
+void rtl_expedite_close(struct rtl_ring *r)
 {
-	r->hurried = true;
+	r->expedited = true;
 	for (size_t i = 0; i < r->table_size; i++) {
 		struct rtl_request *q = r->table[i];
 

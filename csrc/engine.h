@@ -109,7 +109,7 @@ int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
 int64_t rtl_pending(struct rtl_ring *r, uint64_t id, uint64_t below);
 int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns);
 int rtl_release(struct rtl_ring *r, uint64_t close_id);
-void rtl_hurry(struct rtl_ring *r);
+void rtl_expedite_close(struct rtl_ring *r);
 void rtl_fail(struct rtl_ring *r);
 int rtl_cancel(struct rtl_ring *r, uint64_t id);
 

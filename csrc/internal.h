@@ -83,7 +83,7 @@ struct rtl_ring {
 	int eventfd;
 	struct rtl_counters n;
 
-	bool hurried;			/* close.c */
+	bool expedited;			/* close.c */
 
 	/* table.c: open addressing by id, and the requests of each fd */
 	struct rtl_request **table;

@@ -647,7 +647,7 @@ def test_h7_nor_in_a_hurry(ring: Ring, pair: Pair) -> None:
     ours.detach()
     assert ring.release(closing)
     ring.submit()
-    ring.hurry()
+    ring.expedite_close()
     finish(ring, Handle(ring, closing))
 
 
@@ -699,7 +699,7 @@ def test_h7_in_a_hurry_trickling_input_is_not_waited_for(ring: Ring, pair: Pair)
     ours, theirs = pair
     operation = close_of(ring, ours, 60)
     ring.submit()
-    ring.hurry()
+    ring.expedite_close()
 
     def is_over_despite_the_trickle() -> bool:
         with suppress(BrokenPipeError, ConnectionResetError):

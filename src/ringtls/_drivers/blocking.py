@@ -312,7 +312,7 @@ class BlockingDriver:
                 self._look_after_the_left_behind()
                 adopt(self._endings)
                 self.ring.cancel_all(reads_only=True)
-                self.ring.hurry()
+                self.ring.expedite_close()
                 self._await_endings()
         except OSError as failure:
             self.ring.fail(failure)

@@ -439,7 +439,7 @@ class TrioDriver(trio.abc.Instrument):
             adopt(self._endings)
         if self._ring is not None and self.failure is None:
             self._ring.cancel_all(reads_only=True)
-            self._ring.hurry()
+            self._ring.expedite_close()
         await self._await_endings()
         if late and self._ring is not None:
             await self._drain_rest(self._ring)

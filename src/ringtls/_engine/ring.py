@@ -362,10 +362,10 @@ class Ring:
             return False
         return bool(_lib.rtl_release(self._usable(), closing.id) == 0)
 
-    def hurry(self) -> None:
+    def expedite_close(self) -> None:
         """Let closed connections linger no longer than it takes to know that the peer's kernel
         has all we sent."""
-        _lib.rtl_hurry(self._usable())
+        _lib.rtl_expedite_close(self._usable())
 
     def cancel(self, request: Request) -> None:
         """Ask for the request's end; it comes as a completion (rule 5 of _operation)."""
@@ -602,7 +602,7 @@ class Ring:
             if request.opcode is Opcode.ACCEPT:
                 request.on_done = _discard
         self.cancel_all(reads_only=False)
-        self.hurry()
+        self.expedite_close()
         while (self._in_flight or self._borrowed) and (left := deadline - time.monotonic()) > 0:
             self.wait(left)
             self.reap()
