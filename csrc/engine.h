@@ -71,7 +71,7 @@ struct rtl_counters {
 /*
  * What rtl_reap() reports: rows of RTL_ROW numbers. The third is the buffer of
  * the pool that has what was received, RTL_OVER when the request is over, or
- * RTL_PROGRESS when an outbox has become as empty as rtl_pending() asked for.
+ * RTL_PROGRESS when an outbox has become as empty as rtl_outbox_notify_below() asked for.
  */
 enum rtl_column { RTL_ID, RTL_RESULT, RTL_WHAT, RTL_ROW };
 
@@ -103,11 +103,11 @@ int rtl_poll(struct rtl_ring *r, uint64_t id, int fd, unsigned int mask,
 int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 	      int64_t deadline_ns);
 int rtl_recv_multishot(struct rtl_ring *r, uint64_t id, int fd);
-int rtl_outbox(struct rtl_ring *r, uint64_t id, int fd);
-int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
+int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd);
+int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 		unsigned int len, uint64_t segment_id);
-int64_t rtl_pending(struct rtl_ring *r, uint64_t id, uint64_t below);
-int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns);
+int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id, uint64_t below);
+int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns);
 int rtl_release(struct rtl_ring *r, uint64_t close_id);
 void rtl_expedite_close(struct rtl_ring *r);
 void rtl_fail(struct rtl_ring *r);

@@ -57,7 +57,7 @@ struct rtl_request {
 			struct rtl_segment *last;
 			uint64_t pending;
 			uint64_t below;	/* report when pending is; 0: don't */
-			bool finishing;
+			bool shutting_down;
 		} out;
 	} u;
 };

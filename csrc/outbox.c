@@ -10,7 +10,7 @@
  *  3. Small pieces are copied: that is cheaper than to tell their owner when
  *     they can go. A larger one is borrowed: a segment that is the caller's, until
  *     a row that has the segment's id says that it is over.
- *  4. After rtl_finish() every send has the deadline, and there is at least
+ *  4. After rtl_outbox_shutdown() every send has the deadline, and there is at least
  *     one try. What the socket takes at once is sent at once, or with the FIN.
  *  5. An outbox that breaks, or is cancelled, drops what is in it, and is
  *     over.
@@ -47,7 +47,7 @@ static void park(struct rtl_ring *r, struct rtl_request *q)
 	r->n.idle++;
 }
 
-int rtl_outbox(struct rtl_ring *r, uint64_t id, int fd)
+int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd)
 {
 	struct rtl_request *q;
 	int error = rtl_table_add(r, id, RTL_OUTBOX, fd, &q);
@@ -104,13 +104,13 @@ static struct rtl_segment *new_segment(const void *buf, unsigned int len,
  * Accept bytes; returns how many are pending. They are copied, or with a
  * segment's id borrowed.
  */
-int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
+int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 		unsigned int len, uint64_t segment_id)
 {
 	struct rtl_request *q = find(r, id);
 	struct rtl_segment *s;
 
-	if (!q || q->state == RTL_ENDED || q->cancelling || q->u.out.finishing)
+	if (!q || q->state == RTL_ENDED || q->cancelling || q->u.out.shutting_down)
 		return -EPIPE;
 	if (!len)
 		return (int64_t)q->u.out.pending;
@@ -131,7 +131,7 @@ int64_t rtl_put(struct rtl_ring *r, uint64_t id, const void *buf,
 }
 
 /* How much is pending; if not less than that, a row will come when it is. */
-int64_t rtl_pending(struct rtl_ring *r, uint64_t id, uint64_t below)
+int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id, uint64_t below)
 {
 	struct rtl_request *q = find(r, id);
 
@@ -238,7 +238,7 @@ static int send_last(struct rtl_ring *r, struct rtl_request *q)
 /* What a send's result means: 0 to go on, or the error that ends the outbox. */
 static int take_result(struct rtl_ring *r, struct rtl_request *q, int result)
 {
-	bool interrupted = result == -ECANCELED && q->u.out.finishing;
+	bool interrupted = result == -ECANCELED && q->u.out.shutting_down;
 
 	if (result > 0) {
 		advance(r, q, (unsigned int)result);
@@ -261,7 +261,7 @@ unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
 {
 	int error = take_result(r, q, result);
 
-	if (error || (q->u.out.finishing && !q->u.out.head)) {
+	if (error || (q->u.out.shutting_down && !q->u.out.head)) {
 		uint64_t id = q->id;
 
 		bury(r, q);
@@ -281,14 +281,14 @@ unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
  * Send the rest until the deadline, then end. Returns 0 or -errno if that is
  * done: the outbox is gone. Returns 1 if a row will tell.
  */
-int rtl_finish(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
+int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 {
 	struct rtl_request *q = find(r, id);
 	int error;
 
 	if (!q || q->state == RTL_ENDED)
 		return q ? 1 : -EPIPE;
-	q->u.out.finishing = true;
+	q->u.out.shutting_down = true;
 	rtl_set_deadline(q, deadline_ns);
 	if (q->state == RTL_IN_FLIGHT) {
 		rtl_want_cancel(r, q);	/* to be sent anew, with the deadline */

@@ -302,7 +302,7 @@ async def test_a_piece_that_was_not_accepted_spoils_the_end(
     def put(ring: Ring, outbox: Request, data: bytes) -> int:
         raise OSError(errno.ENOMEM, "made up")
 
-    monkeypatch.setattr(Ring, "put", put)
+    monkeypatch.setattr(Ring, "outbox_write", put)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.aclose)
         end = await in_thread(peer.end)

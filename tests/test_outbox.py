@@ -32,7 +32,7 @@ class Box:
         self.progress: list[int] = []
         self.error: OSError | None = None
         self.is_over = False
-        self.request = ring.outbox(
+        self.request = ring.outbox_open(
             sock.fileno(), on_progress=self.progress.append, on_done=self._end
         )
 
@@ -41,13 +41,13 @@ class Box:
         self.error = request.error()
 
     def put(self, data: bytes) -> int:
-        return self.ring.put(self.request, data)
+        return self.ring.outbox_write(self.request, data)
 
     def finish(self, seconds: float) -> bool:
-        return self.ring.finish(self.request, time.monotonic() + seconds)
+        return self.ring.outbox_shutdown(self.request, time.monotonic() + seconds)
 
     def unsent(self, below: int = 0) -> int:
-        return self.ring.unsent(self.request, below)
+        return self.ring.outbox_notify_below(self.request, below)
 
     def errno(self) -> int | None:
         """How it ended."""
@@ -272,7 +272,7 @@ def test_finish_without_a_deadline(ring: Ring, narrow: Pair) -> None:
     ours, theirs = narrow
     box = Box(ring, ours)
     data = clog(ring, box)
-    assert not ring.finish(box.request, None)
+    assert not ring.outbox_shutdown(box.request, None)
     for _ in range(3):
         drive(ring)
         assert not box.is_over

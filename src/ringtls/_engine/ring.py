@@ -61,7 +61,7 @@ __all__ = ["Ring", "RingCounters", "close_now", "has_unacknowledged", "reset_con
 _ffi: Any = _native.ffi
 _lib: Any = _native.lib
 
-_put = _lib.rtl_put
+_outbox_write = _lib.rtl_outbox_write
 OVER: int = _lib.RTL_OVER
 
 #: Each io_uring_enter(2) also runs waiting work, which takes buffers out of the pool: so there
@@ -253,18 +253,20 @@ class Ring:
         with _ffi.from_buffer(pin) as memory:
             return self._start(request, _lib.rtl_send, memory, len(memory), _deadline_ns(deadline))
 
-    def outbox(self, fd: int, *, on_progress: Callable[[int], object], on_done: OnDone) -> Request:
-        """Something to put bytes into that are to be sent, in order (csrc/outbox.c).
+    def outbox_open(
+        self, fd: int, *, on_progress: Callable[[int], object], on_done: OnDone
+    ) -> Request:
+        """Open something to write bytes to that are to be sent, in order (csrc/outbox.c).
 
         Args:
           on_progress: called with the number of unsent bytes when that has fallen as
-            ``unsent`` asked for.
+            ``outbox_notify_below`` asked for.
           on_done: called when it is over, that is broken, finished or cancelled.
         """
         request = Request(Opcode.OUTBOX, fd, on_done=on_done, on_progress=on_progress)
-        return self._start(request, _lib.rtl_outbox)
+        return self._start(request, _lib.rtl_outbox_open)
 
-    def put(self, outbox: Request, data: bytes) -> int:
+    def outbox_write(self, outbox: Request, data: bytes) -> int:
         """Have ``data`` sent. Never blocks.
 
         Returns:
@@ -279,18 +281,18 @@ class Ring:
         if size > LARGEST_COPY:
             self._last_id = segment = self._last_id + 1
             self._borrowed[segment] = data
-        unsent: int = _put(engine, outbox.id, data, size, segment)
+        unsent: int = _outbox_write(engine, outbox.id, data, size, segment)
         if unsent < 0:
             self._borrowed.pop(segment, None)
             raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
         return unsent
 
-    def unsent(self, outbox: Request, below: int) -> int:
+    def outbox_notify_below(self, outbox: Request, below: int) -> int:
         """How many bytes are unsent. If not less than ``below``, its ``on_progress`` is called
         when they are."""
-        return int(_lib.rtl_pending(self._usable(), outbox.id, below))
+        return int(_lib.rtl_outbox_notify_below(self._usable(), outbox.id, below))
 
-    def finish(self, outbox: Request, deadline: float | None) -> bool:
+    def outbox_shutdown(self, outbox: Request, deadline: float | None) -> bool:
         """Send what is left until ``deadline`` (``time.monotonic()``; None: there is none), and
         end the outbox.
 
@@ -302,7 +304,7 @@ class Ring:
         Raises:
           OSError: that is done, but not all could be sent (ETIMEDOUT: not until the deadline).
         """
-        result = _lib.rtl_finish(self._usable(), outbox.id, _deadline_ns(deadline))
+        result = _lib.rtl_outbox_shutdown(self._usable(), outbox.id, _deadline_ns(deadline))
         if result > 0:
             return False
         outbox.on_done = None

@@ -120,18 +120,18 @@ class RingTransport(BaseTransport):
             return
         try:
             if self._outbox is None:
-                self._outbox = self._ring.outbox(
+                self._outbox = self._ring.outbox_open(
                     self.socket.fileno(), on_progress=self._progressed, on_done=self._end_outbox
                 )
                 self._outbox.on_failure = self.on_crash
-            self.unsent = self._ring.put(self._outbox, data)
+            self.unsent = self._ring.outbox_write(self._outbox, data)
         except OSError as error:
             self.error = error
             self._arrived.wake()
 
     def _has_unsent(self, least: int) -> bool:
         if self.unsent >= least and self._outbox is not None:
-            self.unsent = self._ring.unsent(self._outbox, least)
+            self.unsent = self._ring.outbox_notify_below(self._outbox, least)
         return self.unsent >= least
 
     def _progressed(self, unsent: int) -> None:
@@ -215,7 +215,7 @@ class RingTransport(BaseTransport):
 
     def _finish(self, outbox: Request, deadline: float) -> bool:
         try:
-            return self._ring.finish(outbox, deadline)
+            return self._ring.outbox_shutdown(outbox, deadline)
         except OSError as error:
             self.error = error
             return True
