@@ -18,7 +18,7 @@
  * its owner wants to end, does not wait for more than that acknowledgement.
  *
  * Who closes the number: the caller until the release, the engine from then on.
- * A close request that has ended after that has closed it, though its row may
+ * A close request that has ended after that has closed it, though its event may
  * not have been looked at. When the ring fails, rtl_fail() closes what is left.
  * Before the release a close can be cancelled, which resets the connection.
  */

@@ -69,11 +69,11 @@ struct rtl_counters {
 };
 
 /*
- * What rtl_reap() reports: rows of RTL_ROW numbers. The third is the buffer of
+ * What rtl_reap() reports: events of RTL_EVENT_FIELDS numbers. The third is the buffer of
  * the pool that has what was received, RTL_OVER when the request is over, or
  * RTL_PROGRESS when an outbox has become as empty as rtl_outbox_notify_below() asked for.
  */
-enum rtl_column { RTL_ID, RTL_RESULT, RTL_WHAT, RTL_ROW };
+enum rtl_event_field { RTL_ID, RTL_RESULT, RTL_KIND, RTL_EVENT_FIELDS };
 
 #define RTL_OVER (-1)
 #define RTL_PROGRESS (-2)
@@ -117,7 +117,7 @@ int rtl_submit(struct rtl_ring *r);
 int rtl_arm(struct rtl_ring *r);
 void rtl_busy_poll(const struct rtl_ring *r, int64_t ns);
 int rtl_ready(const struct rtl_ring *r);
-int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows);
+int rtl_reap(struct rtl_ring *r, int64_t *events, unsigned int max_events);
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns);
 
 int rtl_reset(int fd);

@@ -137,16 +137,16 @@ void rtl_pool_take_back(struct rtl_ring *r);
 
 /* reap.c */
 bool rtl_is_passing(int result);
-unsigned int rtl_row(int64_t *row, uint64_t id, int64_t result, int64_t what);
+unsigned int rtl_event(int64_t *event, uint64_t id, int64_t result, int64_t kind);
 
 /* outbox.c */
 void rtl_outbox_prepare(const struct rtl_request *q, struct io_uring_sqe *sqe);
 unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
-			     int result, int64_t *row);
+			     int result, int64_t *event);
 bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result);
 void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q);
-unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
-			       unsigned int max_rows);
+unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *events,
+			       unsigned int max_events);
 
 /* close.c */
 #define RTL_TRASH_SIZE 65536u

@@ -9,7 +9,7 @@
  *     where it ended: a TLS record is never torn.
  *  3. Small pieces are copied: that is cheaper than to tell their owner when
  *     they can go. A larger one is borrowed: a segment that is the caller's, until
- *     a row that has the segment's id says that it is over.
+ *     a event that has the segment's id says that it is over.
  *  4. After rtl_outbox_shutdown() every send has the deadline, and there is at least
  *     one try. What the socket takes at once is sent at once, or with the FIN.
  *  5. An outbox that breaks, or is cancelled, drops what is in it, and is
@@ -130,7 +130,7 @@ int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 	return (int64_t)q->u.out.pending;
 }
 
-/* How much is pending; if not less than that, a row will come when it is. */
+/* How much is pending; if not less than that, a event will come when it is. */
 int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id, uint64_t below)
 {
 	struct rtl_request *q = find(r, id);
@@ -183,7 +183,7 @@ static void advance(struct rtl_ring *r, struct rtl_request *q, unsigned int sent
 		drop_head(r, q);
 }
 
-/* End it without a row. */
+/* End it without a event. */
 static void bury(struct rtl_ring *r, struct rtl_request *q)
 {
 	int fd = q->fd;
@@ -253,11 +253,11 @@ static int take_result(struct rtl_ring *r, struct rtl_request *q, int result)
 }
 
 /*
- * Returns the number of rows written: 0 or 1. That it broke is told in the
+ * Returns the number of events written: 0 or 1. That it broke is told in the
  * order of completions: what the input makes of its end depends on it.
  */
 unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
-			     int result, int64_t *row)
+			     int result, int64_t *event)
 {
 	int error = take_result(r, q, result);
 
@@ -265,7 +265,7 @@ unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
 		uint64_t id = q->id;
 
 		bury(r, q);
-		return rtl_row(row, id, error, RTL_OVER);
+		return rtl_event(event, id, error, RTL_OVER);
 	}
 	if (q->u.out.head)
 		rtl_queue(r, q);
@@ -274,12 +274,12 @@ unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
 	if (q->u.out.pending >= q->u.out.below)
 		return 0;
 	q->u.out.below = 0;
-	return rtl_row(row, q->id, (int64_t)q->u.out.pending, RTL_PROGRESS);
+	return rtl_event(event, q->id, (int64_t)q->u.out.pending, RTL_PROGRESS);
 }
 
 /*
  * Send the rest until the deadline, then end. Returns 0 or -errno if that is
- * done: the outbox is gone. Returns 1 if a row will tell.
+ * done: the outbox is gone. Returns 1 if a event will tell.
  */
 int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 {
@@ -315,16 +315,16 @@ bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result)
 	       (unsigned int)result == q->u.out.pending;
 }
 
-unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *rows,
-			       unsigned int max_rows)
+unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *events,
+			       unsigned int max_events)
 {
 	unsigned int n = 0;
 
-	while (n < max_rows && r->returned) {
+	while (n < max_events && r->returned) {
 		struct rtl_segment *s = r->returned;
 
 		r->returned = s->next;
-		n += rtl_row(rows + (size_t)n * RTL_ROW, s->id, 0,
+		n += rtl_event(events + (size_t)n * RTL_EVENT_FIELDS, s->id, 0,
 			     RTL_OVER);
 		free(s);
 	}

@@ -34,11 +34,11 @@ bool rtl_is_passing(int result)
 	       result == -ENOBUFS;
 }
 
-unsigned int rtl_row(int64_t *row, uint64_t id, int64_t result, int64_t what)
+unsigned int rtl_event(int64_t *event, uint64_t id, int64_t result, int64_t kind)
 {
-	row[RTL_ID] = (int64_t)id;
-	row[RTL_RESULT] = result;
-	row[RTL_WHAT] = what;
+	event[RTL_ID] = (int64_t)id;
+	event[RTL_RESULT] = result;
+	event[RTL_KIND] = kind;
 	return 1;
 }
 
@@ -106,11 +106,11 @@ static void count_bytes(struct rtl_ring *r, const struct rtl_request *q,
 		r->n.bytes_received += (uint64_t)result;
 }
 
-/* Returns the number of rows written, at most MOST_ROWS. */
-#define MOST_ROWS 2u
+/* Returns the number of events written, at most MOST_EVENTS. */
+#define MOST_EVENTS 2u
 
 static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
-			     int64_t *row)
+			     int64_t *event)
 {
 	struct rtl_request *q;
 	int result = cqe->res;
@@ -133,56 +133,56 @@ static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 		return 0;
 	}
 	if (q->opcode == RTL_OUTBOX)
-		return rtl_outbox_sent(r, q, result, row);
+		return rtl_outbox_sent(r, q, result, event);
 	if (result > 0)
 		q->tries = 0;
 	if (has_data)
-		n = rtl_row(row, q->id, result,
+		n = rtl_event(event, q->id, result,
 			    cqe->flags >> IORING_CQE_BUFFER_SHIFT);
 	if (cqe->flags & IORING_CQE_F_MORE || try_again(r, q, result))
 		return n;
 	if (q->cancelling &&
 	    (rtl_is_passing(result) || (q->opcode == RTL_RECV_MULTISHOT && result > 0)))
 		result = -ECANCELED;
-	n += rtl_row(row + (size_t)n * RTL_ROW, q->id, result, RTL_OVER);
+	n += rtl_event(event + (size_t)n * RTL_EVENT_FIELDS, q->id, result, RTL_OVER);
 	fd = q->fd;
 	rtl_table_remove(r, q);
 	rtl_close_fd_event(r, fd);
 	return n;
 }
 
-static unsigned int report_ended(struct rtl_ring *r, int64_t *rows,
-				 unsigned int max_rows)
+static unsigned int report_ended(struct rtl_ring *r, int64_t *events,
+				 unsigned int max_events)
 {
 	unsigned int n = 0;
 
-	while (n < max_rows && r->ended.head) {
+	while (n < max_events && r->ended.head) {
 		struct rtl_request *q = rtl_fifo_pop(&r->ended);
 
-		n += rtl_row(rows + (size_t)n * RTL_ROW, q->id, q->result,
+		n += rtl_event(events + (size_t)n * RTL_EVENT_FIELDS, q->id, q->result,
 			     RTL_OVER);
 		rtl_table_remove(r, q);
 	}
 	return n;
 }
 
-static unsigned int report_completed(struct rtl_ring *r, int64_t *rows,
-				     unsigned int max_rows)
+static unsigned int report_completed(struct rtl_ring *r, int64_t *events,
+				     unsigned int max_events)
 {
 	struct io_uring_cqe *cqe;
 	unsigned int head, seen = 0, n = 0;
 
 	io_uring_for_each_cqe(&r->uring, head, cqe) {
-		if (n + MOST_ROWS > max_rows)
+		if (n + MOST_EVENTS > max_events)
 			break;
-		n += complete(r, cqe, rows + (size_t)n * RTL_ROW);
+		n += complete(r, cqe, events + (size_t)n * RTL_EVENT_FIELDS);
 		seen++;
 	}
 	io_uring_cq_advance(&r->uring, seen);
 	return n;
 }
 
-static bool has_rows(const struct rtl_ring *r)
+static bool has_events(const struct rtl_ring *r)
 {
 	return r->ended.head || r->returned || io_uring_cq_ready(&r->uring);
 }
@@ -190,7 +190,7 @@ static bool has_rows(const struct rtl_ring *r)
 /* True when rtl_reap() may find something, without asking the kernel. */
 int rtl_ready(const struct rtl_ring *r)
 {
-	return has_rows(r) || work_waits(r);
+	return has_events(r) || work_waits(r);
 }
 
 /*
@@ -256,40 +256,40 @@ int rtl_arm(struct rtl_ring *r)
 	while (io_uring_cq_ready(&r->uring) &&
 	       !io_uring_peek_cqe(&r->uring, &cqe) &&
 	       rtl_outbox_is_silent(r, cqe->user_data, cqe->res)) {
-		int64_t row[MOST_ROWS * RTL_ROW];
+		int64_t event[MOST_EVENTS * RTL_EVENT_FIELDS];
 
-		complete(r, cqe, row);
+		complete(r, cqe, event);
 		io_uring_cqe_seen(&r->uring, cqe);
 	}
-	if (error || has_rows(r) || r->queued.head || r->waiting.head)
+	if (error || has_events(r) || r->queued.head || r->waiting.head)
 		return wake(r);
 	return 0;
 }
 
 /*
- * Write up to max_rows rows; call again until it writes none. The buffers they
+ * Write up to max_events events; call again until it writes none. The buffers they
  * name are the caller's until the next call: so when half of the pool is lent,
  * that is enough.
  */
-int rtl_reap(struct rtl_ring *r, int64_t *rows, unsigned int max_rows)
+int rtl_reap(struct rtl_ring *r, int64_t *events, unsigned int max_events)
 {
 	unsigned int n = 0;
 
 	io_uring_cq_eventfd_toggle(&r->uring, false);
 	rtl_pool_take_back(r);
-	while (n + MOST_ROWS <= max_rows &&
+	while (n + MOST_EVENTS <= max_events &&
 	       r->lent_len <= r->n.buffers / 2) {
 		int error = run_work(r);
 
 		if (error && error != -EAGAIN)
 			return n ? (int)n : error;
-		if (!has_rows(r))
+		if (!has_events(r))
 			break;
-		n += report_completed(r, rows + (size_t)n * RTL_ROW,
-				      max_rows - n);
-		n += report_ended(r, rows + (size_t)n * RTL_ROW, max_rows - n);
-		n += rtl_outbox_report(r, rows + (size_t)n * RTL_ROW,
-				       max_rows - n);
+		n += report_completed(r, events + (size_t)n * RTL_EVENT_FIELDS,
+				      max_events - n);
+		n += report_ended(r, events + (size_t)n * RTL_EVENT_FIELDS, max_events - n);
+		n += rtl_outbox_report(r, events + (size_t)n * RTL_EVENT_FIELDS,
+				       max_events - n);
 	}
 	return (int)n;
 }
@@ -319,7 +319,7 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 	ret = rtl_submit(r);
 	if (ret < 0 && !is_shortage(ret))
 		return ret;
-	if (has_rows(r) || r->waiting.head)
+	if (has_events(r) || r->waiting.head)
 		return 0;
 	if (ret < 0 && timeout_ns > SHORTAGE_NS)
 		timeout_ns = SHORTAGE_NS;

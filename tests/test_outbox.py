@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 
 from ringtls._engine.request import Request
-from ringtls._engine.ring import LARGEST_COPY, REAP_ROWS, Ring
+from ringtls._engine.ring import LARGEST_COPY, REAP_EVENTS, Ring
 
 from .support.processes import in_child
 from .support.rings import Pair, drive, drive_until, is_awake
@@ -148,10 +148,10 @@ def test_a_borrowed_segment_is_kept_until_it_is_over(ring: Ring, narrow: Pair) -
 
 
 def test_many_borrowed_segments_are_over_at_once(ring: Ring, narrow: Pair) -> None:
-    """More than the rows of one reap: the ring comes back for the rest."""
+    """More than the events of one reap: the ring comes back for the rest."""
     box = Box(ring, narrow[0])
     clog(ring, box)
-    for _ in range(3 * REAP_ROWS):
+    for _ in range(3 * REAP_EVENTS):
         box.put(bytes(LARGEST_COPY + 1))
     ring.cancel(box.request)
     assert box.errno() == errno.ECANCELED

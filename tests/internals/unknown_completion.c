@@ -24,15 +24,15 @@ static void receive_for_nobody(struct rtl_ring *r, int fd)
 	assert(rtl_submit(r) == 1);
 }
 
-static int reap(struct rtl_ring *r, int64_t *rows)
+static int reap(struct rtl_ring *r, int64_t *events)
 {
 	assert(!rtl_wait(r, RTL_NS_PER_SECOND));
-	return rtl_reap(r, rows, 16);
+	return rtl_reap(r, events, 16);
 }
 
 int main(void)
 {
-	int64_t rows[16 * RTL_ROW];
+	int64_t events[16 * RTL_EVENT_FIELDS];
 	int sockets[2], wakeup = eventfd(0, EFD_NONBLOCK);
 	struct rtl_ring *r;
 
@@ -40,14 +40,14 @@ int main(void)
 	assert(!rtl_open(&r, wakeup, 8, 32, 1, 4096, RTL_DEFERRED));
 	receive_for_nobody(r, sockets[0]);
 	assert(write(sockets[1], "lost", 4) == 4);
-	assert(!reap(r, rows));
+	assert(!reap(r, events));
 
 	assert(!rtl_recv(r, 1, sockets[0], 100));
 	assert(write(sockets[1], "found", 5) == 5);
-	assert(reap(r, rows) == 2);
-	assert(rows[RTL_ID] == 1 && rows[RTL_RESULT] == 5);
+	assert(reap(r, events) == 2);
+	assert(events[RTL_ID] == 1 && events[RTL_RESULT] == 5);
 	assert(!memcmp(rtl_pool(r), "found", 5));
-	assert(!rtl_reap(r, rows, 16));
+	assert(!rtl_reap(r, events, 16));
 	assert(!rtl_free(r));
 	return 0;
 }

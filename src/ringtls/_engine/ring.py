@@ -71,7 +71,7 @@ CQ_ENTRIES = 4096
 SMALLEST_RING = 32
 BUFFERS = 64
 BUFFER_SIZE = 65536
-REAP_ROWS = 256
+REAP_EVENTS = 256
 
 #: Bytes up to which an outbox takes a copy (csrc/outbox.c, rule 3).
 LARGEST_COPY = 4096
@@ -202,7 +202,7 @@ class Ring:
         self._failure: BaseException | None = None
         self._interrupted: list[Request] = []  # completed, and an exception came out of that
         self._wake_lock = threading.RLock()  # a finalizer may run inside of wake()
-        self._rows = _ffi.new("int64_t[]", REAP_ROWS * _lib.RTL_ROW)
+        self._events = _ffi.new("int64_t[]", REAP_EVENTS * _lib.RTL_EVENT_FIELDS)
         pool = memoryview(_ffi.buffer(_lib.rtl_pool(self._engine), buffers * buffer_size))
         self._pool = [pool[i * buffer_size : (i + 1) * buffer_size] for i in range(buffers)]
         self._buffer_size = buffer_size
@@ -453,28 +453,28 @@ class Ring:
         engine = self._usable()
         self._refuse_reentry()
         failures: list[BaseException] = []
-        in_flight, pool, rows = self._in_flight, self._pool, self._rows
+        in_flight, pool, events = self._in_flight, self._pool, self._events
         self._reaping = True
         found = False
         try:
             enough = _lib.rtl_moved(engine) + self._flood
             while _lib.rtl_moved(engine) < enough:
-                count = _lib.rtl_reap(engine, rows, REAP_ROWS)
+                count = _lib.rtl_reap(engine, events, REAP_EVENTS)
                 if count < 0:
                     raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
                 if count == 0:
                     break
                 found = True
-                columns = iter(_ffi.unpack(rows, count * _lib.RTL_ROW))
-                for id_, result, what in zip(columns, columns, columns, strict=True):
+                fields = iter(_ffi.unpack(events, count * _lib.RTL_EVENT_FIELDS))
+                for id_, result, kind in zip(fields, fields, fields, strict=True):
                     try:
-                        if what >= 0:
+                        if kind >= 0:
                             request = in_flight[id_]
                             try:
-                                request.sink(pool[what][:result])
+                                request.sink(pool[kind][:result])
                             except BaseException as failure:
                                 self._sink_failed(request, failure)
-                        elif what == OVER:
+                        elif kind == OVER:
                             self._end(id_, result)
                         else:
                             in_flight[id_].progress(result)
