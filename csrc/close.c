@@ -34,20 +34,20 @@
 
 #define MOMENT_NS (RTL_NS_PER_SECOND / 50)
 
-static bool is_read(const struct rtl_request *q)
+static bool is_read(const struct rtl_request *req)
 {
-	return q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
-	       q->opcode == RTL_RECV_MULTISHOT || q->opcode == RTL_POLL ||
-	       q->opcode == RTL_ACCEPT || q->opcode == RTL_CONNECT;
+	return req->opcode == RTL_RECV || req->opcode == RTL_RECV_INTO ||
+	       req->opcode == RTL_RECV_MULTISHOT || req->opcode == RTL_POLL ||
+	       req->opcode == RTL_ACCEPT || req->opcode == RTL_CONNECT;
 }
 
-static bool others(const struct rtl_ring *r, const struct rtl_request *q,
+static bool others(const struct rtl_ring *r, const struct rtl_request *req,
 		   bool reads_only)
 {
 	const struct rtl_request *o;
 
-	for (o = r->by_fd[q->fd]; o; o = o->fd_next)
-		if (o != q && o->state != RTL_ENDED &&
+	for (o = r->by_fd[req->fd]; o; o = o->fd_next)
+		if (o != req && o->state != RTL_ENDED &&
 		    (!reads_only || is_read(o)))
 			return true;
 	return false;
@@ -84,9 +84,9 @@ int64_t rtl_now_ns(void)
 }
 
 /* Without a deadline there is always time. */
-bool rtl_is_past(const struct rtl_request *q)
+bool rtl_is_past(const struct rtl_request *req)
 {
-	return q->timed && rtl_now_ns() >= ns_of(&q->deadline);
+	return req->timed && rtl_now_ns() >= ns_of(&req->deadline);
 }
 
 /*
@@ -94,31 +94,31 @@ bool rtl_is_past(const struct rtl_request *q)
  * NULL: as long as it takes.
  */
 struct __kernel_timespec *rtl_close_limit(const struct rtl_ring *r,
-					  struct rtl_request *q)
+					  struct rtl_request *req)
 {
 	int64_t moment = r->expedited ? rtl_now_ns() + MOMENT_NS : INT64_MAX;
 
-	if (q->timed && ns_of(&q->deadline) <= moment)
-		return &q->deadline;
+	if (req->timed && ns_of(&req->deadline) <= moment)
+		return &req->deadline;
 	if (!r->expedited)
 		return NULL;
-	q->u.close.until.tv_sec = moment / RTL_NS_PER_SECOND;
-	q->u.close.until.tv_nsec = moment % RTL_NS_PER_SECOND;
-	return &q->u.close.until;
+	req->u.close.until.tv_sec = moment / RTL_NS_PER_SECOND;
+	req->u.close.until.tv_nsec = moment % RTL_NS_PER_SECOND;
+	return &req->u.close.until;
 }
 
-static bool has_ended(const struct rtl_ring *r, const struct rtl_request *q,
+static bool has_ended(const struct rtl_ring *r, const struct rtl_request *req,
 		      int result)
 {
 	bool again = result == -ECANCELED ||
-		     (rtl_is_passing(result) && q->tries < RTL_MAX_TRIES);
+		     (rtl_is_passing(result) && req->tries < RTL_MAX_TRIES);
 
-	if (rtl_is_past(q))
+	if (rtl_is_past(req))
 		return true;
 	if (result <= 0 && !again)
 		return true;
-	return (r->expedited || q->u.close.seen >= q->u.close.limit) &&
-	       q->u.close.released && all_acknowledged(q->fd);
+	return (r->expedited || req->u.close.seen >= req->u.close.limit) &&
+	       req->u.close.released && all_acknowledged(req->fd);
 }
 
 /*
@@ -139,102 +139,102 @@ int rtl_close_now(int fd)
 	return close(fd) ? -errno : 0;
 }
 
-void rtl_close_step(struct rtl_ring *r, struct rtl_request *q)
+void rtl_close_step(struct rtl_ring *r, struct rtl_request *req)
 {
 	int result, error;
 
-	if (q->state != RTL_PARKED)
+	if (req->state != RTL_PARKED)
 		return;
-	if (!q->u.close.at_end) {
-		if (!others(r, q, true))
-			rtl_queue(r, q);
+	if (!req->u.close.at_end) {
+		if (!others(r, req, true))
+			rtl_queue(r, req);
 		return;
 	}
-	if (!q->u.close.released || others(r, q, false))
+	if (!req->u.close.released || others(r, req, false))
 		return;
-	result = may_lose_data(q->fd);
-	error = rtl_close_now(q->fd);
-	rtl_end(r, q, error ? error : result);
+	result = may_lose_data(req->fd);
+	error = rtl_close_now(req->fd);
+	rtl_end(r, req, error ? error : result);
 }
 
-void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *q)
+void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *req)
 {
-	if (q->u.close.released || q->cancelling)
+	if (req->u.close.released || req->cancelling)
 		return;
-	q->cancelling = true;
-	rtl_reset(q->fd);
-	if (q->state == RTL_IN_FLIGHT) {
-		rtl_want_cancel(r, q);
+	req->cancelling = true;
+	rtl_reset(req->fd);
+	if (req->state == RTL_IN_FLIGHT) {
+		rtl_want_cancel(r, req);
 		return;
 	}
-	if (q->state == RTL_QUEUED)
-		rtl_fifo_remove(&r->queued, q);
-	rtl_end(r, q, -ECANCELED);
+	if (req->state == RTL_QUEUED)
+		rtl_fifo_remove(&r->queued, req);
+	rtl_end(r, req, -ECANCELED);
 }
 
 /* A receive of this close request has ended. */
-void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result)
+void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *req, int result)
 {
-	if (q->cancelling) {
-		rtl_end(r, q, -ECANCELED);
+	if (req->cancelling) {
+		rtl_end(r, req, -ECANCELED);
 		return;
 	}
-	q->state = RTL_PARKED;
+	req->state = RTL_PARKED;
 	if (result > 0)
-		q->u.close.seen += (uint64_t)result;
+		req->u.close.seen += (uint64_t)result;
 	else if (rtl_is_passing(result))
-		q->tries++;
-	q->u.close.at_end = has_ended(r, q, result);
-	rtl_close_step(r, q);
+		req->tries++;
+	req->u.close.at_end = has_ended(r, req, result);
+	rtl_close_step(r, req);
 }
 
 /* Some request on the fd has ended: a close may have waited for it. */
 void rtl_close_fd_event(struct rtl_ring *r, int fd)
 {
-	struct rtl_request *q, *next;
+	struct rtl_request *req, *next;
 
-	for (q = r->by_fd[fd]; q; q = next) {
-		next = q->fd_next;
-		if (q->opcode == RTL_CLOSE)
-			rtl_close_step(r, q);
+	for (req = r->by_fd[fd]; req; req = next) {
+		next = req->fd_next;
+		if (req->opcode == RTL_CLOSE)
+			rtl_close_step(r, req);
 	}
 }
 
 int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 	      int64_t deadline_ns)
 {
-	struct rtl_request *q, *o, *next;
-	int error = rtl_table_add(r, id, RTL_CLOSE, fd, &q);
+	struct rtl_request *req, *o, *next;
+	int error = rtl_table_add(r, id, RTL_CLOSE, fd, &req);
 
 	if (error)
 		return error;
-	q->state = RTL_PARKED;
-	q->u.close.limit = discard_limit;
-	rtl_set_deadline(q, deadline_ns);
+	req->state = RTL_PARKED;
+	req->u.close.limit = discard_limit;
+	rtl_set_deadline(req, deadline_ns);
 	for (o = r->by_fd[fd]; o; o = next) {
 		next = o->fd_next;
 		if (is_read(o))
 			rtl_cancel(r, o->id);
 	}
-	rtl_close_step(r, q);
+	rtl_close_step(r, req);
 	return 0;
 }
 
 int rtl_release(struct rtl_ring *r, uint64_t close_id)
 {
-	struct rtl_request *q = rtl_table_find(r, close_id);
+	struct rtl_request *req = rtl_table_find(r, close_id);
 	struct rtl_request *o, *next;
 
-	if (!q || q->opcode != RTL_CLOSE || q->cancelling)
+	if (!req || req->opcode != RTL_CLOSE || req->cancelling)
 		return -ENOENT;
-	q->u.close.released = true;
-	q->u.close.seen = 0;
-	for (o = r->by_fd[q->fd]; o; o = next) {
+	req->u.close.released = true;
+	req->u.close.seen = 0;
+	for (o = r->by_fd[req->fd]; o; o = next) {
 		next = o->fd_next;
 		if (o->opcode == RTL_OUTBOX)
 			rtl_cancel(r, o->id);	/* its owner lost it */
 	}
-	rtl_close_step(r, q);
+	rtl_close_step(r, req);
 	return 0;
 }
 
@@ -243,10 +243,10 @@ void rtl_expedite_close(struct rtl_ring *r)
 {
 	r->expedited = true;
 	for (size_t i = 0; i < r->table_size; i++) {
-		struct rtl_request *q = r->table[i];
+		struct rtl_request *req = r->table[i];
 
-		if (q && q->opcode == RTL_CLOSE && q->state == RTL_IN_FLIGHT)
-			rtl_want_cancel(r, q);
+		if (req && req->opcode == RTL_CLOSE && req->state == RTL_IN_FLIGHT)
+			rtl_want_cancel(r, req);
 	}
 }
 
@@ -257,14 +257,14 @@ void rtl_expedite_close(struct rtl_ring *r)
 void rtl_fail(struct rtl_ring *r)
 {
 	for (size_t i = 0; i < r->table_size; i++) {
-		struct rtl_request *q = r->table[i];
+		struct rtl_request *req = r->table[i];
 
-		if (!q || q->opcode != RTL_CLOSE || q->state == RTL_ENDED ||
-		    !q->u.close.released)
+		if (!req || req->opcode != RTL_CLOSE || req->state == RTL_ENDED ||
+		    !req->u.close.released)
 			continue;
-		if (q->state == RTL_QUEUED)
-			rtl_fifo_remove(&r->queued, q);
-		rtl_end(r, q, rtl_close_now(q->fd));
+		if (req->state == RTL_QUEUED)
+			rtl_fifo_remove(&r->queued, req);
+		rtl_end(r, req, rtl_close_now(req->fd));
 	}
 }
 

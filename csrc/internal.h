@@ -81,7 +81,7 @@ struct rtl_fifo {
 struct rtl_ring {
 	struct io_uring uring;
 	int eventfd;
-	struct rtl_counters n;
+	struct rtl_counters stats;
 
 	bool expedited;			/* close.c */
 
@@ -114,19 +114,19 @@ void rtl_table_exit(struct rtl_ring *r);
 int rtl_table_add(struct rtl_ring *r, uint64_t id, enum rtl_opcode opcode,
 		  int fd, struct rtl_request **out);
 struct rtl_request *rtl_table_find(const struct rtl_ring *r, uint64_t id);
-void rtl_table_remove(struct rtl_ring *r, struct rtl_request *q);
+void rtl_table_remove(struct rtl_ring *r, struct rtl_request *req);
 
 /* submit.c */
 void rtl_fifo_init(struct rtl_fifo *f);
-void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *q);
+void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *req);
 struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f);
-void rtl_fifo_remove(struct rtl_fifo *f, struct rtl_request *q);
-void rtl_queue(struct rtl_ring *r, struct rtl_request *q);
-void rtl_wait_for_buffer(struct rtl_ring *r, struct rtl_request *q);
-void rtl_end(struct rtl_ring *r, struct rtl_request *q, int result);
-void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *q);
-void rtl_uncancel(struct rtl_request *q);
-void rtl_set_deadline(struct rtl_request *q, int64_t deadline_ns);
+void rtl_fifo_remove(struct rtl_fifo *f, struct rtl_request *req);
+void rtl_queue(struct rtl_ring *r, struct rtl_request *req);
+void rtl_wait_for_buffer(struct rtl_ring *r, struct rtl_request *req);
+void rtl_end(struct rtl_ring *r, struct rtl_request *req, int result);
+void rtl_want_cancel(struct rtl_ring *r, struct rtl_request *req);
+void rtl_uncancel(struct rtl_request *req);
+void rtl_set_deadline(struct rtl_request *req, int64_t deadline_ns);
 
 /* pool.c */
 int rtl_pool_init(struct rtl_ring *r, unsigned int buffers,
@@ -140,23 +140,23 @@ bool rtl_is_passing(int result);
 unsigned int rtl_event(int64_t *event, uint64_t id, int64_t result, int64_t kind);
 
 /* outbox.c */
-void rtl_outbox_prepare(const struct rtl_request *q, struct io_uring_sqe *sqe);
-unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
+void rtl_outbox_prepare(const struct rtl_request *req, struct io_uring_sqe *sqe);
+unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *req,
 			     int result, int64_t *event);
 bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result);
-void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q);
+void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *req);
 unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *events,
 			       unsigned int max_events);
 
 /* close.c */
 #define RTL_TRASH_SIZE 65536u
 int64_t rtl_now_ns(void);
-bool rtl_is_past(const struct rtl_request *q);
+bool rtl_is_past(const struct rtl_request *req);
 struct __kernel_timespec *rtl_close_limit(const struct rtl_ring *r,
-					  struct rtl_request *q);
-void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *q);
-void rtl_close_step(struct rtl_ring *r, struct rtl_request *q);
-void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *q, int result);
+					  struct rtl_request *req);
+void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *req);
+void rtl_close_step(struct rtl_ring *r, struct rtl_request *req);
+void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *req, int result);
 void rtl_close_fd_event(struct rtl_ring *r, int fd);
 
 #endif

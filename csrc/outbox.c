@@ -36,38 +36,38 @@ struct rtl_segment {
 
 static struct rtl_request *find(const struct rtl_ring *r, uint64_t id)
 {
-	struct rtl_request *q = rtl_table_find(r, id);
+	struct rtl_request *req = rtl_table_find(r, id);
 
-	return q && q->opcode == RTL_OUTBOX ? q : NULL;
+	return req && req->opcode == RTL_OUTBOX ? req : NULL;
 }
 
-static void park(struct rtl_ring *r, struct rtl_request *q)
+static void park(struct rtl_ring *r, struct rtl_request *req)
 {
-	q->state = RTL_PARKED;
-	r->n.idle++;
+	req->state = RTL_PARKED;
+	r->stats.idle++;
 }
 
 int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd)
 {
-	struct rtl_request *q;
-	int error = rtl_table_add(r, id, RTL_OUTBOX, fd, &q);
+	struct rtl_request *req;
+	int error = rtl_table_add(r, id, RTL_OUTBOX, fd, &req);
 
 	if (error)
 		return error;
-	park(r, q);
+	park(r, req);
 	return 0;
 }
 
-static void start(struct rtl_ring *r, struct rtl_request *q)
+static void start(struct rtl_ring *r, struct rtl_request *req)
 {
-	r->n.idle--;
-	rtl_queue(r, q);
+	r->stats.idle--;
+	rtl_queue(r, req);
 }
 
 /* The bytes join the last segment. A send in flight has its own length. */
-static bool join(struct rtl_request *q, const void *buf, unsigned int len)
+static bool join(struct rtl_request *req, const void *buf, unsigned int len)
 {
-	struct rtl_segment *last = q->u.out.last;
+	struct rtl_segment *last = req->u.out.last;
 
 	if (!last || last->left < len)
 		return false;
@@ -107,57 +107,57 @@ static struct rtl_segment *new_segment(const void *buf, unsigned int len,
 int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 		unsigned int len, uint64_t segment_id)
 {
-	struct rtl_request *q = find(r, id);
+	struct rtl_request *req = find(r, id);
 	struct rtl_segment *s;
 
-	if (!q || q->state == RTL_ENDED || q->cancelling || q->u.out.shutting_down)
+	if (!req || req->state == RTL_ENDED || req->cancelling || req->u.out.shutting_down)
 		return -EPIPE;
 	if (!len)
-		return (int64_t)q->u.out.pending;
-	if (segment_id || !join(q, buf, len)) {
+		return (int64_t)req->u.out.pending;
+	if (segment_id || !join(req, buf, len)) {
 		s = new_segment(buf, len, segment_id);
 		if (!s)
 			return -ENOMEM;
-		if (q->u.out.head)
-			q->u.out.last->next = s;
+		if (req->u.out.head)
+			req->u.out.last->next = s;
 		else
-			q->u.out.head = s;
-		q->u.out.last = s;
+			req->u.out.head = s;
+		req->u.out.last = s;
 	}
-	q->u.out.pending += len;
-	if (q->state == RTL_PARKED)
-		start(r, q);
-	return (int64_t)q->u.out.pending;
+	req->u.out.pending += len;
+	if (req->state == RTL_PARKED)
+		start(r, req);
+	return (int64_t)req->u.out.pending;
 }
 
 /* How much is pending; if not less than that, a event will come when it is. */
 int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id, uint64_t below)
 {
-	struct rtl_request *q = find(r, id);
+	struct rtl_request *req = find(r, id);
 
-	if (!q)
+	if (!req)
 		return -EPIPE;
-	if (q->u.out.pending >= below && q->u.out.below < below)
-		q->u.out.below = below;
-	return (int64_t)q->u.out.pending;
+	if (req->u.out.pending >= below && req->u.out.below < below)
+		req->u.out.below = below;
+	return (int64_t)req->u.out.pending;
 }
 
-void rtl_outbox_prepare(const struct rtl_request *q, struct io_uring_sqe *sqe)
+void rtl_outbox_prepare(const struct rtl_request *req, struct io_uring_sqe *sqe)
 {
-	const struct rtl_segment *s = q->u.out.head;
+	const struct rtl_segment *s = req->u.out.head;
 
-	io_uring_prep_send(sqe, q->fd, s->base, s->len,
+	io_uring_prep_send(sqe, req->fd, s->base, s->len,
 			   MSG_NOSIGNAL | MSG_WAITALL);
 }
 
-static void drop_head(struct rtl_ring *r, struct rtl_request *q)
+static void drop_head(struct rtl_ring *r, struct rtl_request *req)
 {
-	struct rtl_segment *s = q->u.out.head;
+	struct rtl_segment *s = req->u.out.head;
 
-	q->u.out.pending -= s->len;
-	q->u.out.head = s->next;
+	req->u.out.pending -= s->len;
+	req->u.out.head = s->next;
 	if (!s->next)
-		q->u.out.last = NULL;
+		req->u.out.last = NULL;
 	if (!s->id) {
 		free(s);
 		return;
@@ -166,115 +166,115 @@ static void drop_head(struct rtl_ring *r, struct rtl_request *q)
 	r->returned = s;
 }
 
-static void drop_all(struct rtl_ring *r, struct rtl_request *q)
+static void drop_all(struct rtl_ring *r, struct rtl_request *req)
 {
-	while (q->u.out.head)
-		drop_head(r, q);
+	while (req->u.out.head)
+		drop_head(r, req);
 }
 
-static void advance(struct rtl_ring *r, struct rtl_request *q, unsigned int sent)
+static void advance(struct rtl_ring *r, struct rtl_request *req, unsigned int sent)
 {
-	struct rtl_segment *s = q->u.out.head;
+	struct rtl_segment *s = req->u.out.head;
 
-	q->u.out.pending -= sent;
+	req->u.out.pending -= sent;
 	s->base += sent;
 	s->len -= sent;
 	if (!s->len)
-		drop_head(r, q);
+		drop_head(r, req);
 }
 
 /* End it without a event. */
-static void bury(struct rtl_ring *r, struct rtl_request *q)
+static void bury(struct rtl_ring *r, struct rtl_request *req)
 {
-	int fd = q->fd;
+	int fd = req->fd;
 
-	drop_all(r, q);
-	rtl_table_remove(r, q);
+	drop_all(r, req);
+	rtl_table_remove(r, req);
 	rtl_close_fd_event(r, fd);
 }
 
 /* It has no send in flight. */
-void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *q)
+void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *req)
 {
-	if (q->state == RTL_ENDED)
+	if (req->state == RTL_ENDED)
 		return;
-	if (q->state == RTL_QUEUED)
-		rtl_fifo_remove(&r->queued, q);
+	if (req->state == RTL_QUEUED)
+		rtl_fifo_remove(&r->queued, req);
 	else
-		r->n.idle--;
-	drop_all(r, q);
-	rtl_uncancel(q);
-	rtl_end(r, q, -ECANCELED);
-	rtl_close_fd_event(r, q->fd);
+		r->stats.idle--;
+	drop_all(r, req);
+	rtl_uncancel(req);
+	rtl_end(r, req, -ECANCELED);
+	rtl_close_fd_event(r, req->fd);
 }
 
 /*
  * 0 when all is sent, else -errno; -EAGAIN: the socket takes no more now.
  * MSG_MORE: the FIN that follows goes out in the same segment.
  */
-static int send_now(struct rtl_ring *r, struct rtl_request *q)
+static int send_now(struct rtl_ring *r, struct rtl_request *req)
 {
-	while (q->u.out.head) {
-		struct rtl_segment *s = q->u.out.head;
-		ssize_t sent = send(q->fd, s->base, s->len,
+	while (req->u.out.head) {
+		struct rtl_segment *s = req->u.out.head;
+		ssize_t sent = send(req->fd, s->base, s->len,
 				    MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE);
 
 		if (sent < 0)
 			return rtl_is_passing(-errno) ? -EAGAIN : -errno;
-		r->n.bytes_sent += (uint64_t)sent;
-		advance(r, q, (unsigned int)sent);
+		r->stats.bytes_sent += (uint64_t)sent;
+		advance(r, req, (unsigned int)sent);
 	}
 	return 0;
 }
 
 /* The deadline is over: what the socket takes now is all. */
-static int send_last(struct rtl_ring *r, struct rtl_request *q)
+static int send_last(struct rtl_ring *r, struct rtl_request *req)
 {
-	int error = send_now(r, q);
+	int error = send_now(r, req);
 
 	return error == -EAGAIN ? -ETIMEDOUT : error;
 }
 
 /* What a send's result means: 0 to go on, or the error that ends the outbox. */
-static int take_result(struct rtl_ring *r, struct rtl_request *q, int result)
+static int take_result(struct rtl_ring *r, struct rtl_request *req, int result)
 {
-	bool interrupted = result == -ECANCELED && q->u.out.shutting_down;
+	bool interrupted = result == -ECANCELED && req->u.out.shutting_down;
 
 	if (result > 0) {
-		advance(r, q, (unsigned int)result);
-		q->tries = 0;
+		advance(r, req, (unsigned int)result);
+		req->tries = 0;
 	} else if (!interrupted &&
-		   (!rtl_is_passing(result) || ++q->tries > RTL_MAX_TRIES)) {
+		   (!rtl_is_passing(result) || ++req->tries > RTL_MAX_TRIES)) {
 		return result;
 	}
-	if (q->cancelling)
+	if (req->cancelling)
 		return -ECANCELED;
-	return rtl_is_past(q) ? send_last(r, q) : 0;
+	return rtl_is_past(req) ? send_last(r, req) : 0;
 }
 
 /*
  * Returns the number of events written: 0 or 1. That it broke is told in the
  * order of completions: what the input makes of its end depends on it.
  */
-unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
+unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *req,
 			     int result, int64_t *event)
 {
-	int error = take_result(r, q, result);
+	int error = take_result(r, req, result);
 
-	if (error || (q->u.out.shutting_down && !q->u.out.head)) {
-		uint64_t id = q->id;
+	if (error || (req->u.out.shutting_down && !req->u.out.head)) {
+		uint64_t id = req->id;
 
-		bury(r, q);
+		bury(r, req);
 		return rtl_event(event, id, error, RTL_OVER);
 	}
-	if (q->u.out.head)
-		rtl_queue(r, q);
+	if (req->u.out.head)
+		rtl_queue(r, req);
 	else
-		park(r, q);
-	if (q->u.out.pending >= q->u.out.below)
+		park(r, req);
+	if (req->u.out.pending >= req->u.out.below)
 		return 0;
-	q->u.out.below = 0;
-	return rtl_event(event, q->id, (int64_t)q->u.out.pending, RTL_PROGRESS);
+	req->u.out.below = 0;
+	return rtl_event(event, req->id, (int64_t)req->u.out.pending, RTL_PROGRESS);
 }
 
 /*
@@ -283,36 +283,36 @@ unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *q,
  */
 int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 {
-	struct rtl_request *q = find(r, id);
+	struct rtl_request *req = find(r, id);
 	int error;
 
-	if (!q || q->state == RTL_ENDED)
-		return q ? 1 : -EPIPE;
-	q->u.out.shutting_down = true;
-	rtl_set_deadline(q, deadline_ns);
-	if (q->state == RTL_IN_FLIGHT) {
-		rtl_want_cancel(r, q);	/* to be sent anew, with the deadline */
+	if (!req || req->state == RTL_ENDED)
+		return req ? 1 : -EPIPE;
+	req->u.out.shutting_down = true;
+	rtl_set_deadline(req, deadline_ns);
+	if (req->state == RTL_IN_FLIGHT) {
+		rtl_want_cancel(r, req);	/* to be sent anew, with the deadline */
 		return 1;
 	}
-	error = rtl_is_past(q) ? send_last(r, q) : send_now(r, q);
+	error = rtl_is_past(req) ? send_last(r, req) : send_now(r, req);
 	if (error == -EAGAIN)
 		return 1;	/* it is queued */
-	if (q->state == RTL_QUEUED)
-		rtl_fifo_remove(&r->queued, q);
+	if (req->state == RTL_QUEUED)
+		rtl_fifo_remove(&r->queued, req);
 	else
-		r->n.idle--;
-	bury(r, q);
+		r->stats.idle--;
+	bury(r, req);
 	return error;
 }
 
 /* True if a send's completion needs nobody's attention. */
 bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result)
 {
-	const struct rtl_request *q = find(r, id);
+	const struct rtl_request *req = find(r, id);
 
-	return q && result > 0 && !q->cancelling && !q->timed &&
-	       !q->u.out.below && !q->u.out.head->id &&
-	       (unsigned int)result == q->u.out.pending;
+	return req && result > 0 && !req->cancelling && !req->timed &&
+	       !req->u.out.below && !req->u.out.head->id &&
+	       (unsigned int)result == req->u.out.pending;
 }
 
 unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *events,

@@ -25,11 +25,11 @@ static void unmap_pages(void *p, size_t len)
 
 static void provide(struct rtl_ring *r, unsigned int bid, int offset)
 {
-	size_t size = (size_t)r->n.buffer_size;
+	size_t size = (size_t)r->stats.buffer_size;
 
 	io_uring_buf_ring_add(r->buf_ring, r->pool + bid * size,
 			      (unsigned int)size, (unsigned short)bid,
-			      io_uring_buf_ring_mask((__u32)r->n.buffers),
+			      io_uring_buf_ring_mask((__u32)r->stats.buffers),
 			      offset);
 }
 
@@ -39,8 +39,8 @@ int rtl_pool_init(struct rtl_ring *r, unsigned int buffers,
 	struct io_uring_buf_reg reg = { 0 };
 	int ret;
 
-	r->n.buffers = buffers;
-	r->n.buffer_size = buffer_size;
+	r->stats.buffers = buffers;
+	r->stats.buffer_size = buffer_size;
 	r->buf_ring = map_pages(buffers * sizeof(struct io_uring_buf));
 	r->pool = map_pages((size_t)buffers * buffer_size);
 	r->trash = map_pages(RTL_TRASH_SIZE);
@@ -65,8 +65,8 @@ int rtl_pool_init(struct rtl_ring *r, unsigned int buffers,
 
 void rtl_pool_exit(struct rtl_ring *r)
 {
-	unmap_pages(r->buf_ring, r->n.buffers * sizeof(struct io_uring_buf));
-	unmap_pages(r->pool, (size_t)(r->n.buffers * r->n.buffer_size));
+	unmap_pages(r->buf_ring, r->stats.buffers * sizeof(struct io_uring_buf));
+	unmap_pages(r->pool, (size_t)(r->stats.buffers * r->stats.buffer_size));
 	unmap_pages(r->trash, RTL_TRASH_SIZE);
 	free(r->lent);
 	r->buf_ring = NULL;

@@ -49,21 +49,21 @@ static bool is_shortage(int error)
 }
 
 /* A request for input whose receive has ended just goes on. */
-static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
+static bool try_again(struct rtl_ring *r, struct rtl_request *req, int result)
 {
 	bool dry = result == -ENOBUFS &&
-		   (q->opcode == RTL_RECV || q->opcode == RTL_RECV_MULTISHOT);
-	bool goes_on = result > 0 && q->opcode == RTL_RECV_MULTISHOT;
+		   (req->opcode == RTL_RECV || req->opcode == RTL_RECV_MULTISHOT);
+	bool goes_on = result > 0 && req->opcode == RTL_RECV_MULTISHOT;
 
-	if (q->cancelling || !(goes_on || rtl_is_passing(result)) ||
-	    (!dry && !goes_on && ++q->tries > RTL_MAX_TRIES))
+	if (req->cancelling || !(goes_on || rtl_is_passing(result)) ||
+	    (!dry && !goes_on && ++req->tries > RTL_MAX_TRIES))
 		return false;
 	if (!goes_on)
-		r->n.retries++;
+		r->stats.retries++;
 	if (dry)
-		rtl_wait_for_buffer(r, q);
+		rtl_wait_for_buffer(r, req);
 	else
-		rtl_queue(r, q);
+		rtl_queue(r, req);
 	return true;
 }
 
@@ -74,12 +74,12 @@ static bool try_again(struct rtl_ring *r, struct rtl_request *q, int result)
  */
 static void complete_control(struct rtl_ring *r, uint64_t id, int result)
 {
-	struct rtl_request *q = rtl_table_find(r, id);
+	struct rtl_request *req = rtl_table_find(r, id);
 
-	r->n.control_in_flight--;
-	if (q && q->state == RTL_IN_FLIGHT &&
+	r->stats.control_in_flight--;
+	if (req && req->state == RTL_IN_FLIGHT &&
 	    (result == -ENOENT || result == -EALREADY || result == -EINVAL))
-		rtl_want_cancel(r, q);
+		rtl_want_cancel(r, req);
 }
 
 /*
@@ -94,16 +94,16 @@ static bool lend_buffer(struct rtl_ring *r, const struct io_uring_cqe *cqe)
 	return cqe->res > 0;
 }
 
-static void count_bytes(struct rtl_ring *r, const struct rtl_request *q,
+static void count_bytes(struct rtl_ring *r, const struct rtl_request *req,
 			int result)
 {
 	if (result <= 0)
 		return;
-	if (q->opcode == RTL_SEND || q->opcode == RTL_OUTBOX)
-		r->n.bytes_sent += (uint64_t)result;
-	else if (q->opcode == RTL_RECV || q->opcode == RTL_RECV_INTO ||
-		 q->opcode == RTL_RECV_MULTISHOT)
-		r->n.bytes_received += (uint64_t)result;
+	if (req->opcode == RTL_SEND || req->opcode == RTL_OUTBOX)
+		r->stats.bytes_sent += (uint64_t)result;
+	else if (req->opcode == RTL_RECV || req->opcode == RTL_RECV_INTO ||
+		 req->opcode == RTL_RECV_MULTISHOT)
+		r->stats.bytes_received += (uint64_t)result;
 }
 
 /* Returns the number of events written, at most MOST_EVENTS. */
@@ -112,41 +112,41 @@ static void count_bytes(struct rtl_ring *r, const struct rtl_request *q,
 static unsigned int complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 			     int64_t *event)
 {
-	struct rtl_request *q;
+	struct rtl_request *req;
 	int result = cqe->res;
 	unsigned int n = 0;
 	bool has_data;
 	int fd;
 
-	r->n.completed++;
+	r->stats.completed++;
 	if (cqe->user_data & RTL_CONTROL) {
 		complete_control(r, cqe->user_data & ~RTL_CONTROL, result);
 		return 0;
 	}
 	has_data = lend_buffer(r, cqe);
-	q = rtl_table_find(r, cqe->user_data);
-	if (!q)
+	req = rtl_table_find(r, cqe->user_data);
+	if (!req)
 		return 0;
-	count_bytes(r, q, result);
-	if (q->opcode == RTL_CLOSE) {
-		rtl_close_discarded(r, q, result);
+	count_bytes(r, req, result);
+	if (req->opcode == RTL_CLOSE) {
+		rtl_close_discarded(r, req, result);
 		return 0;
 	}
-	if (q->opcode == RTL_OUTBOX)
-		return rtl_outbox_sent(r, q, result, event);
+	if (req->opcode == RTL_OUTBOX)
+		return rtl_outbox_sent(r, req, result, event);
 	if (result > 0)
-		q->tries = 0;
+		req->tries = 0;
 	if (has_data)
-		n = rtl_event(event, q->id, result,
+		n = rtl_event(event, req->id, result,
 			    cqe->flags >> IORING_CQE_BUFFER_SHIFT);
-	if (cqe->flags & IORING_CQE_F_MORE || try_again(r, q, result))
+	if (cqe->flags & IORING_CQE_F_MORE || try_again(r, req, result))
 		return n;
-	if (q->cancelling &&
-	    (rtl_is_passing(result) || (q->opcode == RTL_RECV_MULTISHOT && result > 0)))
+	if (req->cancelling &&
+	    (rtl_is_passing(result) || (req->opcode == RTL_RECV_MULTISHOT && result > 0)))
 		result = -ECANCELED;
-	n += rtl_event(event + (size_t)n * RTL_EVENT_FIELDS, q->id, result, RTL_OVER);
-	fd = q->fd;
-	rtl_table_remove(r, q);
+	n += rtl_event(event + (size_t)n * RTL_EVENT_FIELDS, req->id, result, RTL_OVER);
+	fd = req->fd;
+	rtl_table_remove(r, req);
 	rtl_close_fd_event(r, fd);
 	return n;
 }
@@ -157,11 +157,11 @@ static unsigned int report_ended(struct rtl_ring *r, int64_t *events,
 	unsigned int n = 0;
 
 	while (n < max_events && r->ended.head) {
-		struct rtl_request *q = rtl_fifo_pop(&r->ended);
+		struct rtl_request *req = rtl_fifo_pop(&r->ended);
 
-		n += rtl_event(events + (size_t)n * RTL_EVENT_FIELDS, q->id, q->result,
+		n += rtl_event(events + (size_t)n * RTL_EVENT_FIELDS, req->id, req->result,
 			     RTL_OVER);
-		rtl_table_remove(r, q);
+		rtl_table_remove(r, req);
 	}
 	return n;
 }
@@ -216,7 +216,7 @@ static int run_work(struct rtl_ring *r)
 
 	for (unsigned int i = 0; i < MAX_FRUITLESS && work_waits(r); i++) {
 		if (sq_flags(r) & IORING_SQ_CQ_OVERFLOW)
-			r->n.cq_overflows++;
+			r->stats.cq_overflows++;
 		error = ask_for_work(r);
 		if (error || io_uring_cq_ready(&r->uring))
 			break;
@@ -278,7 +278,7 @@ int rtl_reap(struct rtl_ring *r, int64_t *events, unsigned int max_events)
 	io_uring_cq_eventfd_toggle(&r->uring, false);
 	rtl_pool_take_back(r);
 	while (n + MOST_EVENTS <= max_events &&
-	       r->lent_len <= r->n.buffers / 2) {
+	       r->lent_len <= r->stats.buffers / 2) {
 		int error = run_work(r);
 
 		if (error && error != -EAGAIN)

@@ -42,9 +42,9 @@ static int open_uring(struct rtl_ring *r, unsigned int sq_entries,
 	ret = io_uring_queue_init_params(sq_entries, &r->uring, &params);
 	if (ret)
 		return ret;
-	r->n.sq_entries = params.sq_entries;
-	r->n.cq_entries = params.cq_entries;
-	r->n.features = params.features;
+	r->stats.sq_entries = params.sq_entries;
+	r->stats.cq_entries = params.cq_entries;
+	r->stats.features = params.features;
 	return 0;
 }
 
@@ -96,7 +96,7 @@ no_uring:
  */
 int rtl_free(struct rtl_ring *r)
 {
-	if (r->n.in_flight || r->returned)
+	if (r->stats.in_flight || r->returned)
 		return -EBUSY;
 	io_uring_queue_exit(&r->uring);
 	rtl_pool_exit(r);
@@ -112,13 +112,13 @@ void *rtl_pool(const struct rtl_ring *r)
 
 void rtl_counters(const struct rtl_ring *r, struct rtl_counters *out)
 {
-	*out = r->n;
+	*out = r->stats;
 	out->buffers_lent = r->lent_len;
 }
 
 uint64_t rtl_moved(const struct rtl_ring *r)
 {
-	return r->n.bytes_sent + r->n.bytes_received;
+	return r->stats.bytes_sent + r->stats.bytes_received;
 }
 
 /* 1, 0, or -errno: does this kernel know the opcode? */

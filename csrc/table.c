@@ -41,13 +41,13 @@ static size_t home_of(size_t size, uint64_t id)
 }
 
 static void place(struct rtl_request **table, size_t size,
-		  struct rtl_request *q)
+		  struct rtl_request *req)
 {
-	size_t i = home_of(size, q->id);
+	size_t i = home_of(size, req->id);
 
 	while (table[i])
 		i = (i + 1) & (size - 1);
-	table[i] = q;
+	table[i] = req;
 }
 
 static int grow_table(struct rtl_ring *r)
@@ -96,7 +96,7 @@ static int make_room(struct rtl_ring *r, int fd)
 
 	if (fd < 0)
 		return -EBADF;
-	if ((r->n.in_flight + 1) * 2 > r->table_size) {
+	if ((r->stats.in_flight + 1) * 2 > r->table_size) {
 		error = grow_table(r);
 		if (error)
 			return error;
@@ -109,25 +109,25 @@ static int make_room(struct rtl_ring *r, int fd)
 int rtl_table_add(struct rtl_ring *r, uint64_t id, enum rtl_opcode opcode,
 		  int fd, struct rtl_request **out)
 {
-	struct rtl_request *q;
+	struct rtl_request *req;
 	int error = make_room(r, fd);
 
 	if (error)
 		return error;
-	q = calloc(1, sizeof(*q));
-	if (!q)
+	req = calloc(1, sizeof(*req));
+	if (!req)
 		return -ENOMEM;
-	q->id = id;
-	q->opcode = opcode;
-	q->fd = fd;
-	q->fd_next = r->by_fd[fd];
-	q->fd_link = &r->by_fd[fd];
-	if (q->fd_next)
-		q->fd_next->fd_link = &q->fd_next;
-	r->by_fd[fd] = q;
-	place(r->table, r->table_size, q);
-	r->n.in_flight++;
-	*out = q;
+	req->id = id;
+	req->opcode = opcode;
+	req->fd = fd;
+	req->fd_next = r->by_fd[fd];
+	req->fd_link = &r->by_fd[fd];
+	if (req->fd_next)
+		req->fd_next->fd_link = &req->fd_next;
+	r->by_fd[fd] = req;
+	place(r->table, r->table_size, req);
+	r->stats.in_flight++;
+	*out = req;
 	return 0;
 }
 
@@ -166,13 +166,13 @@ static void close_gap(struct rtl_ring *r, size_t i)
 	}
 }
 
-void rtl_table_remove(struct rtl_ring *r, struct rtl_request *q)
+void rtl_table_remove(struct rtl_ring *r, struct rtl_request *req)
 {
-	*q->fd_link = q->fd_next;
-	if (q->fd_next)
-		q->fd_next->fd_link = q->fd_link;
-	rtl_uncancel(q);
-	close_gap(r, cell_of(r, q->id));
-	r->n.in_flight--;
-	free(q);
+	*req->fd_link = req->fd_next;
+	if (req->fd_next)
+		req->fd_next->fd_link = req->fd_link;
+	rtl_uncancel(req);
+	close_gap(r, cell_of(r, req->id));
+	r->stats.in_flight--;
+	free(req);
 }
