@@ -14,8 +14,8 @@
  *
  * The input has ended at EOF, at an error, at the deadline, or when after the
  * release `limit` bytes have come and the peer's TCP has acknowledged all we
- * sent: from then on an RST can't hurt what is ours. A ring in a hurry, because
- * its owner wants to end, does not wait for more than that acknowledgement.
+ * sent: from then on an RST can't hurt what is ours. Expedited, because the
+ * ring's owner wants to end, it does not wait for more than that.
  *
  * Who closes the number: the caller until the release, the engine from then on.
  * A close request that has ended after that has closed it, though its event may
@@ -27,28 +27,26 @@
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
 
 #define MOMENT_NS (RTL_NS_PER_SECOND / 50)
 
-static bool is_read(const struct rtl_request *req)
+static bool is_close(const struct rtl_request *req)
 {
-	return req->opcode == RTL_RECV || req->opcode == RTL_RECV_INTO ||
-	       req->opcode == RTL_RECV_MULTISHOT || req->opcode == RTL_POLL ||
-	       req->opcode == RTL_ACCEPT || req->opcode == RTL_CONNECT;
+	return req->op == &rtl_close_operation;
 }
 
 static bool others(const struct rtl_ring *r, const struct rtl_request *req,
-		   bool reads_only)
+		   bool ends_at_close_only)
 {
 	const struct rtl_request *o;
 
 	for (o = r->by_fd[req->fd]; o; o = o->fd_next)
 		if (o != req && o->state != RTL_ENDED &&
-		    (!reads_only || is_read(o)))
+		    (!ends_at_close_only ||
+		     o->op->life == RTL_ENDS_AT_CLOSE))
 			return true;
 	return false;
 }
@@ -70,57 +68,6 @@ static bool may_lose_data(int fd)
 	       protocol == IPPROTO_TCP && !all_acknowledged(fd);
 }
 
-static int64_t ns_of(const struct __kernel_timespec *ts)
-{
-	return ts->tv_sec * RTL_NS_PER_SECOND + ts->tv_nsec;
-}
-
-int64_t rtl_now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * RTL_NS_PER_SECOND + now.tv_nsec;
-}
-
-/* Without a deadline there is always time. */
-bool rtl_is_past(const struct rtl_request *req)
-{
-	return req->timed && rtl_now_ns() >= ns_of(&req->deadline);
-}
-
-/*
- * How long to wait for input: to the deadline, or just a moment in a hurry.
- * NULL: as long as it takes.
- */
-struct __kernel_timespec *rtl_close_limit(const struct rtl_ring *r,
-					  struct rtl_request *req)
-{
-	int64_t moment = r->expedited ? rtl_now_ns() + MOMENT_NS : INT64_MAX;
-
-	if (req->timed && ns_of(&req->deadline) <= moment)
-		return &req->deadline;
-	if (!r->expedited)
-		return NULL;
-	req->u.close.until.tv_sec = moment / RTL_NS_PER_SECOND;
-	req->u.close.until.tv_nsec = moment % RTL_NS_PER_SECOND;
-	return &req->u.close.until;
-}
-
-static bool has_ended(const struct rtl_ring *r, const struct rtl_request *req,
-		      int result)
-{
-	bool again = result == -ECANCELED ||
-		     (rtl_is_passing(result) && req->tries < RTL_MAX_TRIES);
-
-	if (rtl_is_past(req))
-		return true;
-	if (result <= 0 && !again)
-		return true;
-	return (r->expedited || req->u.close.seen >= req->u.close.limit) &&
-	       req->u.close.released && all_acknowledged(req->fd);
-}
-
 /*
  * close(2), but the owner's SO_LINGER must not make it wait here: its seconds
  * are taken away, the kernel sends what is left all the same. A reset at the
@@ -139,7 +86,8 @@ int rtl_close_now(int fd)
 	return close(fd) ? -errno : 0;
 }
 
-void rtl_close_step(struct rtl_ring *r, struct rtl_request *req)
+/* It goes on as far as it can. */
+static void step(struct rtl_ring *r, struct rtl_request *req)
 {
 	int result, error;
 
@@ -157,113 +105,156 @@ void rtl_close_step(struct rtl_ring *r, struct rtl_request *req)
 	rtl_end(r, req, error ? error : result);
 }
 
-void rtl_close_cancel(struct rtl_ring *r, struct rtl_request *req)
+/* MSG_TRUNC: TCP throws the input away without copying it. */
+static void close_prepare(const struct rtl_ring *r,
+			  const struct rtl_request *req,
+			  struct io_uring_sqe *sqe)
 {
-	if (req->u.close.released || req->cancelling)
-		return;
-	req->cancelling = true;
-	rtl_reset(req->fd);
-	if (req->state == RTL_IN_FLIGHT) {
-		rtl_want_cancel(r, req);
-		return;
-	}
-	if (req->state == RTL_QUEUED)
-		rtl_fifo_remove(&r->queued, req);
-	rtl_end(r, req, -ECANCELED);
+	io_uring_prep_recv(sqe, req->fd, r->trash, RTL_TRASH_SIZE, MSG_TRUNC);
 }
 
-/* A receive of this close request has ended. */
-void rtl_close_discarded(struct rtl_ring *r, struct rtl_request *req, int result)
+/* It waits for input to the deadline; expedited, just a moment. */
+static int64_t close_limit(const struct rtl_ring *r,
+			   const struct rtl_request *req)
 {
+	int64_t moment;
+
+	if (!r->expedited)
+		return req->deadline_ns;
+	moment = rtl_now_ns() + MOMENT_NS;
+	return req->deadline_ns >= 0 && req->deadline_ns < moment ?
+	       req->deadline_ns : moment;
+}
+
+static bool input_has_ended(const struct rtl_ring *r,
+			    const struct rtl_request *req, int result)
+{
+	bool again = result == -ECANCELED ||
+		     (rtl_is_passing(result) && req->tries < RTL_MAX_TRIES);
+
+	if (rtl_is_past(req))
+		return true;
+	if (result <= 0 && !again)
+		return true;
+	return (r->expedited || req->u.close.seen >= req->u.close.limit) &&
+	       req->u.close.released && all_acknowledged(req->fd);
+}
+
+static void close_complete(struct rtl_ring *r, struct rtl_request *req,
+			   const struct rtl_completion *c, struct rtl_events *e)
+{
+	(void)e;
 	if (req->cancelling) {
 		rtl_end(r, req, -ECANCELED);
 		return;
 	}
 	req->state = RTL_PARKED;
-	if (result > 0)
-		req->u.close.seen += (uint64_t)result;
-	else if (rtl_is_passing(result))
+	if (c->result > 0)
+		req->u.close.seen += (uint64_t)c->result;
+	else if (rtl_is_passing(c->result))
 		req->tries++;
-	req->u.close.at_end = has_ended(r, req, result);
-	rtl_close_step(r, req);
+	req->u.close.at_end = input_has_ended(r, req, c->result);
+	step(r, req);
 }
 
-/* Some request on the fd has ended: a close may have waited for it. */
-void rtl_close_fd_event(struct rtl_ring *r, int fd)
+/* Before the release only: the connection is reset. */
+static void close_cancel(struct rtl_ring *r, struct rtl_request *req)
 {
-	struct rtl_request *req, *next;
+	if (req->u.close.released)
+		return;
+	req->cancelling = true;
+	rtl_reset(req->fd);
+	if (req->state == RTL_PARKED)
+		rtl_end(r, req, -ECANCELED);
+	else
+		rtl_request_cancel(r, req);
+}
 
-	for (req = r->by_fd[fd]; req; req = next) {
-		next = req->fd_next;
-		if (req->opcode == RTL_CLOSE)
-			rtl_close_step(r, req);
+const struct rtl_operation rtl_close_operation = {
+	.kernel_opcode = IORING_OP_LINK_TIMEOUT, /* what else it does is RECV */
+	.prepare = close_prepare,
+	.limit = close_limit,
+	.complete = close_complete,
+	.cancel = close_cancel,
+	.fd_changed = step,
+};
+
+static bool is_being_closed(const struct rtl_ring *r, int fd)
+{
+	const struct rtl_request *o = NULL;
+
+	if (fd >= 0 && (size_t)fd < r->by_fd_size)
+		o = r->by_fd[fd];
+	while (o && (!is_close(o) || o->cancelling || o->state == RTL_ENDED))
+		o = o->fd_next;
+	return o;
+}
+
+static void cancel_others(struct rtl_ring *r, const struct rtl_request *req,
+			  enum rtl_life life)
+{
+	struct rtl_request *o, *next;
+
+	for (o = r->by_fd[req->fd]; o; o = next) {
+		next = o->fd_next;
+		if (o->op->life == life)
+			rtl_cancel(r, o->id);
 	}
 }
 
 int rtl_close(struct rtl_ring *r, uint64_t id, int fd, uint64_t discard_limit,
 	      int64_t deadline_ns)
 {
-	struct rtl_request *req, *o, *next;
-	int error = rtl_table_add(r, id, RTL_CLOSE, fd, &req);
+	struct rtl_request *req;
+	int error;
 
+	if (is_being_closed(r, fd))
+		return -EALREADY;
+	error = rtl_table_add(r, id, &rtl_close_operation, fd, &req);
 	if (error)
 		return error;
 	req->state = RTL_PARKED;
+	req->deadline_ns = deadline_ns;
 	req->u.close.limit = discard_limit;
-	rtl_set_deadline(req, deadline_ns);
-	for (o = r->by_fd[fd]; o; o = next) {
-		next = o->fd_next;
-		if (is_read(o))
-			rtl_cancel(r, o->id);
-	}
-	rtl_close_step(r, req);
+	cancel_others(r, req, RTL_ENDS_AT_CLOSE);
+	step(r, req);
 	return 0;
 }
 
 int rtl_release(struct rtl_ring *r, uint64_t close_id)
 {
 	struct rtl_request *req = rtl_table_find(r, close_id);
-	struct rtl_request *o, *next;
 
-	if (!req || req->opcode != RTL_CLOSE || req->cancelling)
+	if (!req || !is_close(req) || req->cancelling)
 		return -ENOENT;
 	req->u.close.released = true;
 	req->u.close.seen = 0;
-	for (o = r->by_fd[req->fd]; o; o = next) {
-		next = o->fd_next;
-		if (o->opcode == RTL_OUTBOX)
-			rtl_cancel(r, o->id);	/* its owner lost it */
-	}
-	rtl_close_step(r, req);
+	cancel_others(r, req, RTL_ENDS_AT_RELEASE);
+	step(r, req);
 	return 0;
 }
 
-/* From now on no close waits longer than it must for its data to be safe. */
 void rtl_expedite_close(struct rtl_ring *r)
 {
 	r->expedited = true;
 	for (size_t i = 0; i < r->table_size; i++) {
 		struct rtl_request *req = r->table[i];
 
-		if (req && req->opcode == RTL_CLOSE && req->state == RTL_IN_FLIGHT)
+		if (req && is_close(req) && req->state == RTL_IN_FLIGHT)
 			rtl_want_cancel(r, req);
 	}
 }
 
-/*
- * The ring is given up, nothing will be reaped any more. Only rtl_free() may
- * follow; it refuses as long as requests are in flight.
- */
 void rtl_fail(struct rtl_ring *r)
 {
 	for (size_t i = 0; i < r->table_size; i++) {
 		struct rtl_request *req = r->table[i];
 
-		if (!req || req->opcode != RTL_CLOSE || req->state == RTL_ENDED ||
+		if (!req || !is_close(req) || req->state == RTL_ENDED ||
 		    !req->u.close.released)
 			continue;
 		if (req->state == RTL_QUEUED)
-			rtl_fifo_remove(&r->queued, req);
+			rtl_unqueue(r, req);
 		rtl_end(r, req, rtl_close_now(req->fd));
 	}
 }

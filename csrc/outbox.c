@@ -3,15 +3,16 @@
  * What a stream has accepted for sending and the kernel has not: bytes, in
  * order.
  *
- *  1. Putting never blocks. Who puts must look at what is pending, and hold
- *     back.
+ *  1. Writing never blocks. Who writes must look at what is pending, and
+ *     hold back.
  *  2. At most one send is in flight. When it ends short, the next goes on
  *     where it ended: a TLS record is never torn.
  *  3. Small pieces are copied: that is cheaper than to tell their owner when
- *     they can go. A larger one is borrowed: a segment that is the caller's, until
- *     a event that has the segment's id says that it is over.
- *  4. After rtl_outbox_shutdown() every send has the deadline, and there is at least
- *     one try. What the socket takes at once is sent at once, or with the FIN.
+ *     they can go. A larger one is borrowed: a segment that is the caller's
+ *     memory, until an event that has the segment's id says that it is over.
+ *  4. After rtl_outbox_shutdown() every send has the deadline, and there is at
+ *     least one try. What the socket takes at once is sent at once, or with the
+ *     FIN.
  *  5. An outbox that breaks, or is cancelled, drops what is in it, and is
  *     over.
  */
@@ -25,8 +26,8 @@
 #define SEGMENT_ROOM 512u
 
 struct rtl_segment {
+	struct rtl_notice notice; /* must be first; of a borrowed one the id */
 	struct rtl_segment *next;
-	uint64_t id;		/* of a borrowed one; 0: in room */
 	const unsigned char *base;	/* what is unsent */
 	unsigned int len;
 	unsigned int left;	/* unused room */
@@ -38,7 +39,7 @@ static struct rtl_request *find(const struct rtl_ring *r, uint64_t id)
 {
 	struct rtl_request *req = rtl_table_find(r, id);
 
-	return req && req->opcode == RTL_OUTBOX ? req : NULL;
+	return req && req->op == &rtl_outbox_operation ? req : NULL;
 }
 
 static void park(struct rtl_ring *r, struct rtl_request *req)
@@ -47,21 +48,13 @@ static void park(struct rtl_ring *r, struct rtl_request *req)
 	r->stats.idle++;
 }
 
-int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd)
+/* It is parked, or queued, and will be neither. */
+static void unpark(struct rtl_ring *r, struct rtl_request *req)
 {
-	struct rtl_request *req;
-	int error = rtl_table_add(r, id, RTL_OUTBOX, fd, &req);
-
-	if (error)
-		return error;
-	park(r, req);
-	return 0;
-}
-
-static void start(struct rtl_ring *r, struct rtl_request *req)
-{
-	r->stats.idle--;
-	rtl_queue(r, req);
+	if (req->state == RTL_QUEUED)
+		rtl_unqueue(r, req);
+	else
+		r->stats.idle--;
 }
 
 /* The bytes join the last segment. A send in flight has its own length. */
@@ -87,7 +80,7 @@ static struct rtl_segment *new_segment(const void *buf, unsigned int len,
 	if (!s)
 		return NULL;
 	s->next = NULL;
-	s->id = segment_id;
+	s->notice.id = segment_id;
 	s->base = segment_id ? buf : s->room;
 	s->len = len;
 	s->left = 0;
@@ -100,52 +93,13 @@ static struct rtl_segment *new_segment(const void *buf, unsigned int len,
 	return s;
 }
 
-/*
- * Accept bytes; returns how many are pending. They are copied, or with a
- * segment's id borrowed.
- */
-int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
-		unsigned int len, uint64_t segment_id)
-{
-	struct rtl_request *req = find(r, id);
-	struct rtl_segment *s;
-
-	if (!req || req->state == RTL_ENDED || req->cancelling || req->u.out.shutting_down)
-		return -EPIPE;
-	if (!len)
-		return (int64_t)req->u.out.pending;
-	if (segment_id || !join(req, buf, len)) {
-		s = new_segment(buf, len, segment_id);
-		if (!s)
-			return -ENOMEM;
-		if (req->u.out.head)
-			req->u.out.last->next = s;
-		else
-			req->u.out.head = s;
-		req->u.out.last = s;
-	}
-	req->u.out.pending += len;
-	if (req->state == RTL_PARKED)
-		start(r, req);
-	return (int64_t)req->u.out.pending;
-}
-
-/* How much is pending; if not less than that, a event will come when it is. */
-int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id, uint64_t below)
-{
-	struct rtl_request *req = find(r, id);
-
-	if (!req)
-		return -EPIPE;
-	if (req->u.out.pending >= below && req->u.out.below < below)
-		req->u.out.below = below;
-	return (int64_t)req->u.out.pending;
-}
-
-void rtl_outbox_prepare(const struct rtl_request *req, struct io_uring_sqe *sqe)
+static void outbox_prepare(const struct rtl_ring *r,
+			   const struct rtl_request *req,
+			   struct io_uring_sqe *sqe)
 {
 	const struct rtl_segment *s = req->u.out.head;
 
+	(void)r;
 	io_uring_prep_send(sqe, req->fd, s->base, s->len,
 			   MSG_NOSIGNAL | MSG_WAITALL);
 }
@@ -158,12 +112,12 @@ static void drop_head(struct rtl_ring *r, struct rtl_request *req)
 	req->u.out.head = s->next;
 	if (!s->next)
 		req->u.out.last = NULL;
-	if (!s->id) {
+	if (!s->notice.id) {
 		free(s);
 		return;
 	}
-	s->next = r->returned;
-	r->returned = s;
+	s->notice.next = r->notices;
+	r->notices = &s->notice;
 }
 
 static void drop_all(struct rtl_ring *r, struct rtl_request *req)
@@ -172,7 +126,8 @@ static void drop_all(struct rtl_ring *r, struct rtl_request *req)
 		drop_head(r, req);
 }
 
-static void advance(struct rtl_ring *r, struct rtl_request *req, unsigned int sent)
+static void advance(struct rtl_ring *r, struct rtl_request *req,
+		    unsigned int sent)
 {
 	struct rtl_segment *s = req->u.out.head;
 
@@ -183,29 +138,16 @@ static void advance(struct rtl_ring *r, struct rtl_request *req, unsigned int se
 		drop_head(r, req);
 }
 
-/* End it without a event. */
-static void bury(struct rtl_ring *r, struct rtl_request *req)
+static void outbox_cancel(struct rtl_ring *r, struct rtl_request *req)
 {
-	int fd = req->fd;
-
-	drop_all(r, req);
-	rtl_table_remove(r, req);
-	rtl_close_fd_event(r, fd);
-}
-
-/* It has no send in flight. */
-void rtl_outbox_cancel(struct rtl_ring *r, struct rtl_request *req)
-{
-	if (req->state == RTL_ENDED)
+	req->cancelling = true;
+	if (req->state == RTL_IN_FLIGHT) {
+		rtl_want_cancel(r, req);
 		return;
-	if (req->state == RTL_QUEUED)
-		rtl_fifo_remove(&r->queued, req);
-	else
-		r->stats.idle--;
+	}
+	unpark(r, req);
 	drop_all(r, req);
-	rtl_uncancel(req);
 	rtl_end(r, req, -ECANCELED);
-	rtl_close_fd_event(r, req->fd);
 }
 
 /*
@@ -238,7 +180,8 @@ static int send_last(struct rtl_ring *r, struct rtl_request *req)
 /* What a send's result means: 0 to go on, or the error that ends the outbox. */
 static int take_result(struct rtl_ring *r, struct rtl_request *req, int result)
 {
-	bool interrupted = result == -ECANCELED && req->u.out.shutting_down;
+	bool interrupted = rtl_is_interruption(result) &&
+			   req->u.out.shutting_down;
 
 	if (result > 0) {
 		advance(r, req, (unsigned int)result);
@@ -253,34 +196,99 @@ static int take_result(struct rtl_ring *r, struct rtl_request *req, int result)
 }
 
 /*
- * Returns the number of events written: 0 or 1. That it broke is told in the
- * order of completions: what the input makes of its end depends on it.
+ * That it broke is told in the order of completions: what the input makes of
+ * its end depends on it.
  */
-unsigned int rtl_outbox_sent(struct rtl_ring *r, struct rtl_request *req,
-			     int result, int64_t *event)
+static void outbox_complete(struct rtl_ring *r, struct rtl_request *req,
+			    const struct rtl_completion *c,
+			    struct rtl_events *e)
 {
-	int error = take_result(r, req, result);
+	int error = take_result(r, req, c->result);
 
 	if (error || (req->u.out.shutting_down && !req->u.out.head)) {
-		uint64_t id = req->id;
-
-		bury(r, req);
-		return rtl_event(event, id, error, RTL_OVER);
+		drop_all(r, req);
+		rtl_over(r, req, error, e);
+		return;
 	}
 	if (req->u.out.head)
 		rtl_queue(r, req);
 	else
 		park(r, req);
 	if (req->u.out.pending >= req->u.out.below)
-		return 0;
+		return;
 	req->u.out.below = 0;
-	return rtl_event(event, req->id, (int64_t)req->u.out.pending, RTL_PROGRESS);
+	rtl_event(e, req->id, (int64_t)req->u.out.pending, RTL_PROGRESS);
 }
 
-/*
- * Send the rest until the deadline, then end. Returns 0 or -errno if that is
- * done: the outbox is gone. Returns 1 if a event will tell.
- */
+static bool outbox_is_silent(const struct rtl_request *req, int result)
+{
+	return result > 0 && !req->cancelling && !req->u.out.shutting_down &&
+	       !req->u.out.below && !req->u.out.head->notice.id &&
+	       (unsigned int)result == req->u.out.pending;
+}
+
+const struct rtl_operation rtl_outbox_operation = {
+	.kernel_opcode = IORING_OP_SEND,
+	.direction = RTL_OUT,
+	.life = RTL_ENDS_AT_RELEASE,
+	.prepare = outbox_prepare,
+	.complete = outbox_complete,
+	.is_silent = outbox_is_silent,
+	.cancel = outbox_cancel,
+};
+
+int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd)
+{
+	struct rtl_request *req;
+	int error = rtl_table_add(r, id, &rtl_outbox_operation, fd, &req);
+
+	if (error)
+		return error;
+	req->deadline_ns = RTL_NO_DEADLINE;
+	park(r, req);
+	return 0;
+}
+
+int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
+		unsigned int len, uint64_t segment_id)
+{
+	struct rtl_request *req = find(r, id);
+	struct rtl_segment *s;
+
+	if (!req || req->state == RTL_ENDED || req->cancelling ||
+	    req->u.out.shutting_down)
+		return -EPIPE;
+	if (!len)
+		return (int64_t)req->u.out.pending;
+	if (segment_id || !join(req, buf, len)) {
+		s = new_segment(buf, len, segment_id);
+		if (!s)
+			return -ENOMEM;
+		if (req->u.out.head)
+			req->u.out.last->next = s;
+		else
+			req->u.out.head = s;
+		req->u.out.last = s;
+	}
+	req->u.out.pending += len;
+	if (req->state == RTL_PARKED) {
+		r->stats.idle--;
+		rtl_queue(r, req);
+	}
+	return (int64_t)req->u.out.pending;
+}
+
+int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id, uint64_t below)
+{
+	struct rtl_request *req = find(r, id);
+
+	if (!req)
+		return -EPIPE;
+	if (req->u.out.pending >= below && req->u.out.below < below)
+		req->u.out.below = below;
+	return (int64_t)req->u.out.pending;
+}
+
 int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 {
 	struct rtl_request *req = find(r, id);
@@ -289,44 +297,17 @@ int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 	if (!req || req->state == RTL_ENDED)
 		return req ? 1 : -EPIPE;
 	req->u.out.shutting_down = true;
-	rtl_set_deadline(req, deadline_ns);
+	req->deadline_ns = deadline_ns;
 	if (req->state == RTL_IN_FLIGHT) {
-		rtl_want_cancel(r, req);	/* to be sent anew, with the deadline */
+		/* To be sent anew, with the deadline. */
+		rtl_want_cancel(r, req);
 		return 1;
 	}
 	error = rtl_is_past(req) ? send_last(r, req) : send_now(r, req);
 	if (error == -EAGAIN)
 		return 1;	/* it is queued */
-	if (req->state == RTL_QUEUED)
-		rtl_fifo_remove(&r->queued, req);
-	else
-		r->stats.idle--;
-	bury(r, req);
+	unpark(r, req);
+	drop_all(r, req);
+	rtl_forget(r, req);
 	return error;
-}
-
-/* True if a send's completion needs nobody's attention. */
-bool rtl_outbox_is_silent(const struct rtl_ring *r, uint64_t id, int result)
-{
-	const struct rtl_request *req = find(r, id);
-
-	return req && result > 0 && !req->cancelling && !req->timed &&
-	       !req->u.out.below && !req->u.out.head->id &&
-	       (unsigned int)result == req->u.out.pending;
-}
-
-unsigned int rtl_outbox_report(struct rtl_ring *r, int64_t *events,
-			       unsigned int max_events)
-{
-	unsigned int n = 0;
-
-	while (n < max_events && r->returned) {
-		struct rtl_segment *s = r->returned;
-
-		r->returned = s->next;
-		n += rtl_event(events + (size_t)n * RTL_EVENT_FIELDS, s->id, 0,
-			     RTL_OVER);
-		free(s);
-	}
-	return n;
 }

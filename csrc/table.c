@@ -106,8 +106,9 @@ static int make_room(struct rtl_ring *r, int fd)
 	return fcntl(fd, F_GETFD) < 0 ? -errno : grow_by_fd(r, fd);
 }
 
-int rtl_table_add(struct rtl_ring *r, uint64_t id, enum rtl_opcode opcode,
-		  int fd, struct rtl_request **out)
+int rtl_table_add(struct rtl_ring *r, uint64_t id,
+		  const struct rtl_operation *op, int fd,
+		  struct rtl_request **out)
 {
 	struct rtl_request *req;
 	int error = make_room(r, fd);
@@ -118,7 +119,7 @@ int rtl_table_add(struct rtl_ring *r, uint64_t id, enum rtl_opcode opcode,
 	if (!req)
 		return -ENOMEM;
 	req->id = id;
-	req->opcode = opcode;
+	req->op = op;
 	req->fd = fd;
 	req->fd_next = r->by_fd[fd];
 	req->fd_link = &r->by_fd[fd];
@@ -171,7 +172,6 @@ void rtl_table_remove(struct rtl_ring *r, struct rtl_request *req)
 	*req->fd_link = req->fd_next;
 	if (req->fd_next)
 		req->fd_next->fd_link = req->fd_link;
-	rtl_uncancel(req);
 	close_gap(r, cell_of(r, req->id));
 	r->stats.in_flight--;
 	free(req);

@@ -2,7 +2,7 @@
 
 An event loop sleeps until the ring's eventfd is readable. Some kernels signal it for the first
 completion and then never again: those that defer the signal when it comes from a wake-up handler,
-and do not reset the note that they have deferred one (Linux 6.12.117 is such a kernel; the fix is
+and do not reset the note that they have deferred one (Debian 13's 6.12.117 and 6.12.118; the fix is
 "io_uring/eventfd: reset deferred signal state"). The loop would sleep for ever, with completions
 waiting. Only signals for work that is deferred (DEFER_TASKRUN) come from there. In a cooperative
 ring the kernel wakes the thread itself, which runs the work, and that signals the eventfd.
