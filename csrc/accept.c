@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* One connection of a listener. */
+/*
+ * One connection of a listener.
+ *
+ * O_NONBLOCK belongs to the open file, and so to other processes, too. Some
+ * kernels answer EAGAIN because of it where they should wait. Then we wait for
+ * a connection and try again, as often as another process takes it first.
+ */
+#include <errno.h>
+#include <poll.h>
+
 #include "internal.h"
 
 static void accept_prepare(const struct rtl_ring *r,
@@ -7,14 +16,34 @@ static void accept_prepare(const struct rtl_ring *r,
 			   struct io_uring_sqe *sqe)
 {
 	(void)r;
-	io_uring_prep_accept(sqe, req->fd, NULL, NULL, SOCK_CLOEXEC);
+	if (req->u.wait_first)
+		io_uring_prep_poll_add(sqe, req->fd, POLLIN);
+	else
+		io_uring_prep_accept(sqe, req->fd, NULL, NULL, SOCK_CLOEXEC);
+}
+
+static void accept_complete(struct rtl_ring *r, struct rtl_request *req,
+			    const struct rtl_completion *c,
+			    struct rtl_events *e)
+{
+	bool may_go_on = req->u.wait_first ? c->result > 0 :
+					     c->result == -EAGAIN;
+
+	if (!may_go_on) {
+		rtl_request_complete(r, req, c, e);
+	} else if (req->cancelling) {
+		rtl_over(r, req, -ECANCELED, e);
+	} else {
+		req->u.wait_first = !req->u.wait_first;
+		rtl_queue(r, req);
+	}
 }
 
 const struct rtl_operation rtl_accept_operation = {
 	.kernel_opcode = IORING_OP_ACCEPT,
 	.life = RTL_ENDS_AT_CLOSE,
 	.prepare = accept_prepare,
-	.complete = rtl_request_complete,
+	.complete = accept_complete,
 };
 
 int rtl_accept(struct rtl_ring *r, uint64_t id, int fd)
