@@ -280,6 +280,28 @@ def test_finish_without_a_deadline(ring: Ring, narrow: Pair) -> None:
     assert box.error is None
 
 
+def test_the_end_of_an_outbox_wakes_who_sleeps(ring: Ring, narrow: Pair) -> None:
+    """Though nothing is left to send, and nobody asked for progress. Steps: (1) the send in flight
+    waits for the peer; (2) the outbox is shut down; (3) the peer reads all; (4) the last piece is
+    sent at once, and the loop falls asleep."""
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    for _ in range(300):
+        box.put(bytes(LARGEST_COPY))
+    drive(ring)
+    assert not ring.outbox_shutdown(box.request, None)
+    deadline = time.monotonic() + 20
+    while not box.is_over:
+        ring.submit()
+        ring.arm()
+        while not is_awake(ring):
+            assert time.monotonic() < deadline
+            read(theirs)
+        os.eventfd_read(ring.wakeup_fd)
+        ring.reap()
+    assert box.error is None
+
+
 def test_finish_while_the_peer_reads(ring: Ring) -> None:
     """The cancellation of the send in flight meets it at any stage: nothing is lost or doubled.
 
@@ -396,22 +418,34 @@ def test_finish_after_the_peer_reset(ring: Ring, pair: Pair) -> None:
 # The end of the socket and of the ring
 
 
-def test_a_close_waits_for_the_outbox(ring: Ring, narrow: Pair) -> None:
+def test_a_close_waits_for_a_send(ring: Ring, narrow: Pair) -> None:
     ours, theirs = narrow
-    box = Box(ring, ours)
-    data = clog(ring, box)
-    fds = open_fds()
+    sending = ring.send(ours.fileno(), bytes(10_000_000))
     closing = ring.close_fd(ours.fileno(), discard_limit=0, deadline=time.monotonic())
+    for _ in range(3):
+        drive(ring)
+    fds = open_fds()
     ours.detach()
     assert ring.release(closing)
     for _ in range(3):
         drive(ring)
         assert not closing.is_over
     assert open_fds() == fds
-    assert not box.finish(10)
-    assert read_until(ring, box, theirs) == data
-    drive_until(ring, lambda: closing.is_over)
+    drive_until(ring, lambda: (read(theirs), closing.is_over)[1])
+    assert sending.result == 10_000_000
     assert open_fds() == fds - 1
+
+
+def test_a_release_ends_an_outbox_that_its_owner_has_lost(ring: Ring, narrow: Pair) -> None:
+    """Else the close would wait for it for ever."""
+    ours, _ = narrow
+    box = Box(ring, ours)
+    clog(ring, box)
+    closing = ring.close_fd(ours.fileno(), discard_limit=0, deadline=time.monotonic())
+    ours.detach()
+    assert ring.release(closing)
+    assert box.errno() == errno.ECANCELED
+    drive_until(ring, lambda: closing.is_over)
 
 
 def test_closing_the_ring_cancels_and_releases(narrow: Pair) -> None:

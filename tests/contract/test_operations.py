@@ -592,6 +592,7 @@ def test_h7_a_ring_that_fails_closes_a_number_once() -> None:
         os.dup2(theirs.fileno(), fd)
         ring.fail(ValueError("made up"))
         os.close(fd)
+        assert not ring.close(timeout=1.0)
 
 
 def test_h7_what_was_not_released_stays_its_owners(pair: Pair) -> None:
@@ -602,6 +603,16 @@ def test_h7_what_was_not_released_stays_its_owners(pair: Pair) -> None:
     assert closing.is_over
     assert not ring.release(closing)
     os.fstat(pair[0].fileno())
+    assert not ring.close(timeout=1.0)
+
+
+def test_h7_a_number_is_closed_by_one_request(ring: Ring, pair: Pair) -> None:
+    """A second one would wait for the first, and that for the second."""
+    closing = ring.close_fd(pair[0].fileno(), discard_limit=0, deadline=None)
+    with pytest.raises(OSError, match="Operation already in progress"):
+        ring.close_fd(pair[0].fileno(), discard_limit=0, deadline=None)
+    ring.cancel(closing)
+    finish(ring, Handle(ring, closing))
 
 
 @pytest.mark.parametrize("stage", ["queued", "in flight"])

@@ -23,25 +23,30 @@ import enum
 import errno
 import os
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from . import _native
 
 __all__ = ["TRANSITIONS", "Event", "Opcode", "Request", "Sink", "State", "ignore"]
 
 Sink: TypeAlias = Callable[[bytes | bytearray | memoryview], object]
 
 
-class Opcode(enum.IntEnum):
-    """What a request does; the numbers are csrc/engine.h's."""
+_lib: Any = _native.lib
 
-    RECV = 1
-    RECV_INTO = 2
-    SEND = 3
-    ACCEPT = 4
-    CONNECT = 5
-    POLL = 6
-    CLOSE = 7
-    RECV_MULTISHOT = 8
-    OUTBOX = 9
+
+class Opcode(enum.IntEnum):
+    """What a request does. csrc/engine.h says it, and has the numbers."""
+
+    RECV = _lib.RTL_RECV
+    RECV_INTO = _lib.RTL_RECV_INTO
+    SEND = _lib.RTL_SEND
+    ACCEPT = _lib.RTL_ACCEPT
+    CONNECT = _lib.RTL_CONNECT
+    POLL = _lib.RTL_POLL
+    CLOSE = _lib.RTL_CLOSE
+    RECV_MULTISHOT = _lib.RTL_RECV_MULTISHOT
+    OUTBOX = _lib.RTL_OUTBOX
 
     @property
     def cancel_on_drop(self) -> bool:
