@@ -6,6 +6,7 @@ Each case is a story of ours and one of the peer's, and is played on every face.
 from __future__ import annotations
 
 import gc
+import socket
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -114,6 +115,14 @@ async def input_is_left_unread(face: Face) -> None:
     async with face.stream() as stream:
         await stream.receive_some(1)
         await stream.send_all(LAST_WORDS)
+
+
+async def left_before_the_handshake(face: Face) -> None:
+    async with face.stream(https_compatible=True) as stream:
+        assert await stream.receive_some() == b""
+        assert await stream.receive_some() == b""
+        with pytest.raises(trio.BrokenResourceError):  # as trio: only to read is it an end
+            await stream.do_handshake()
 
 
 async def half_close(face: Face) -> None:
@@ -338,6 +347,14 @@ CASES = [
     Case(
         "before the handshake",
         before_the_handshake,
+        outcome=CloseOutcome.BEFORE_HANDSHAKE,
+        handshake=False,
+        is_right=lambda end: not end.close_notify and end.transport is Transport.FIN,
+    ),
+    Case(
+        "the peer leaves before the handshake, as on the web",
+        left_before_the_handshake,
+        lambda peer, face: peer.sock.shutdown(socket.SHUT_WR),
         outcome=CloseOutcome.BEFORE_HANDSHAKE,
         handshake=False,
         is_right=lambda end: not end.close_notify and end.transport is Transport.FIN,

@@ -358,11 +358,22 @@ class Closing:
         if self.outcome is not CloseOutcome.CLEAN:
             assert self.outcome is not None
             log(
-                logging.INFO,
+                logging.DEBUG if self._was_health_check else logging.INFO,
                 "connection to %s ended: %s",
                 self.transport.name,
                 self.outcome.value,
             )
+
+    @property
+    def _was_health_check(self) -> bool:
+        """A peer that connects, sends nothing and goes: a load balancer does that all day."""
+        session = self._session
+        return (
+            self.outcome is CloseOutcome.BEFORE_HANDSHAKE
+            and session is not None
+            and session.peer_was_silent
+            and not session.incoming.pending
+        )
 
     def _let_go(self) -> None:
         self.transport.on_crash = None  # no reference cycle

@@ -59,6 +59,7 @@ class TlsSession:
         "incoming",
         "object",
         "outgoing",
+        "peer_was_silent",
     )
 
     def __init__(
@@ -84,6 +85,8 @@ class TlsSession:
         self._more_decrypted = False  # by OpenSSL, and not read yet
         self._input_ended = False
         self.handshake_done = False
+        #: True if the peer had sent nothing when the handshake last went on.
+        self.peer_was_silent = True
         #: True if there is nothing to read but what may be in ``incoming``.
         self.has_nothing_buffered = False
         self.close_notify_sent = False
@@ -118,8 +121,10 @@ class TlsSession:
 
     # Plaintext. Each returns None or False where more input is needed.
 
-    def handshake(self) -> bool:
+    def handshake(self, *, for_reading: bool = False) -> bool:
         """Go on with the handshake. True when it is complete.
+
+        ``for_reading``: True also where ``read`` takes the end of the input for an end.
 
         Raises:
           ssl.SSLError: it failed, or the input has ended in the middle of it.
@@ -128,9 +133,13 @@ class TlsSession:
             raise _without_frames(self.failure)
         if self.object.server_side and not (self.incoming.pending or self._input_ended):
             return False  # it is the client's turn, and OpenSSL would need an exception to say so
+        if self.incoming.pending:
+            self.peer_was_silent = False
         try:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
+            if self._input_ended and self._https_compatible and for_reading:
+                return True
             if self._input_ended:
                 raise self._fail(_unexpected_eof("during the handshake")) from None
             return False

@@ -19,6 +19,7 @@ Nothing here awaits anything but the transport and its driver.
 from __future__ import annotations
 
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, Generic, NoReturn, final
 
 import idna
@@ -233,7 +234,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                 waited = True
             else:
                 await self._driver.checkpoint_if_cancelled()
-                waited = not session.handshake_done and await self._ensure_handshake()
+                waited = not session.handshake_done and await self._ensure_handshake(
+                    for_reading=True
+                )
             while (data := self._read(most)) is None:
                 await transport.receive()
                 waited = True
@@ -267,7 +270,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         with self._receiving, writable_bytes(buffer, nbytes) as memory:
             self._check_open()
             await self._driver.checkpoint_if_cancelled()
-            waited = await self._ensure_handshake()
+            waited = await self._ensure_handshake(for_reading=True)
             size, session = len(memory), self._session
             while (count := self._call_session(lambda: session.read(size, memory))) is None:
                 await self._transport.receive()
@@ -446,10 +449,12 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             if self._session.has_output:
                 self._transport.enqueue(self._session.take_output())
 
-    async def _ensure_handshake(self) -> bool:
-        """True if that took a while."""
+    async def _ensure_handshake(self, *, for_reading: bool = False) -> bool:
+        """True if that took a while. ``for_reading``: see TlsSession.handshake."""
         waited = False
-        while not (self._session.handshake_done or self._call_session(self._session.handshake)):
+        session = self._session
+        step = partial(session.handshake, for_reading=for_reading)
+        while not (session.handshake_done or self._call_session(step)):
             await self._receive_answer()
             waited = True
         return waited
