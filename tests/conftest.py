@@ -86,7 +86,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-@pytest.fixture(params=[SocketStream, peer.trio_socket_stream], ids=["ring", "adapter"])
+@pytest.fixture(params=[SocketStream, peer.adapted_socket_stream], ids=["ring", "adapter"])
 def transport(request: pytest.FixtureRequest) -> peer.MakeTransport:
     """The rules hold over the ring, and over a trio stream with the adapter."""
     make: peer.MakeTransport = request.param

@@ -14,7 +14,7 @@ from ringtls import CloseOutcome, TlsStream, TruncationError, statistics
 
 from .conftest import Contexts
 from .support.clogging import SMALL, clog, let_both_clog
-from .support.peer import trio_socket_stream
+from .support.peer import adapted_socket_stream
 from .support.streams import handshaken, tcp_pair
 from .support.waiting import until
 
@@ -40,18 +40,16 @@ async def test_trio_check_over_memory_streams(contexts: Contexts) -> None:
     await trio.testing.check_half_closeable_stream(streams, None)
 
 
-async def test_trio_check_over_trio_sockets(
-    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_trio_check_over_sockets(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
     let_both_clog(monkeypatch)
 
     async def streams() -> Pair:
         left, right = tcp_pair()
-        return await over(trio_socket_stream(left), trio_socket_stream(right), contexts)
+        return await over(adapted_socket_stream(left), adapted_socket_stream(right), contexts)
 
     async def clogged() -> Pair:
         left, right = tcp_pair(SMALL)
-        pair = await over(trio_socket_stream(left), trio_socket_stream(right), contexts)
+        pair = await over(adapted_socket_stream(left), adapted_socket_stream(right), contexts)
         for stream in pair:
             stream.shutdown_timeout = 0.1  # the check closes them one after the other
             await clog(stream)
@@ -125,10 +123,12 @@ with tempfile.TemporaryDirectory() as directory:
     made = make_certificate(pathlib.Path(directory))
     contexts = contexts_of(made.ca, made.certificate, made.key)
 async def main():
-    client, server = await over(*trio.testing.memory_stream_pair(), contexts)
-    async with client, server:
-        await client.send_all(b"no ring")
-        print(await server.receive_some())
+    sockets = [trio.SocketStream(sock) for sock in trio.socket.socketpair()]
+    for pair in (trio.testing.memory_stream_pair(), sockets):
+        client, server = await over(*pair, contexts)
+        async with client, server:
+            await client.send_all(b"no ring")
+            print(await server.receive_some())
 trio.run(main)
 """
 
@@ -142,4 +142,4 @@ def test_where_io_uring_is_forbidden() -> None:
         timeout=60,
     )
     assert done.stderr == ""
-    assert done.stdout == "b'no ring'\n"
+    assert done.stdout == "b'no ring'\n" * 2

@@ -11,7 +11,7 @@ that its Protocols mention.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from ._engine.handle import Handle
@@ -38,8 +38,9 @@ class WaitQueue(Protocol):
 class OnClosed(Protocol):
     """What a transport calls when everything is released."""
 
-    def __call__(self, *, acknowledged: bool) -> object:
-        """``acknowledged``: the peer's TCP has all that was sent, as far as this can be known."""
+    def __call__(self, *, acknowledged: bool, error: OSError | None = None) -> object:
+        """``acknowledged``: the peer's TCP has all that was sent, as far as this can be known.
+        ``error``: why the end that end_output() began could not be made."""
 
 
 class Driver(Protocol):
@@ -103,6 +104,9 @@ class Transport(Protocol):
 
     on_crash: Callable[[BaseException], object] | None
     """What is called with what a callback of the transport's own raised."""
+
+    has_stream_below: ClassVar[bool]
+    """True if it is over a stream that somebody else may look at, and that is closed with it."""
 
     @property
     def driver(self) -> Driver: ...

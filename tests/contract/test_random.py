@@ -37,6 +37,7 @@ from ..support.peer import (
     MakeTransport,
     Peer,
     Transport,
+    adapted_socket_stream,
     trio_socket_stream,
 )
 from ..support.streams import open_fds, tcp_pair
@@ -225,7 +226,7 @@ def alive() -> set[int]:
 
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.parametrize(
-    "make_transport", [SocketStream, trio_socket_stream], ids=["ring", "adapter"]
+    "make_transport", [SocketStream, adapted_socket_stream], ids=["ring", "adapter"]
 )
 def test_c1_at_random(versioned_contexts: Contexts, make_transport: MakeTransport) -> None:
     clean = 0

@@ -32,6 +32,21 @@ def trio_socket_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
+class _ForeignSocket(trio.socket.SocketType):
+    """A socket that is not of trio's own class, and so is not put on the ring."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._sock = sock
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_sock"), name)
+
+
+def adapted_socket_stream(sock: socket.socket) -> trio.SocketStream:
+    """A stream of trio's over which TLS uses the adapter, as all do where io_uring is forbidden."""
+    return trio.SocketStream(_ForeignSocket(trio.socket.from_stdlib_socket(sock)))
+
+
 #: What is put below TLS: a stream on the ring, or trio's, which the adapter is for.
 MakeTransport = Callable[[socket.socket], trio.abc.Stream]
 

@@ -204,12 +204,20 @@ class Closing:
             raise
 
     async def wait(self) -> None:
-        """Wait until the outcome is known. No cancellation ends this; the timeout does."""
-        if self._phase is Phase.FLUSHING:
-            self.transport.driver.check_caller()
-            await self._settled.wait_uncancellable()
-        else:
+        """Wait until the outcome is known, and a stream below closed. No cancellation ends this;
+        the timeout does."""
+        if not self._is_waited_for:
             await self.transport.driver.uncancellable_checkpoint()
+            return
+        self.transport.driver.check_caller()
+        while self._is_waited_for:
+            await self._settled.wait_uncancellable()
+
+    @property
+    def _is_waited_for(self) -> bool:
+        if self.transport.has_stream_below:
+            return self.transport.on_crash is not None
+        return self._phase is Phase.FLUSHING
 
     # What nobody waits for
 
@@ -344,12 +352,16 @@ class Closing:
                 self._decide(CloseOutcome.PEER_RESET)
         self._log_outcome()
 
-    def _released(self, *, acknowledged: bool) -> None:
+    def _released(self, *, acknowledged: bool, error: OSError | None = None) -> None:
         if self._phase in (Phase.FLUSHING, Phase.DELIVERING):
             self._settle(Event.RELEASED)
         elif self._phase is Phase.LINGERING:
             self._step(Event.RELEASED)
-        if self.outcome is CloseOutcome.CLEAN and not acknowledged:
+        if error is not None and self.outcome in _ENDED_BY_FIN:
+            timed_out = error.errno == errno.ETIMEDOUT
+            self._decide(CloseOutcome.TIMED_OUT if timed_out else CloseOutcome.PEER_RESET)
+            self._log_outcome()
+        elif self.outcome is CloseOutcome.CLEAN and not acknowledged:
             self._decide(CloseOutcome.UNACKNOWLEDGED)
             self._log_outcome()
         self._let_go()
@@ -378,6 +390,7 @@ class Closing:
     def _let_go(self) -> None:
         self.transport.on_crash = None  # no reference cycle
         self.transport.driver.unregister(self)
+        self._settled.wake()
 
     def _step(self, event: Event) -> None:
         self._phase = TRANSITIONS[self._phase, event]

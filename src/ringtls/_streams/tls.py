@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import ssl
 from functools import partial
-from typing import TYPE_CHECKING, Generic, NoReturn, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 import idna
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._drivers.trio import TrioDriver
+from .._outcome import CloseOutcome
 from .._transports.base import HIGH_WATER, RECEIVE_SIZE
 from .._transports.stream import StreamTransport
 from .closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
@@ -519,10 +520,27 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         await self.transport_listener.aclose()
 
 
+class _TransportOverTls(StreamTransport):
+    """TLS in TLS: the outer connection bounds its own end, lingers by itself, and tells how it
+    ended."""
+
+    _stream: TlsStream[Any]
+
+    async def _finish(self, end: float, *, lingers: bool) -> None:
+        left = max(0.0, end - trio.current_time())
+        await self._stream.aclose(shutdown_timeout=left)
+        outcome = self._stream.close_outcome
+        if outcome is CloseOutcome.TIMED_OUT:
+            raise trio.TooSlowError
+        if outcome is not CloseOutcome.CLEAN:
+            raise trio.BrokenResourceError(f"the outer TLS connection ended: {outcome}")
+
+
 def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     if isinstance(stream, SocketStream):
         return stream.release_to_tls()
-    transport = StreamTransport(TrioDriver.current(), stream)
+    kind = _TransportOverTls if isinstance(stream, TlsStream) else StreamTransport
+    transport = kind(TrioDriver.current(), stream)
     return transport, Closing(transport)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
@@ -62,6 +62,8 @@ class BaseTransport:
         "on_crash",
         "unsent",
     )
+
+    has_stream_below: ClassVar[bool] = False
 
     def __init__(self, driver: Driver, name: str) -> None:
         self.driver = driver
@@ -123,6 +125,6 @@ def reset_met(error: OSError | None) -> OSError | None:
 
 def broken(error: OSError) -> trio.BrokenResourceError:
     """The error of a system call as trio's streams report it."""
-    exception = trio.BrokenResourceError(f"the connection broke: {error.strerror}")
+    exception = trio.BrokenResourceError(f"the connection broke: {error.strerror or error}")
     exception.__cause__ = error
     return exception

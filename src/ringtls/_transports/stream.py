@@ -6,27 +6,39 @@ Rules:
 
 1. A trio stream's ``send_all`` that is cancelled loses track of what was sent. So only a system
    task of our own calls it, one at a time, and nothing but the end's deadline cancels it.
-2. At the end input is read and thrown away, as the ring does it: a peer that is blocked in a
-   send would else never read our last bytes. After FIN that goes on for a moment.
-3. What the stream below does at its own end is its own affair. It is waited for until the
-   deadline. Whatever it raises to the tasks of this module means that it is broken.
+2. Input is received in the task that wants it. It is cancelled, and looks again, when sending has
+   broken: it may wait for an answer to what was never sent (C18). What has come stays.
+3. During the end input is read and thrown away, as the ring does it: a peer that is blocked in a
+   send would else never read our last bytes. After FIN that goes on until the peer ends too, for
+   at most LINGER seconds, where closing over unread input could destroy what was sent (C10).
+4. The end includes the stream's own. When it is reported, nothing of ours touches the stream any
+   more: its descriptor may get another owner at once. So a socket lingers on a descriptor of our
+   own, in the background, and who ends another stream waits.
+5. The connection has ended in order when the stream has taken FIN: ``send_eof`` has returned, or,
+   if it can't half-close, ``aclose``. Until then the last bytes may be in a buffer of its own. So
+   what it raises before is the outcome, and what it raises after is a log record only.
+6. A stream may raise anything. In a system task nobody else would see that, and it would crash the
+   run. There it ends the connection by reset, wakes all who wait, and is logged (C16).
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from .base import BaseTransport, broken, reset_met
+from .._log import log
+from .base import RECEIVE_SIZE, BaseTransport, broken, reset_met
 
 if TYPE_CHECKING:
     from .._interfaces import OnClosed, TaskDriver
@@ -36,8 +48,17 @@ __all__ = ["StreamTransport"]
 #: Seconds after our FIN in which input is thrown away, if the deadline is not nearer.
 LINGER = 1.0
 
+#: Seconds that FIN and the stream's own end have, however late it is: trio's streams do not wait
+#: there, but check for cancellation.
+LEAST = 0.1
+
 #: What a stream may raise because of its connection.
-_CONNECTION_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+_CONNECTION_ERRORS = (
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.TooSlowError,
+    OSError,
+)
 
 #: struct linger for SO_LINGER: close(2) resets the connection.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -45,6 +66,8 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 class StreamTransport(BaseTransport):
     """A trio stream as the transport of TLS (Transport of _interfaces)."""
+
+    has_stream_below: ClassVar[bool] = True
 
     driver: TaskDriver
 
@@ -54,8 +77,11 @@ class StreamTransport(BaseTransport):
         self._queue: deque[bytes] = deque()
         self._input_ended = trio.Event()
         self._receiving: trio.CancelScope | None = None
+        self._discarding: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
         self._deadline = 0.0
+        self._ending = False  # one of the tasks that close the stream was started
+        self._let_go = False  # the stream is about to be closed
 
     # Data
 
@@ -78,18 +104,26 @@ class StreamTransport(BaseTransport):
             except _CONNECTION_ERRORS as error:
                 self._input_error = _as_os_error(error)
             else:
-                self.driver.tally.bytes_received += len(data)
-                if data:
-                    self._sink(data)
-                else:
-                    self._input_error = reset_met(self.error)
-                    if self._input_error is None:
-                        self._on_end()
+                self._take_input(data)
             finally:
                 self._receiving = None
                 self._arrived.wake()
                 if self.closing:
-                    self.driver.start_task(self._discard_input)
+                    self._start_discarding()
+
+    def _take_input(self, data: bytes | bytearray) -> None:
+        self.driver.tally.bytes_received += len(data)
+        if data:
+            try:
+                self._sink(data)
+            except BaseException as error:  # there is a gap in the input now
+                self._input_error = _as_os_error(error)
+                raise
+        else:
+            self._input_ended.set()
+            self._input_error = reset_met(self.error)
+            if self._input_error is None:
+                self._on_end()
 
     async def detach(self) -> None:
         self.check_open()
@@ -102,7 +136,7 @@ class StreamTransport(BaseTransport):
         self.unsent += len(data)
         if self._sending is None:
             self._sending = trio.CancelScope(shield=True)
-            self.driver.start_task(self._send_queued)
+            self._start(self._send_queued, self._fail_sending)
 
     # The end
 
@@ -117,17 +151,14 @@ class StreamTransport(BaseTransport):
         self._on_flushed = on_flushed
         self._on_closed = on_closed
         self._wake_all()
-        if self._receiving is not None:
-            self._receiving.cancel()
-        else:
-            self.driver.start_task(self._discard_input)
         if self._sending is not None:
             self._sending.deadline = self._time_of(deadline)
         else:
             self._report_flushed()
-
-    def end_output(self) -> None:
-        self.driver.start_task(self._close)
+        if self._receiving is not None:
+            self._receiving.cancel()
+        else:
+            self._start_discarding()
 
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
         on_delivered()
@@ -138,63 +169,165 @@ class StreamTransport(BaseTransport):
     def break_off(self, on_closed: OnClosed) -> bool:
         self.closing = True
         self._on_flushed = None
-        self._on_closed = on_closed
         self._wake_all()
+        if self._ending:
+            if self._on_closed is None:
+                on_closed(acknowledged=True)
+            return False
+        self._on_closed = on_closed
         self.reset()
         return True
+
+    def end_output(self) -> None:
+        self._start_end(self._end_in_order)
 
     def reset(self) -> None:
         if self._sending is not None:
             self._sending.cancel()
-        self.driver.start_task(self._abandon)
+        self._start_end(self._break_off)
 
-    # The system tasks
+    def _start_end(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._ending = True
+        self._start(work, self._report_closed)
+
+    def _start_discarding(self) -> None:
+        if not self._let_go:
+            deadline = self._time_of(self._deadline)
+            self._discarding = trio.CancelScope(shield=True, deadline=deadline)
+            self._start(self._discard_input, self._fail_discarding)
+
+    # The system tasks (rule 6)
+
+    def _start(
+        self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
+    ) -> None:
+        """Never raises: the caller would leave the end half made."""
+        try:
+            self.driver.start_task(partial(self._guard, work, fail))
+        except BaseException as error:
+            with suppress(BaseException):
+                fail(error)
+
+    async def _guard(
+        self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
+    ) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                await work()
+        except BaseException as error:
+            with suppress(BaseException):
+                fail(error)
 
     async def _send_queued(self) -> None:
-        assert self._sending is not None
-        with self._sending:
-            try:
-                while self._queue:
-                    data = b"".join(self._queue)
-                    self._queue.clear()
-                    await self._stream.send_all(data)
-                    self.unsent -= len(data)
-                    self.driver.tally.bytes_sent += len(data)
-                    self._progress.wake()
-            except Exception as error:  # whatever it is, the end must not wait for it
-                self._break(_as_os_error(error))
-        if self._sending.cancelled_caught:
-            self._break(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+        scope = self._sending
+        assert scope is not None
+        with scope:
+            while self._queue:
+                data = b"".join(self._queue)
+                self._queue.clear()
+                await self._stream.send_all(data)
+                self.unsent -= len(data)
+                self.driver.tally.bytes_sent += len(data)
+                self._progress.wake()
+        if scope.cancelled_caught:
+            raise trio.TooSlowError
         self._sending = None
         self._report_flushed()
 
+    def _fail_sending(self, error: BaseException) -> None:
+        """Wake all who wait; rule 2."""
+        self._sending = None
+        self.error = _as_os_error(error)
+        self._queue.clear()
+        self.unsent = 0
+        self._wake_all()
+        if self._receiving is not None:
+            self._receiving.cancel()
+        if not isinstance(error, _CONNECTION_ERRORS):
+            self._log(error)
+        self._report_flushed()
+        if self.closing and not self._ending and self.on_crash is not None:
+            self.on_crash(error)  # it was the report that raised
+
     async def _discard_input(self) -> None:
-        with (
-            trio.CancelScope(shield=True, deadline=self._time_of(self._deadline)),
-            suppress(Exception),
-        ):
+        """Rule 3."""
+        scope = self._discarding
+        assert scope is not None
+        with scope:
             while await self._stream.receive_some():
                 await trio.lowlevel.cancel_shielded_checkpoint()
-        self._input_ended.set()
+        self._end_discarding(is_all=not scope.cancelled_caught)
 
-    async def _close(self) -> None:
-        end = self._time_of(self._deadline)
-        linger = min(end, trio.current_time() + LINGER)
+    def _fail_discarding(self, error: BaseException) -> None:
+        """Whatever it is: no more input comes."""
+        if not isinstance(error, _CONNECTION_ERRORS):
+            self._log(error)
+        self._end_discarding(is_all=True)
+
+    def _end_discarding(self, *, is_all: bool) -> None:
+        self._discarding = None
+        if is_all:
+            self._input_ended.set()
+        self._arrived.wake()
+
+    async def _end_in_order(self) -> None:
+        end = max(self._time_of(self._deadline), trio.current_time() + LEAST)
+        lingering: trio.socket.SocketType | None = None
+        if isinstance(self._stream, trio.SocketStream) and not self._input_ended.is_set():
+            with suppress(OSError):  # no descriptor is left
+                lingering = self._stream.socket.dup()
+        try:
+            await self._finish(end, lingers=lingering is None)
+        except BaseException as error:
+            if lingering is not None:
+                lingering.close()
+            await self._break_off(error)
+        else:
+            self._report_closed(None)
+            if lingering is not None:
+                await _linger(lingering, end)
+
+    async def _finish(self, end: float, *, lingers: bool) -> None:
+        """FIN, and the end of the stream.
+
+        Raises what the stream raises before it has taken FIN (rule 5).
+        """
+        has_taken_fin = isinstance(self._stream, trio.abc.HalfCloseableStream)
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
-            with trio.CancelScope(shield=True, deadline=linger), suppress(Exception):
+            with trio.fail_at(end):
                 await self._stream.send_eof()
+        if lingers and _may_reset(self._stream):
+            now = trio.current_time()
+            with trio.move_on_at(min(now + LINGER, (now + end) / 2)):
                 await self._input_ended.wait()
-        with trio.CancelScope(shield=True, deadline=end), suppress(Exception):
-            await self._stream.aclose()
-        self._report_closed()
+        try:
+            await self._stop_discarding(end)
+            with trio.fail_at(end):
+                await self._stream.aclose()
+        except BaseException as error:
+            if not has_taken_fin:
+                raise
+            self._log(error)
 
-    async def _abandon(self) -> None:
-        if isinstance(self._stream, trio.SocketStream):
-            with suppress(OSError):
-                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        with trio.CancelScope(shield=True), suppress(Exception):
+    async def _break_off(self, why: BaseException | None = None) -> None:
+        """Close the stream in a way that can't be mistaken for an end."""
+        try:
+            if isinstance(self._stream, trio.SocketStream):
+                with suppress(OSError):
+                    self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            await self._stop_discarding(trio.current_time() + LEAST)
             await trio.aclose_forcefully(self._stream)
-        self._report_closed()
+        except BaseException as error:
+            self._log(error)
+        self._report_closed(why)
+
+    async def _stop_discarding(self, end: float) -> None:
+        self._let_go = True
+        if self._discarding is not None:
+            self._discarding.cancel()
+        with trio.move_on_at(end):
+            while self._discarding is not None or self._receiving is not None:
+                await self._arrived.wait()
 
     # Helpers
 
@@ -206,22 +339,51 @@ class StreamTransport(BaseTransport):
         """A time of time.monotonic() as one of the run's clock."""
         return trio.current_time() + deadline - time.monotonic()
 
-    def _break(self, error: OSError) -> None:
-        self.error = error
-        self._queue.clear()
-        self.unsent = 0
-        self._progress.wake()
-
     def _report_flushed(self) -> None:
         if self._on_flushed is not None and not self.unsent:
             on_flushed, self._on_flushed = self._on_flushed, None
             on_flushed(self.error)
 
-    def _report_closed(self) -> None:
-        if self._on_closed is not None:
-            on_closed, self._on_closed = self._on_closed, None
-            on_closed(acknowledged=True)
-        self.driver.wake()
+    def _report_closed(self, error: BaseException | None) -> None:
+        if self._on_closed is None:
+            return
+        on_closed, self._on_closed = self._on_closed, None
+        if error is not None:
+            self._log(error)
+        try:
+            on_closed(acknowledged=True, error=None if error is None else _as_os_error(error))
+        except BaseException as failure:
+            if self.on_crash is not None:
+                self.on_crash(failure)
+        finally:
+            self.driver.wake()
+
+    def _log(self, error: BaseException) -> None:
+        if isinstance(error, _CONNECTION_ERRORS):
+            log(logging.INFO, "the stream below TLS failed at its end: %s: %r", self.name, error)
+        else:
+            log(logging.ERROR, "the stream below TLS raised: %s", self.name, failure=error)
+
+
+async def _linger(sock: trio.socket.SocketType, end: float) -> None:
+    """Throw away what still comes, until the peer ends."""
+    try:
+        with suppress(OSError), trio.move_on_at(min(end, trio.current_time() + LINGER)):
+            while await sock.recv(RECEIVE_SIZE):
+                pass
+    finally:
+        sock.close()
+
+
+def _may_reset(stream: trio.abc.AsyncResource) -> bool:
+    """True if closing over unread input may destroy what was sent, as it does with a socket.
+
+    Of trio's own streams that is so where a socket is below; of others it is not known.
+    """
+    if isinstance(stream, trio.StapledStream):
+        return _may_reset(stream.send_stream) or _may_reset(stream.receive_stream)
+    is_trios_own = type(stream).__module__.partition(".")[0] == "trio"
+    return not is_trios_own or isinstance(stream, trio.SocketStream | trio.SSLStream)
 
 
 def _as_os_error(error: BaseException) -> OSError:
@@ -230,6 +392,8 @@ def _as_os_error(error: BaseException) -> OSError:
         return error
     if isinstance(error.__cause__, OSError):
         return error.__cause__
+    if isinstance(error, trio.TooSlowError):
+        return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     described = OSError(errno.EPIPE, str(error) or type(error).__name__)
     described.__cause__ = error
     return described
