@@ -27,14 +27,17 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._drivers.trio import TrioDriver
+from .._errors import RingUnavailableError
 from .._outcome import CloseOutcome
 from .._transports.base import HIGH_WATER, RECEIVE_SIZE
+from .._transports.ring import RingTransport
 from .._transports.stream import StreamTransport
 from .closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
 from .conflict import ConflictDetector
 from .session import TlsSession
 from .socket import SocketStream, checked_max_bytes, writable_bytes
 from .tls_info import TlsInfo
+from .trio_socket import can_be_taken, give_back, take
 from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -69,7 +72,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     Args:
       transport_stream: the connection, any stream of trio's interface; it belongs to this
-        object from now on. The best is a ringtls.SocketStream. Others do without io_uring.
+        object from now on. The best is a ringtls.SocketStream. The connection of a
+        trio.SocketStream is put on the ring, too, until ``unwrap()``: its ``socket`` meanwhile
+        is for options and addresses. Others do without io_uring.
       ssl_context: as for trio.SSLStream. Options that hide truncation have no effect.
       server_hostname: the name that the server's certificate must have.
       server_side: true for the side that has the certificate.
@@ -107,11 +112,12 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             server_hostname=None if server_hostname is None else reference_name(server_hostname),
             https_compatible=https_compatible,
         )
+        shutdown_timeout = checked_timeout(shutdown_timeout)
         self._transport, self._closing = _take_over(transport_stream)
         self._transport_stream: StreamT | None = transport_stream
         self._driver = self._transport.driver
         self._transport.attach(self._session.feed, self._session.feed_end)
-        self._closing.attach_session(self._session, checked_timeout(shutdown_timeout))
+        self._closing.attach_session(self._session, shutdown_timeout)
         self._closing.reset_on_error = reset_on_error
         self._unwrapped = False
         self._sending = ConflictDetector("another task is sending on this TlsStream")
@@ -329,13 +335,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._transport.detach()
             self._check_usable()
             assert self._transport_stream is not None
+            _give_back(self._transport_stream, self._transport, self._closing)
             transport_stream, self._transport_stream = self._transport_stream, None
             self._unwrapped = True
             self._is_owner = False
-            if isinstance(transport_stream, SocketStream):
-                transport_stream.reclaim()
-            else:
-                self._closing.detach()
             return transport_stream, self._session.take_trailing_input()
 
     # The end
@@ -346,7 +349,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
         Does not wait for the peer, but for its TCP to take in what is unsent: at most
         ``shutdown_timeout`` seconds (by default the stream's own). After that the connection is
-        reset. How it ended is ``close_outcome``; no error is raised for it.
+        reset. Where ``transport_stream`` is no socket, it is closed when this returns; if it may
+        have a socket below, the peer has up to a second to end first (else what it still sends
+        could destroy our last bytes). How it ended is ``close_outcome``; no error is raised for it.
 
         Not a cancellation point: a cancellation comes out at the next checkpoint. So
         ``trio.aclose_forcefully(stream)`` is graceful too; ``close_unclean()`` is not.
@@ -539,9 +544,29 @@ class _TransportOverTls(StreamTransport):
 def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     if isinstance(stream, SocketStream):
         return stream.release_to_tls()
+    driver = TrioDriver.current()
+    if isinstance(stream, trio.SocketStream) and _has_ring(driver) and can_be_taken(stream):
+        return take(stream)
     kind = _TransportOverTls if isinstance(stream, TlsStream) else StreamTransport
-    transport = kind(TrioDriver.current(), stream)
+    transport = kind(driver, stream)
     return transport, Closing(transport)
+
+
+def _give_back(stream: trio.abc.Stream, transport: Transport, closing: Closing) -> None:
+    if isinstance(stream, SocketStream):
+        stream.reclaim()
+    elif isinstance(stream, trio.SocketStream) and isinstance(transport, RingTransport):
+        give_back(stream, transport, closing)
+    else:
+        closing.detach()
+
+
+def _has_ring(driver: TrioDriver) -> bool:
+    try:
+        driver.ring  # noqa: B018
+    except RingUnavailableError:
+        return False
+    return True
 
 
 def _pieces(data: bytes | bytearray | memoryview) -> list[memoryview]:

@@ -145,6 +145,16 @@ class RingTransport(BaseTransport):
         self._wake_all()  # an answer that is waited for will not come (rule C18)
         self._flushed(self.error)
 
+    def give_up(self) -> socket.socket:
+        """The socket, which the ring uses no more. For callers that have detached, and waited
+        until all was sent."""
+        if self._outbox is not None:
+            self._ring.finish(self._outbox, time.monotonic())
+            self._outbox = None
+        sock = self.socket
+        family, kind, proto = sock.family, sock.type, sock.proto
+        return socket.socket(family, kind, proto, fileno=sock.give_up())
+
     # As a stream of its own
 
     async def receive_bytes(self, max_bytes: int) -> bytes:
