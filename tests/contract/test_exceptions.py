@@ -28,7 +28,7 @@ from ringtls._drivers.blocking import BlockingDriver
 
 from ..conftest import Contexts
 from ..support.injection import InjectedError, RaiseAt
-from ..support.peer import Peer, trio_socket_stream
+from ..support.peer import Peer, adapted_socket_stream
 from ..support.streams import tcp_pair
 
 INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "12"))
@@ -111,7 +111,7 @@ def on_threads(contexts: Contexts, socks: list[socket.socket], injection: RaiseA
 
 PLAYS = {
     "ring": on_trio(SocketStream),
-    "adapter": on_trio(trio_socket_stream),
+    "adapter": on_trio(adapted_socket_stream),
     "blocking": on_threads,
 }
 

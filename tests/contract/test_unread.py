@@ -13,7 +13,7 @@ import trio
 from ringtls import CloseOutcome, SocketStream, TlsStream
 
 from ..conftest import Contexts
-from ..support.peer import MakeTransport, trio_socket_stream
+from ..support.peer import MakeTransport, adapted_socket_stream
 from ..support.streams import tcp_pair
 from ..support.tlslite import TLS_1_2, TLS_1_3, ScriptedServer
 
@@ -51,7 +51,7 @@ def client(make: MakeTransport, sock: socket.socket, contexts: Contexts) -> TlsS
     return TlsStream(make(sock), context, server_hostname="localhost")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [SocketStream, trio_socket_stream], ids=["ring", "adapter"])
+@pytest.mark.parametrize("make", [SocketStream, adapted_socket_stream], ids=["ring", "adapter"])
 @pytest.mark.parametrize(
     ("version", "say"),
     [(TLS_1_2, ScriptedServer.ask_for_renegotiation), (TLS_1_3, ScriptedServer.send_half_a_ticket)],

@@ -188,7 +188,11 @@ class StreamTransport(BaseTransport):
 
     def _start_end(self, work: Callable[[], Awaitable[None]]) -> None:
         self._ending = True
-        self._start(work, self._report_closed)
+        self._start(partial(self._end_somehow, work), self._end_later)
+
+    def _end_later(self, error: BaseException) -> None:
+        """There was no task to end the stream in, or it did not get as far as that."""
+        self._start(partial(self._break_off, error), self._report_closed)
 
     def _start_discarding(self) -> None:
         if not self._let_go:
@@ -269,6 +273,12 @@ class StreamTransport(BaseTransport):
         if is_all:
             self._input_ended.set()
         self._arrived.wake()
+
+    async def _end_somehow(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except BaseException as error:
+            await self._break_off(error)
 
     async def _end_in_order(self) -> None:
         end = max(self._time_of(self._deadline), trio.current_time() + LEAST)
