@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, TlsStream
+from ringtls._transports import stream as stream_transport
 from ringtls._transports.stream import StreamTransport
 
 from ..conftest import Contexts
@@ -339,6 +340,23 @@ async def test_c10_no_descriptor_is_left_to_linger_with(
     end = await in_thread(peer.end)
     assert end.is_clean, end
     assert end.data == b"last words"
+
+
+async def test_c10_a_socket_lingers_in_the_background(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that may take."""
+    monkeypatch.setattr(stream_transport, "LINGER", 3600.0)
+    ours, theirs = tcp_pair()
+    peer = Peer(theirs, contexts, server_side=False)
+    stream: AnyTls = TlsStream(
+        adapted_socket_stream(ours), contexts.server, server_side=True, shutdown_timeout=7200
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, peer.handshake)
+        nursery.start_soon(stream.do_handshake)
+    await stream.aclose()
+    assert (await in_thread(peer.end)).is_clean
 
 
 async def test_c10_streams_in_memory_need_not_linger(
