@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
@@ -63,7 +64,7 @@ async def must_complete(async_fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> 
             "must_complete() calls the function itself: "
             "write must_complete(f, x), not must_complete(f(x))"
         )
-    return await _run_apart(partial(async_fn, *args), on_cancel=lambda: None)
+    return await run_apart(partial(async_fn, *args), on_cancel=lambda: None)
 
 
 @enable_ki_protection
@@ -109,7 +110,7 @@ async def replace(old: trio.abc.AsyncResource, new: ResourceT) -> ResourceT:
     return new
 
 
-async def _run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], object]) -> T:
+async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], object]) -> T:
     """Rule 1. ``on_cancel`` is called at most once, when the caller is cancelled or interrupted."""
     caller = current_task()
     results: list[outcome.Outcome[T]] = []
@@ -130,21 +131,61 @@ async def _run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callabl
     return results.pop().unwrap()
 
 
+class Patience:
+    """How long resources may take to close: as long as they want, until ``limit`` (rule 3)."""
+
+    def __init__(self) -> None:
+        self._is_limited = False
+        self._scopes: set[trio.CancelScope] = set()
+
+    def limit(self) -> None:
+        """There was a cancellation: GRACE for each that is closing, and for each to come."""
+        self._is_limited = True
+        for scope in self._scopes:
+            scope.deadline = trio.current_time() + GRACE
+
+    @contextmanager
+    def scope(self) -> Iterator[trio.CancelScope]:
+        scope = trio.CancelScope()
+        if self._is_limited:
+            scope.deadline = trio.current_time() + GRACE
+        self._scopes.add(scope)
+        try:
+            with scope:
+                yield scope
+        finally:
+            self._scopes.discard(scope)
+
+
+async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> BaseException | None:
+    """Close a resource; returns what that raised, with a note that names it."""
+    try:
+        with patience.scope() as scope:
+            await resource.aclose()
+        if scope.cancelled_caught:
+            logger.warning("%s did not close within %g s, it was cancelled", _name(resource), GRACE)
+    except BaseException as error:
+        error.add_note(f"raised by closing {_name(resource)}")
+        return error
+    return None
+
+
+def _name(resource: object) -> str:
+    try:
+        return repr(resource)
+    except Exception:  # it must not hide what closing has raised
+        return object.__repr__(resource)
+
+
 async def _close(resources: Sequence[trio.abc.AsyncResource]) -> list[BaseException]:
     """Close them side by side (rules 2 and 3); returns what that raised, in their order."""
-    scopes = [trio.CancelScope() for _ in resources]
+    patience = Patience()
     errors: dict[int, BaseException] = {}
 
     @enable_ki_protection
     async def close(number: int) -> None:
-        resource, scope = resources[number], scopes[number]
-        try:
-            with scope:
-                await resource.aclose()
-        except BaseException as error:
+        if error := await close_one(resources[number], patience):
             errors[number] = error
-        if scope.cancelled_caught:
-            logger.warning("%r did not close within %g s, it was cancelled", resource, GRACE)
 
     async def close_each() -> None:
         async with trio.open_nursery() as nursery:
@@ -152,11 +193,5 @@ async def _close(resources: Sequence[trio.abc.AsyncResource]) -> list[BaseExcept
                 nursery.start_soon(close, number)
                 await trio.lowlevel.cancel_shielded_checkpoint()  # tasks of a tick have no order
 
-    def limit() -> None:
-        for scope in scopes:
-            scope.deadline = trio.current_time() + GRACE
-
-    await _run_apart(close_each, on_cancel=limit)
-    for number, error in errors.items():
-        error.add_note(f"raised by closing {resources[number]!r}")
+    await run_apart(close_each, on_cancel=patience.limit)
     return [errors[number] for number in sorted(errors)]
