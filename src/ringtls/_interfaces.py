@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ._engine.ring import Ring
     from ._statistics import Tally
 
-__all__ = ["Driver", "Ending", "OnClosed", "TaskDriver", "Transport", "WaitQueue"]
+__all__ = ["Driver", "Ending", "OnClosed", "Owner", "TaskDriver", "Transport", "WaitQueue"]
 
 
 class WaitQueue(Protocol):
@@ -200,8 +200,12 @@ class TaskDriver(Driver, Protocol):
 class Ending(Protocol):
     """What holds a run, or a thread, open until it has ended."""
 
-    started: bool
-    """True once its end has begun."""
+    runs_user_code: bool
+    """Its end may use what others hold open, and comes before theirs. It is no connection."""
+
+    @property
+    def started(self) -> bool:
+        """True once its end has begun."""
 
     deadline: float
     """Until when it should have ended, a time of time.monotonic()."""
@@ -214,3 +218,10 @@ class Ending(Protocol):
 
     def give_up(self) -> None:
         """Let go of everything: the deadline is long over (rule C16)."""
+
+
+class Owner(Protocol):
+    """Something whose own end closes what it owns."""
+
+    def postpone(self, function: Callable[[], object]) -> bool:
+        """Have a function called when that end is over. False if it is over already."""

@@ -20,8 +20,10 @@ Rules:
    b. Async generators are finalized, one by one, and may close streams. System tasks can't be
       started any more, so a second pump is started in the nursery of trio's run_sync_soon
       task, the only one that is still open. Other tasks of ours then run there as well.
-   c. That nursery is cancelled: no user code is left. Streams still open are closed here, as
-      if they had been dropped, and what else is in flight has GRACE seconds to end.
+   c. That nursery is cancelled. What is still open ends here, as if it had been dropped:
+      destructors first, which are the last user code, and may use streams and threads. So the
+      run_sync_soon task, by which threads come back, is shielded until then. Then the streams, and
+      what else is in flight has GRACE seconds to end.
    After the run the ring is drained and freed. Every wait of these is bounded: an end that is
    not there LATE seconds after its deadline is given up (rule C16).
 """
@@ -187,7 +189,7 @@ class TrioDriver(trio.abc.Instrument):
         self._thread = get_ident()
         _drivers.add(self)
         self._token = trio.lowlevel.current_trio_token()
-        self._endings: set[Ending] = set()
+        self._endings: dict[Ending, None] = {}  # in the order in which they were made
         self.tally = Tally()
         self._polling = Polling()
         self._submitted = False
@@ -196,6 +198,8 @@ class TrioDriver(trio.abc.Instrument):
         self._draining = False  # the pump waits for the ends of closings, and not for the eventfd
         self._late_nursery: trio.Nursery | None = None
         self._late_pump_asked_for = False
+        self._shield = trio.CancelScope(shield=True)  # of the run_sync_soon task (rule 5c)
+        self._is_shielding = False
         self._late_tasks: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
@@ -285,10 +289,12 @@ class TrioDriver(trio.abc.Instrument):
         yield _UNCANCELLABLE_WAIT
 
     def register(self, ending: Ending) -> None:
-        self._endings.add(ending)
+        self._endings[ending] = None
+        if not self._pump_runs:
+            self._ask_for_late_pump()
 
     def unregister(self, ending: Ending) -> None:
-        self._endings.discard(ending)
+        self._endings.pop(ending, None)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._token.run_sync_soon(function)
@@ -302,10 +308,11 @@ class TrioDriver(trio.abc.Instrument):
 
     def statistics(self) -> Statistics:
         """The figures of this run."""
-        closing = sum(ending.started for ending in self._endings)
+        connections = [ending for ending in self._endings if not ending.runs_user_code]
+        closing = sum(ending.started for ending in connections)
         engine = None if self._ring is None else self._ring.counters()
         return Statistics(
-            connections_open=len(self._endings) - closing,
+            connections_open=len(connections) - closing,
             connections_closing=closing,
             closings=dict(self.tally.closings),
             orphans_adopted=self.tally.orphans_adopted,
@@ -390,8 +397,10 @@ class TrioDriver(trio.abc.Instrument):
             raise
         finally:
             self._pump_runs = False
-            if self._endings or self._in_flight:
+            if not late and not self.is_forked:
                 self._ask_for_late_pump()
+            elif self._is_shielding:
+                self._token.run_sync_soon(self._shield.__exit__, None, None, None)
 
     async def _next_wakeup(self) -> None:
         while self._polling.awake:
@@ -417,6 +426,10 @@ class TrioDriver(trio.abc.Instrument):
         if len(root.child_nurseries) > 1:  # the system nursery is not quite gone
             self._token.run_sync_soon(self._start_late_pump)
             return
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(bool)  # raises if the first use of ringtls came too late
+            self._shield.__enter__()
+            self._is_shielding = True
         self._pump_runs = True
         self._late_nursery = nursery
         for function in self._late_tasks:
@@ -425,16 +438,19 @@ class TrioDriver(trio.abc.Instrument):
 
     async def _drain(self, late: bool) -> None:
         """Stay until this is the last task, and then until nothing is in flight (rule 5)."""
+        if self.is_forked:
+            return  # all of it is the parent's
         nursery = current_task().parent_nursery
         assert nursery is not None
         self._draining = True
         watch = _WakeOnTaskExit(self.wake)
         trio.lowlevel.add_instrument(watch)
         try:
-            while len(nursery.child_tasks) > 1:
+            while len(nursery.child_tasks) > 1 + self._is_shielding:
                 await self._next_wakeup()
         finally:
             trio.lowlevel.remove_instrument(watch)
+        await self._drain_destructors(late)
         if late:
             adopt(self._endings)
         if self._ring is not None and self.failure is None:
@@ -452,6 +468,18 @@ class TrioDriver(trio.abc.Instrument):
                 continue
             with trio.move_on_after(left):
                 await self._next_wakeup()
+
+    async def _drain_destructors(self, late: bool) -> None:
+        """Stay until all destructors that have begun are done; late, all that there are."""
+        while True:
+            destructors = [ending for ending in self._endings if ending.runs_user_code]
+            if late:
+                adopt(destructors)
+            elif not any(ending.started for ending in destructors):
+                return
+            if not destructors:
+                return
+            await self._next_wakeup()
 
     async def _drain_rest(self, ring: Ring) -> None:
         """What nobody waits for may take GRACE seconds."""

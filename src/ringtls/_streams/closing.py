@@ -45,7 +45,7 @@ from .._outcome import CloseOutcome
 from . import leaks
 
 if TYPE_CHECKING:
-    from .._interfaces import Transport
+    from .._interfaces import Owner, Transport
     from .session import TlsSession
 
 __all__ = ["TRANSITIONS", "Closing", "Event", "Farewell", "Phase", "checked_timeout"]
@@ -131,12 +131,15 @@ class Closing:
         "farewell",
         "made_at",
         "outcome",
+        "owner",
         "reset_on_error",
         "started",
         "timeout",
         "torn",
         "transport",
     )
+
+    runs_user_code = False
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -147,6 +150,7 @@ class Closing:
         self.farewell: Farewell = None
         self.torn = False  # a part of a send_all was accepted, and the rest was not
         self.reset_on_error = False
+        self.owner: Owner | None = None  # closes the stream, though it was dropped
         self.made_at = leaks.caller()
         self._phase = Phase.OPEN
         self.started = False
@@ -226,9 +230,12 @@ class Closing:
         driver = self.transport.driver
         if not self.started and not driver.is_forked:
             driver.call_soon(self.start_as_orphan)
-            self.warn_unclosed()
+            if self.owner is None:
+                self.warn_unclosed()
 
     def start_as_orphan(self) -> None:
+        if self.started or (self.owner and self.owner.postpone(self.start_as_orphan)):
+            return
         self.transport.driver.tally.orphans_adopted += 1
         with suppress(BaseException):  # it has crashed, which is logged; nobody else is here
             self.start(after_error=True)
