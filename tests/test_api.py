@@ -15,6 +15,7 @@ import ringtls
 
 def test_public_names() -> None:
     assert sorted(ringtls.__all__) == [
+        "AsyncDestructor",
         "CloseOutcome",
         "Operation",
         "RingUnavailableError",
@@ -25,6 +26,7 @@ def test_public_names() -> None:
         "TlsStream",
         "TruncationError",
         "aclose_all",
+        "borrowed",
         "must_complete",
         "open_tcp_stream",
         "open_tls_over_tcp_listeners",

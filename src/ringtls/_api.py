@@ -1,6 +1,7 @@
 """The public names, which ringtls itself hands out."""
 
 from ._combinators import aclose_all, must_complete, replace
+from ._destructor import AsyncDestructor, borrowed
 from ._errors import RingUnavailableError, TruncationError
 from ._highlevel import (
     open_tcp_stream,
@@ -16,6 +17,7 @@ from ._streams.socket import SocketListener, SocketStream
 from ._streams.tls import TlsListener, TlsStream
 
 __all__ = [
+    "AsyncDestructor",
     "CloseOutcome",
     "Operation",
     "RingUnavailableError",
@@ -26,6 +28,7 @@ __all__ = [
     "TlsStream",
     "TruncationError",
     "aclose_all",
+    "borrowed",
     "must_complete",
     "open_tcp_stream",
     "open_tls_over_tcp_listeners",
