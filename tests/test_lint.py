@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -24,6 +25,63 @@ from ringtls import (
 )
 from trio import aclose_forcefully
 Alias = ringtls.TlsStream
+import dataclasses, typing
+from ringtls import AsyncDestructor, blocking
+from ringtls.blocking import TlsStream as BlockingTlsStream
+
+T = typing.TypeVar("T")
+
+class Session(AsyncDestructor):
+    def __init__(self, stream):
+        self.stream = stream
+        self.name = self.title()
+    def title(self):
+        return self.name.title()
+    async def ask(self, question):
+        self.check_open()
+        return await self._ask(question)
+    async def _ask(self, question):
+        await self.ask(self.stream)
+    async def adestroy(self):
+        await self.stream.send_all(b"bye")
+
+@dataclasses.dataclass(frozen=True)
+class Better(Session, typing.Generic[T]):
+    more: int
+    async def adestroy(self):
+        await super().adestroy()
+
+class Registered(ringtls.AsyncDestructor):
+    def __init__(self):
+        registry.append(self)
+
+class Registering(ringtls.AsyncDestructor):
+    def run(self):
+        self.register()
+    def register(self):
+        registry.append(self)
+
+class Mixed(Mixin, AsyncDestructor):
+    pass
+
+@decorated
+class Decorated(AsyncDestructor):
+    pass
+
+async def use(first, stream, *, last=None):
+    await stream.send_all(first)
+
+async def hand_on(stream):
+    await use(b"x", stream)
+    await hand_on(stream)
+
+async def serve(stream):
+    async with stream:
+        pass
+
+@decorated
+async def decorated(stream):
+    pass
 """
 
 #: Bodies of functions. A comment with a code marks where it is to be found; there are no others.
@@ -172,9 +230,217 @@ async with SocketListener(raw) as listener:
 async with SocketStream(raw) as stream:
     sending = receiving = stream.start_receive()
     sending = stream.start_send(b"x")  # RTL104
+---
+session = Session(raw)  # RTL101
+print(f"{await session.ask(3)}", session.name, session.destroy_timeout)
+nursery.start_soon(session.ask, 3)
+---
+Session(raw)  # RTL101
+---
+Better[int](raw, 3)  # RTL101
+---
+session = Session(raw)  # RTL105
+await session.ask(3)
+await session.aclose()
+---
+with Session(raw):  # RTL102
+    pass
+---
+registering = Registering()  # RTL101
+registering.check_open()
+---
+async def close(session: Session) -> None:
+    await session.adestroy()  # RTL109
+    with session:  # RTL102
+        pass
+---
+class Eager(Session):
+    async def close(self):
+        await self.adestroy()  # RTL109
+---
+session = Session(raw)  # RTL101
+await session.adestroy()  # RTL109
+---
+stream = ringtls.blocking.TlsStream(raw, context)  # RTL101
+for data in stream:
+    print(data)
+---
+stream = blocking.open_tls_over_tcp_stream("host", 443)  # RTL105
+stream.timeout = 3
+stream.send_all(b"x")
+stream.close()
+---
+async with BlockingTlsStream(raw, context) as stream:  # RTL108
+    pass
+---
+def f(stream: blocking.SocketStream):
+    async with stream:  # RTL108
+        pass
+---
+stream = await connect("host", 443)  # RTL106
+await stream.send_all(b"x")
+stream = await connect("other host", 443)
+async with stream:
+    pass
+---
+stream = await connect("host", 443)  # RTL101
+stream = None
+---
+stream = await connect("host", 443)  # RTL106
+with trio.move_on_after(1):
+    await stream.send_all(b"x")
+del stream
+stream = await connect("other host", 443)
+await stream.aclose()
+---
+for host in hosts:
+    stream = await connect(host, 443)  # RTL106
+    if verbose:
+        print(await stream.receive_some())
+await stream.aclose()
+---
+stream = await connect("host", 443)  # RTL101
+nursery.start_soon(use, b"x", stream)
+---
+stream = await connect("host", 443)  # RTL101
+await use(b"x", stream)
+await hand_on(stream)
+---
+await use(b"x", await connect("host", 443))  # RTL101
+---
+async with trio.open_nursery() as nursery:
+    async with await connect("host", 443) as stream:
+        nursery.start_soon(use, b"x", stream)  # RTL107
+---
+async with trio.open_nursery() as nursery, Session(raw) as session:
+    nursery.start_soon(use, b"x", session)  # RTL107
+---
+stream = TlsStream(raw, context)
+async with trio.open_nursery() as nursery:
+    async with stream:
+        nursery.start_soon(other)
+        nursery.start_soon(serve, stream)  # RTL107
 """
 
 GOOD = """\
+async with Session(raw) as session:
+    await session.ask(3)
+---
+session = Session(raw)
+self.session = session
+---
+session = Session(raw)
+try:
+    await session.ask(3)
+finally:
+    await session.aclose()
+---
+Registered()
+---
+registering = Registering()
+registering.run()
+---
+Mixed()
+---
+Decorated()
+---
+session = Session(raw)
+await session.unknown(session)
+---
+session = Session(raw)
+await session.ask(session)
+---
+with blocking.TlsStream(raw, context) as stream:
+    for data in stream:
+        print(data)
+---
+stream = blocking.TlsStream(raw, context)
+try:
+    stream.send_all(b"x")
+finally:
+    stream.close()
+---
+stream = blocking.TlsStream(raw, context)
+with contextlib.closing(stream):
+    pass
+---
+stream = await connect("host", 443)
+await stream.aclose()
+stream = await connect("other host", 443)
+await stream.aclose()
+---
+stream = await connect("host", 443)
+stream = TlsStream(stream, context)
+async with stream:
+    pass
+---
+stream = await connect("host", 443)
+if stream.session_reused:
+    stream = wrap(stream)
+async with stream:
+    pass
+---
+async def close():
+    await stream.aclose()
+stream = await connect("host", 443)
+await close()
+stream = await connect("other host", 443)
+await close()
+---
+for attempt in range(3):
+    stream = await connect("host", 443)
+    if stream.session_reused:
+        break
+async with stream:
+    pass
+---
+for attempt in range(3):
+    try:
+        stream = await connect("host", 443)
+    except OSError:
+        pass
+async with stream:
+    pass
+---
+while not stream:
+    stream = await connect("host", 443)
+async with stream:
+    pass
+---
+for host in hosts:
+    stream = await connect(host, 443)
+    streams.append(stream)
+---
+stream = await connect("host", 443)
+nursery.start_soon(serve, stream)
+---
+stream = await connect("host", 443)
+nursery.start_soon(decorated, stream)
+---
+stream = await connect("host", 443)
+nursery.start_soon(unknown, stream)
+---
+stream = await connect("host", 443)
+nursery.start_soon(Session, stream)
+---
+stream = await connect("host", 443)
+nursery.start_soon(use, *stream)
+---
+stream = await connect("host", 443)
+await use(b"x", other, last=stream)
+---
+async with await connect("host", 443) as stream, trio.open_nursery() as nursery:
+    nursery.start_soon(use, b"x", stream)
+---
+async with trio.open_nursery() as nursery:
+    async with await connect("host", 443) as stream:
+        nursery.start_soon(use, b"x", stream)
+        await stream.receive_some()
+---
+async with trio.open_nursery() as nursery:
+    async with await connect("host", 443) as stream:
+        nursery.start_soon(use, b"x", other)
+---
 async with (stream := await connect("host", 443)):
     await stream.send_all(b"x")
 ---
@@ -493,6 +759,40 @@ def test_by_itself(example: Path) -> None:
     assert result.stdout == REPORT.format(path=example)
     assert result.stderr == ""
     assert result.returncode == 1
+
+
+def test_for_github(tmp_path: Path) -> None:
+    path = tmp_path / "100%, or: so.py"
+    path.write_text(EXAMPLE)
+    result = run("-m", "ringtls.lint", "--format", "github", path)
+    lines = result.stdout.splitlines()
+    quoted = f"{tmp_path}/100%25%2C or%3A so.py"
+    assert len(lines) == 3
+    assert lines[2] == (
+        f"::error title=RTL101,file={quoted},line=14,col=14::{tmp_path}/100%25, or: so.py:14:14: "
+        "RTL101 this TlsStream is never closed: enter it with 'async with'"
+    )
+    assert result.returncode == 1
+
+
+def test_as_json(example: Path) -> None:
+    result = run("-m", "ringtls.lint", "--format", "json", example, example.parent / "missing.py")
+    found = json.loads(result.stdout)
+    assert len(found) == 3
+    assert found[2] == {
+        "code": "RTL101",
+        "filename": str(example),
+        "location": {"row": 14, "column": 14},
+        "message": "this TlsStream is never closed: enter it with 'async with'",
+    }
+    assert "missing.py: can't be checked" in result.stderr
+    assert result.returncode == 2
+
+
+def test_as_json_nothing_found(tmp_path: Path) -> None:
+    result = run("-m", "ringtls.lint", "--format", "json", tmp_path)
+    assert json.loads(result.stdout) == []
+    assert result.returncode == 0
 
 
 def test_through_flake8(example: Path) -> None:

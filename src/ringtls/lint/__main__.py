@@ -4,17 +4,68 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from . import Checker
 
 #: The comment that silences a line, as flake8 reads it: for some codes, or without any for all.
 NOQA = re.compile(r"# noqa(?::\s?(?P<codes>[A-Z]+\d+(?:[,\s]+[A-Z]+\d+)*))?", re.IGNORECASE)
+
+
+class Finding(NamedTuple):
+    filename: str
+    row: int
+    column: int
+    code: str
+    message: str
+
+
+def _as_text(findings: list[Finding]) -> str:
+    return "".join(
+        f"{filename}:{row}:{column}: {code} {message}\n"
+        for filename, row, column, code, message in findings
+    )
+
+
+def _as_github(findings: list[Finding]) -> str:
+    """Workflow commands: docs.github.com, "Workflow commands for GitHub Actions"."""
+    return "".join(
+        f"::error title={code},file={_property(filename)},line={row},col={column}"
+        f"::{_escaped(f'{filename}:{row}:{column}: {code} {message}')}\n"
+        for filename, row, column, code, message in findings
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _escaped(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _as_json(findings: list[Finding]) -> str:
+    """The members that they share with ruff's."""
+    described = [
+        {
+            "code": code,
+            "filename": filename,
+            "location": {"row": row, "column": column},
+            "message": message,
+        }
+        for filename, row, column, code, message in findings
+    ]
+    return json.dumps(described, indent=2) + "\n"
+
+
+FORMATS = {"text": _as_text, "github": _as_github, "json": _as_json}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,19 +76,24 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="The comment '# noqa: RTL101' silences its line. The exit status is 1 if anything "
         "was found, and 2 if a file could not be read or parsed.",
     )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="text",
+        help="text, for people; github, for annotations of a workflow's run; json, one array",
+    )
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="a file or directory")
-    status = 0
-    for path in _files(parser.parse_args(arguments).paths):
+    options = parser.parse_args(arguments)
+    findings: list[Finding] = []
+    failed = False
+    for path in _files(options.paths):
         try:
-            findings = _check(path)
+            findings += _check(path)
         except (OSError, SyntaxError, ValueError, RecursionError) as error:
             print(f"{path}: can't be checked: {error}", file=sys.stderr)
-            status = 2
-            continue
-        for line, column, text in findings:
-            print(f"{path}:{line}:{column + 1}: {text}")
-            status = max(status, 1)
-    return status
+            failed = True
+    sys.stdout.write(FORMATS[options.format](findings))
+    return 2 if failed else int(bool(findings))
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -51,18 +107,18 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
                 yield file
 
 
-def _check(path: Path) -> list[tuple[int, int, str]]:
+def _check(path: Path) -> list[Finding]:
     with tokenize.open(path) as file:
         source = file.read()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the compiler thinks of the module
         tree = ast.parse(source)
     lines = source.split("\n")
-    return [
-        (line, column, text)
-        for line, column, text, _ in sorted(Checker(tree).run(), key=lambda found: found[:3])
-        if not _is_silenced(lines[line - 1], text.partition(" ")[0])
+    found = sorted(Checker(tree).run(), key=lambda each: each[:3])
+    findings = [
+        Finding(str(path), line, column + 1, *text.split(" ", 1)) for line, column, text, _ in found
     ]
+    return [each for each in findings if not _is_silenced(lines[each.row - 1], each.code)]
 
 
 def _is_silenced(line: str, code: str) -> bool:

@@ -8,8 +8,9 @@ import itertools
 from collections.abc import Iterator
 
 from ._kinds import Kinds
-from ._scopes import Module
-from ._tables import CLOSERS, EXPECTING, HARMLESS, RULES, STREAMS, Kind
+from ._lending import Lending
+from ._scopes import FUNCTIONS, Module
+from ._tables import BLOCKING_CLOSERS, CLOSERS, EXPECTING, RULES, TO_BE_CLOSED, Kind
 
 __all__ = ["Checker"]
 
@@ -32,24 +33,22 @@ class Checker:
     def __init__(self, tree: ast.Module) -> None:
         self._module = Module(tree)
         self._kinds = Kinds(self._module)
+        self._lending = Lending(self._module, self._kinds)
 
     def run(self) -> Iterator[tuple[int, int, str, type]]:
         """What was found: line (from 1), column (from 0), text, and this class."""
         for node in self._module.nodes:
             for at, code, kind in self._check(node):
                 if not self._is_expected(at):
-                    text = RULES[code].format(kind=kind.value)
+                    text = RULES[code].format(kind=kind.value, entered_with=kind.entered_with)
                     yield at.lineno, at.col_offset, f"{code} {text}", type(self)
 
     def _check(self, node: ast.AST) -> Iterator[tuple[ast.expr, str, Kind]]:
-        if isinstance(node, ast.With):
-            for item in node.items:
-                kind = self._kinds.of(item.context_expr)
-                if kind:
-                    yield item.context_expr, "RTL102", kind
+        if isinstance(node, (ast.With, ast.AsyncWith)):
+            yield from self._check_entered(node)
         if isinstance(node, (ast.Call, ast.Await)):
             kind = self._kinds.of(node)
-            if kind and kind in STREAMS and (code := self._fate(node)):
+            if kind and kind in TO_BE_CLOSED and (code := self._fate(node)):
                 yield node, code, kind
         if isinstance(node, ast.Call):
             if self._aborts_tls(node):
@@ -57,25 +56,85 @@ class Checker:
             kind = self._begins_operation(node)
             if kind and self._is_discarded(node):
                 yield node, "RTL104", kind
+            if self._destroys(node):
+                yield node, "RTL109", Kind.DESTRUCTOR
 
-    # RTL101, RTL105 (rule 4)
+    # RTL102, RTL107, RTL108
+
+    def _check_entered(
+        self, node: ast.With | ast.AsyncWith
+    ) -> Iterator[tuple[ast.expr, str, Kind]]:
+        for item in node.items:
+            kind = self._kinds.of(item.context_expr)
+            if not kind:
+                continue
+            if isinstance(node, ast.With):
+                if not kind.is_blocking:
+                    yield item.context_expr, "RTL102", kind
+            elif kind.is_blocking:
+                yield item.context_expr, "RTL108", kind
+            elif task := self._task_that_is_late(node, item):
+                yield task, "RTL107", kind
+
+    def _task_that_is_late(self, node: ast.AsyncWith, item: ast.withitem) -> ast.Call | None:
+        """A task that gets what is entered here, of a nursery around this, which waits for nothing.
+
+        The nursery is entered before, and the body does nothing but to start tasks.
+        """
+        entered = item.optional_vars or item.context_expr
+        found = None
+        for statement in node.body:
+            match statement:
+                case ast.Expr(
+                    value=ast.Call(
+                        func=ast.Attribute(value=ast.Name() as nursery, attr="start_soon"),
+                        args=[_, *arguments],
+                    ) as call
+                ) if self._is_entered_around(nursery, node, item):
+                    for each in arguments:
+                        if isinstance(entered, ast.Name) and _is_name(each, entered.id):
+                            found = call
+                case _:
+                    return None
+        return found
+
+    def _is_entered_around(self, name: ast.Name, node: ast.AsyncWith, item: ast.withitem) -> bool:
+        """Is it what an ``async with`` around that item is entered as?"""
+        before = node.items[: node.items.index(item)]
+        for parent, _ in self._module.ancestors(node):
+            if isinstance(parent, ast.AsyncWith):
+                before += parent.items
+        return any(_is_name(each.optional_vars, name.id) for each in before)
+
+    # RTL101, RTL105 (rules 4 and 5), RTL106 (rule 6)
 
     def _fate(self, made: ast.expr) -> str | None:
-        """The code of what is wrong with the end of a stream that is made here."""
+        """The code of what is wrong with the end of what is made here."""
+        cls = self._kinds.class_of(made)
+        if cls is not None and self._lending.keeps_when_made(cls):
+            return None
+        origin = made
         parent = self._module.parents[made]
         while isinstance(parent, (ast.BoolOp, ast.IfExp)):
             made, parent = parent, self._module.parents[parent]
         if made not in self._module.variables:
-            return "RTL101" if self._what(made) is Use.HARMLESS else None
-        if isinstance(parent, ast.NamedExpr) and self._what(parent) is not Use.HARMLESS:
+            return "RTL101" if self._what(made, origin) is Use.HARMLESS else None
+        if isinstance(parent, ast.NamedExpr) and self._what(parent, origin) is not Use.HARMLESS:
             return None
-        return self._fate_in_variable(made)
+        return self._fate_in_variable(made, origin)
 
-    def _fate_in_variable(self, made: ast.expr) -> str | None:
+    def _fate_in_variable(self, made: ast.expr, origin: ast.expr) -> str | None:
         uses = [use for use in self._uses_of(made) if not self._is_part(use, of=made)]
-        if not self._is_local(made) or any(self._what(use) is Use.CARES for use in uses):
+        if not self._is_local(made):
             return None
-        closing = [use for use in uses if self._what(use) is Use.CLOSES]
+        is_plain = all(self._is_own(use) for use in uses)
+        if is_plain and (
+            self._is_lost_in_its_block(made, origin) or self._is_lost_in_a_loop(made, origin)
+        ):
+            return "RTL106" if uses else "RTL101"
+        if any(self._what(use, origin) is Use.CARES for use in uses):
+            return None
+        closing = [use for use in uses if self._what(use, origin) is Use.CLOSES]
         if not closing:
             return "RTL101"
         after = self._statement_after(made)
@@ -83,27 +142,69 @@ class Checker:
             return None
         return "RTL105"
 
-    def _what(self, use: ast.expr) -> Use:
+    def _is_lost_in_its_block(self, made: ast.expr, origin: ast.expr) -> bool:
+        """Is its variable bound anew, or deleted, by a later statement of the same block?"""
+        variable = self._module.variables[made]
+        statement = self._statement(made)
+        block = self._block(statement)
+        for later in block[block.index(statement) + 1 :]:
+            if not self._is_unclosed_by(later, variable, origin):
+                return False
+            if _rebinds(later, variable.id):
+                return True
+        return False
+
+    def _is_lost_in_a_loop(self, made: ast.expr, origin: ast.expr) -> bool:
+        """Does the next round of a loop bind its variable to something else?"""
+        variable = self._module.variables[made]
+        for parent, child in self._module.ancestors(made):
+            if isinstance(parent, (ast.For, ast.AsyncFor)):
+                whole = child in parent.body and not any(map(_leaves, ast.walk(parent)))
+                return whole and self._is_unclosed_by(parent, variable, origin)
+            if isinstance(parent, (*FUNCTIONS, ast.While, ast.Try, ast.TryStar)):
+                return False
+        return False
+
+    def _is_unclosed_by(self, statement: ast.AST, variable: ast.Name, origin: ast.expr) -> bool:
+        uses = self._module.uses(variable.id, self._module.scopes[variable])
+        return all(
+            self._what(use, origin) is Use.HARMLESS
+            for use in uses
+            if self._is_part(use, of=statement)
+        )
+
+    def _what(self, use: ast.expr, made: ast.expr) -> Use:
+        """What a use does for what was made there."""
+        kind, cls = self._kinds.of(made), self._kinds.class_of(made)
+        closers = BLOCKING_CLOSERS if kind and kind.is_blocking else CLOSERS
         parent = self._module.parents[use]
         match parent:
-            case ast.Attribute(attr=attribute) if _is_harmless(attribute):
+            case ast.Attribute(attr=attribute) if self._lending.is_harmless_attribute(
+                attribute, cls
+            ):
                 return Use.HARMLESS
-            case ast.Attribute(attr=attribute) if attribute in CLOSERS and self._is_done(parent):
+            case ast.Attribute(attr=attribute) if attribute in closers and self._is_done(
+                parent, kind
+            ):
                 return Use.CLOSES
-            case ast.Expr() | ast.Compare() | ast.FormattedValue() | ast.AsyncFor():
+            case ast.Expr() | ast.Compare() | ast.FormattedValue() | ast.AsyncFor() | ast.For():
                 return Use.HARMLESS
-            case ast.UnaryOp() | ast.Assert() | ast.If() | ast.While():
+            case ast.UnaryOp() | ast.Assert() | ast.If() | ast.While() | ast.comprehension():
                 return Use.HARMLESS
-            case ast.comprehension(is_async=1):
+            case ast.Call() if self._lending.is_lent(
+                use, lambda each: self._what(each, made) is Use.HARMLESS
+            ):
                 return Use.HARMLESS
         return Use.CARES
 
-    def _is_done(self, method: ast.Attribute) -> bool:
-        """Is this method, which closes, called and awaited?"""
+    def _is_done(self, method: ast.Attribute, kind: Kind | None) -> bool:
+        """Is this method, which closes, called, and awaited if it has to be?"""
         call = self._module.parents[method]
         if not isinstance(call, ast.Call) or call.func is not method:
             return False
-        return method.attr == "close_unclean" or isinstance(self._module.parents[call], ast.Await)
+        if method.attr == "close_unclean" or (kind and kind.is_blocking):
+            return True
+        return isinstance(self._module.parents[call], ast.Await)
 
     def _is_sure(self, use: ast.Name) -> bool:
         """Is it in a ``finally`` or an ``except``, or in a function of its own?"""
@@ -112,7 +213,11 @@ class Checker:
                 return True
             if isinstance(parent, (ast.Try, ast.TryStar)) and child in parent.finalbody:
                 return True
-        return self._module.scopes[use] is not self._module.scopes[use].owner(use.id)
+        return not self._is_own(use)
+
+    def _is_own(self, use: ast.Name) -> bool:
+        """Is it used in the function whose variable it is, and not in one of its own?"""
+        return self._module.scopes[use] is self._module.scopes[use].owner(use.id)
 
     # RTL103, RTL104
 
@@ -130,6 +235,22 @@ class Checker:
             case ast.Attribute(value=maker, attr=attribute) if attribute.startswith("start_"):
                 return self._kinds.of(maker)
         return None
+
+    def _destroys(self, call: ast.Call) -> bool:
+        """Is it a call of ``adestroy``, of a value or in a method of its class?"""
+        match call.func:
+            case ast.Attribute(value=ast.Name() as value, attr="adestroy"):
+                if self._kinds.of(value) is Kind.DESTRUCTOR:
+                    return True
+                scope = self._module.scopes[value].owner(value.id)
+                method = None if scope is None else scope.node
+                if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    cls = self._module.parents[method]
+                    is_self = [each.arg for each in method.args.args[:1]] == [value.id]
+                    return (
+                        is_self and isinstance(cls, ast.ClassDef) and self._kinds.is_destructor(cls)
+                    )
+        return False
 
     def _is_discarded(self, operation: ast.Call) -> bool:
         if isinstance(self._module.parents[operation], ast.Expr):
@@ -152,7 +273,7 @@ class Checker:
         name = self._module.variables[value]
         return self._module.uses(name.id, self._module.scopes[name])
 
-    def _is_part(self, node: ast.AST, *, of: ast.expr) -> bool:
+    def _is_part(self, node: ast.AST, *, of: ast.AST) -> bool:
         return any(parent is of for parent, _ in self._module.ancestors(node))
 
     def _statement(self, node: ast.AST) -> ast.AST:
@@ -160,19 +281,26 @@ class Checker:
             parent for parent, _ in self._module.ancestors(node) if isinstance(parent, ast.stmt)
         )
 
+    def _block(self, statement: ast.AST) -> list[ast.AST]:
+        """The statements among which it is."""
+        for _, block in ast.iter_fields(self._module.parents[statement]):
+            if isinstance(block, list) and statement in block:
+                return block
+        return [statement]
+
     def _statement_after(self, node: ast.AST) -> ast.AST | None:
         """What is done next; of a ``with`` or ``try``, what it begins with."""
         statement = self._statement(node)
-        for _, block in ast.iter_fields(self._module.parents[statement]):
-            if isinstance(block, list) and statement in block[:-1]:
-                following: ast.AST = block[block.index(statement) + 1]
-                while isinstance(following, (ast.With, ast.Try)):
-                    following = following.body[0]
-                return following
-        return None
+        block = self._block(statement)
+        if statement is block[-1]:
+            return None
+        following = block[block.index(statement) + 1]
+        while isinstance(following, (ast.With, ast.Try)):
+            following = following.body[0]
+        return following
 
     def _is_expected(self, node: ast.AST) -> bool:
-        """Rule 5."""
+        """Rule 7."""
         for parent, _ in self._module.ancestors(node):
             if isinstance(parent, (ast.With, ast.AsyncWith)):
                 for item in parent.items:
@@ -183,5 +311,19 @@ class Checker:
         return False
 
 
-def _is_harmless(attribute: str) -> bool:
-    return attribute in HARMLESS or attribute.startswith("start_")
+def _is_name(node: ast.AST | None, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _rebinds(statement: ast.AST, name: str) -> bool:
+    match statement:
+        case ast.Assign(targets=targets) | ast.Delete(targets=targets):
+            return any(_is_name(target, name) for target in targets)
+        case ast.AnnAssign(target=target, value=ast.expr()):
+            return _is_name(target, name)
+    return False
+
+
+def _leaves(node: ast.AST) -> bool:
+    """Does it leave the loop, or go on with its next round early?"""
+    return isinstance(node, (ast.Break, ast.Continue, ast.Return, ast.Raise))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from ._scopes import Binding, Module, Origin
-from ._tables import LISTENERS, MAKERS, TYPES, Kind
+from ._tables import DESTRUCTOR, LISTENERS, MAKERS, TYPES, Kind
 
 __all__ = ["Kinds"]
 
@@ -21,6 +21,26 @@ class Kinds:
         """What an expression of the module names, as "ringtls.TlsStream"; or ""."""
         return self._module.dotted(expression, self._module.scopes[expression])
 
+    def class_of(self, expression: ast.expr) -> ast.ClassDef | None:
+        """The subclass of AsyncDestructor, of this module, that an expression is a call of."""
+        if isinstance(expression, ast.Call):
+            made_of = self._module.definition(expression.func)
+            if isinstance(made_of, ast.ClassDef) and self.is_destructor(made_of):
+                return made_of
+        return None
+
+    def is_destructor(self, cls: ast.ClassDef) -> bool:
+        waiting, seen = [cls], {cls}
+        while waiting:
+            for base in waiting.pop().bases:
+                if self.dotted(base) == DESTRUCTOR:
+                    return True
+                definition = self._module.definition(base)
+                if isinstance(definition, ast.ClassDef) and definition not in seen:
+                    seen.add(definition)
+                    waiting.append(definition)
+        return False
+
     def of(self, expression: ast.expr) -> Kind | None:
         if expression not in self._known:
             self._known[expression] = None  # for what is bound to itself
@@ -33,6 +53,8 @@ class Kinds:
                 kind = self.of(listener)
                 return LISTENERS.get(kind) if kind else None
             case ast.Await(value=ast.Call(func=function)) | ast.Call(func=function):
+                if self.class_of(expression) is not None:
+                    return Kind.DESTRUCTOR
                 kind, is_async = MAKERS.get(self.dotted(function), (None, False))
                 return kind if is_async is isinstance(expression, ast.Await) else None
             case ast.NamedExpr(value=value):
@@ -67,4 +89,9 @@ class Kinds:
                 return None
         if isinstance(annotation, ast.Subscript):  # TlsStream[SocketStream]
             annotation = annotation.value
+        definition = (
+            self._module.definition(annotation) if annotation in self._module.scopes else None
+        )
+        if isinstance(definition, ast.ClassDef) and self.is_destructor(definition):
+            return Kind.DESTRUCTOR
         return TYPES.get(self._module.dotted(annotation, scope))

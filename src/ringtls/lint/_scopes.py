@@ -7,10 +7,13 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["Binding", "Module", "Origin", "Scope"]
+__all__ = ["FUNCTIONS", "Binding", "Definition", "Function", "Module", "Origin", "Scope"]
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
 
 #: Parts of a definition that belong to the scope around it.
 OUTSIDE = {"bases", "decorator_list", "keywords", "returns"}
@@ -25,6 +28,7 @@ class Origin(enum.Enum):
     ITEM = "one of several"
     ANNOTATED = "known by its annotation"
     IMPORTED = "imported"
+    DEFINED = "def or class"
     UNKNOWN = "not understood"
 
 
@@ -33,6 +37,7 @@ class Binding:
     origin: Origin
     expression: ast.expr | None = None
     imported: str = ""
+    definition: Definition | None = None
 
 
 UNKNOWN = Binding(Origin.UNKNOWN)
@@ -119,15 +124,29 @@ class Module:
                     scope = self.scopes[expression]
         return ""
 
+    def definition(self, expression: ast.expr) -> Definition | None:
+        """The function or class of this module that an expression names, if it names one."""
+        if isinstance(expression, ast.Subscript):  # of something generic
+            expression = expression.value
+        if isinstance(expression, ast.Name):
+            bindings = self.bindings(expression.id, self.scopes[expression])
+            if len(bindings) == 1:
+                return bindings[0].definition
+        return None
+
+    def inner_scope(self, definition: Definition) -> Scope:
+        """The scope of what is inside of it."""
+        return self.scopes[definition.body[0]]
+
     def _read(self, node: ast.AST, scope: Scope) -> None:
         match node:
             case ast.Name(id=name, ctx=ast.Load()):
                 self._uses.setdefault(name, []).append(node)
             case ast.Name(id=name, ctx=ast.Store()):
                 scope.bind(name, self._target(node))
-            case ast.FunctionDef(name=str(name)) | ast.AsyncFunctionDef(name=str(name)):
-                scope.bind(name, UNKNOWN)
-            case ast.ClassDef(name=str(name)) | ast.ExceptHandler(name=str(name)):
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                scope.bind(node.name, Binding(Origin.DEFINED, definition=node))
+            case ast.ExceptHandler(name=str(name)):
                 scope.bind(name, UNKNOWN)
             case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
                 scope.bind(name, UNKNOWN)

@@ -5,25 +5,37 @@ from __future__ import annotations
 import enum
 
 __all__ = [
+    "BLOCKING_CLOSERS",
     "CLOSERS",
+    "DESTRUCTOR",
     "EXPECTING",
     "HARMLESS",
+    "HARMLESS_OF_DESTRUCTORS",
+    "KNOWN_BASES",
+    "KNOWN_DECORATORS",
     "LISTENERS",
     "MAKERS",
     "RULES",
-    "STREAMS",
+    "STARTERS",
+    "TO_BE_CLOSED",
     "TYPES",
     "Kind",
 ]
 
 RULES = {
-    "RTL101": "this {kind} is never closed: enter it with 'async with'",
+    "RTL101": "this {kind} is never closed: enter it with '{entered_with}'",
     "RTL102": "'with' can't close a {kind}: use 'async with'",
     "RTL103": "aclose_forcefully() ends a {kind} like aclose(): "
     "to reset the connection there is close_unclean()",
     "RTL104": "this operation on a {kind} is discarded, and with it its result: keep it",
     "RTL105": "this {kind} stays open if something raises before it is closed: "
-    "use 'async with', or close it in 'finally'",
+    "use '{entered_with}', or close it in 'finally'",
+    "RTL106": "this {kind} is lost when its variable is assigned anew or deleted: "
+    "close it before, or use ringtls.replace()",
+    "RTL107": "this {kind} is closed as soon as the task is started: "
+    "have the task itself enter it with 'async with'",
+    "RTL108": "'async with' can't close a {kind}: use 'with'",
+    "RTL109": "adestroy() is called by ringtls, once: call aclose()",
 }
 
 
@@ -35,9 +47,26 @@ class Kind(enum.Enum):
     SOCKET_LISTENER = "SocketListener"
     TLS_LISTENER = "TlsListener"
     TLS_LISTENERS = "list of TlsListener"
+    BLOCKING_SOCKET_STREAM = "blocking SocketStream"
+    BLOCKING_TLS_STREAM = "blocking TlsStream"
+    DESTRUCTOR = "AsyncDestructor"
+
+    @property
+    def is_blocking(self) -> bool:
+        return self in (Kind.BLOCKING_SOCKET_STREAM, Kind.BLOCKING_TLS_STREAM)
+
+    @property
+    def entered_with(self) -> str:
+        return "with" if self.is_blocking else "async with"
 
 
-STREAMS = {Kind.SOCKET_STREAM, Kind.TLS_STREAM}
+TO_BE_CLOSED = {
+    Kind.SOCKET_STREAM,
+    Kind.TLS_STREAM,
+    Kind.BLOCKING_SOCKET_STREAM,
+    Kind.BLOCKING_TLS_STREAM,
+    Kind.DESTRUCTOR,
+}
 
 #: What accept() of a listener makes.
 LISTENERS = {Kind.SOCKET_LISTENER: Kind.SOCKET_STREAM, Kind.TLS_LISTENER: Kind.TLS_STREAM}
@@ -48,29 +77,46 @@ TYPES = {
     "ringtls.SocketStream": Kind.SOCKET_STREAM,
     "ringtls.TlsListener": Kind.TLS_LISTENER,
     "ringtls.TlsStream": Kind.TLS_STREAM,
+    "ringtls.blocking.SocketStream": Kind.BLOCKING_SOCKET_STREAM,
+    "ringtls.blocking.TlsStream": Kind.BLOCKING_TLS_STREAM,
 }
 
 #: What makes something when it is called, and awaited if it has to be.
 MAKERS = {
     **{name: (kind, False) for name, kind in TYPES.items()},
+    "ringtls.blocking.open_tls_over_tcp_stream": (Kind.BLOCKING_TLS_STREAM, False),
     "ringtls.open_tcp_stream": (Kind.SOCKET_STREAM, True),
     "ringtls.open_tls_over_tcp_listeners": (Kind.TLS_LISTENERS, True),
     "ringtls.open_tls_over_tcp_stream": (Kind.TLS_STREAM, True),
 }
 
-#: Methods that close a stream. All but close_unclean are to be awaited.
+#: The class whose subclasses a module may define.
+DESTRUCTOR = "ringtls.AsyncDestructor"
+
+#: Other bases and decorators of such a class that keep none of its values.
+KNOWN_BASES = {"typing.Generic", "abc.ABC"}
+KNOWN_DECORATORS = {"dataclasses.dataclass", "typing.final"}
+
+#: Methods that close something. All but close_unclean and those of blocking streams are to be
+#: awaited.
 CLOSERS = {"aclose", "close_unclean"}
+BLOCKING_CLOSERS = {"close", "close_unclean"}
 
 #: Attributes of streams through which nothing is closed or handed on. Neither is it by the
 #: operations that ``start_...`` methods begin.
 HARMLESS = {
     "cipher",
     "close_outcome",
+    "compression",
     "context",
     "do_handshake",
+    "farewell",
     "get_channel_binding",
     "getpeercert",
     "getsockopt",
+    "input_pending",
+    "peek",
+    "pending",
     "receive_into",
     "receive_some",
     "selected_alpn_protocol",
@@ -81,11 +127,22 @@ HARMLESS = {
     "session",
     "session_reused",
     "setsockopt",
+    "shared_ciphers",
     "shutdown_timeout",
+    "ssl_object",
+    "timeout",
+    "verify_client_post_handshake",
     "version",
+    "wait_acknowledged",
     "wait_send_all_might_not_block",
     "wait_sent",
 }
+
+#: What every AsyncDestructor has besides.
+HARMLESS_OF_DESTRUCTORS = {"check_open", "destroy_timeout"}
+
+#: Methods of a nursery that call a function with what follows it.
+STARTERS = {"start", "start_soon"}
 
 #: Context managers in which a call is meant to fail, or a stream to be dropped.
 EXPECTING = {
