@@ -15,7 +15,7 @@ pytest_plugins = "pytester"
 
 HEAD = """\
 import gc, socket, ssl, threading, types
-import pytest, trio, ringtls
+import pytest, trio, trio.testing, ringtls
 from ringtls import SocketStream, TlsStream
 
 def make():
@@ -275,6 +275,50 @@ async def test_cancelled():
             "recv on fd *, started at *test_*.py:35, was never awaited",
         ]
     )
+
+
+def test_destructors(pytester: pytest.Pytester) -> None:
+    """And what they own, or whose __init__ raised, is not named besides."""
+    result = run(
+        pytester,
+        """
+class Session(ringtls.AsyncDestructor):
+    def __init__(self, stream, wrong=False):
+        self.stream = stream
+        if wrong:
+            raise KeyError
+
+kept = []
+
+async def test_dropped():
+    Session(make())  # line 38
+
+async def test_still_open():
+    kept.append(Session(Session(make())))  # line 41
+
+async def test_cycle():
+    session = Session(None)  # line 44
+    session.itself = session
+
+async def test_closed():
+    async with Session(make()):
+        pass
+
+async def test_never_made():
+    with pytest.raises(KeyError):
+        Session(make(), wrong=True)
+    await trio.testing.wait_all_tasks_blocked()
+
+async def test_borrowed():
+    async with make() as stream:
+        async with Session(ringtls.borrowed(stream)):
+            pass
+        assert stream.socket.fileno() != -1
+""",
+    )
+    result.assert_outcomes(failed=3, passed=3)
+    lost = [line for line in result.outlines if line.startswith("unclosed")]
+    assert [line.rpartition(":")[2] for line in lost] == ["38", "41", "44"]
 
 
 async def test_nothing_stays_open_after_an_unwrap(contexts: Contexts) -> None:

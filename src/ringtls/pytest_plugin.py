@@ -1,4 +1,4 @@
-"""A test fails if it leaves a ringtls stream, or operation, unclosed.
+"""A test fails if it leaves a ringtls stream, destructor or operation unclosed.
 
 pytest finds this by itself. ``@pytest.mark.ringtls_allow_unclosed`` lets a test do that, and as a
 ``pytestmark`` all tests of a module.
@@ -29,7 +29,7 @@ MARKER = "ringtls_allow_unclosed"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", f"{MARKER}: the test may leave ringtls streams and operations unclosed."
+        "markers", f"{MARKER}: the test may leave what is of ringtls unclosed."
     )
     watch = _Watch()
     config.pluginmanager.register(watch)

@@ -287,6 +287,21 @@ async def test_a1_made_without_init() -> None:
     assert log == whole("value", "value")
 
 
+async def test_a1_made_without_init_and_without_attributes() -> None:
+    """Somebody closes it, so it is one."""
+    log: list[str] = []
+
+    class Bare(AsyncDestructor):
+        def __init__(self) -> None:
+            raise AssertionError
+
+        async def adestroy(self) -> None:
+            log.append("destroyed")
+
+    await Bare.__new__(Bare).aclose()
+    assert log == ["destroyed"]
+
+
 async def test_a1_resurrected() -> None:
     """It is destroyed, and stays so."""
     log: list[str] = []
