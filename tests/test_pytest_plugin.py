@@ -291,13 +291,13 @@ class Session(ringtls.AsyncDestructor):
 kept = []
 
 async def test_dropped():
-    Session(make())  # line 38
+    Session(make())  # line 37
 
 async def test_still_open():
-    kept.append(Session(Session(make())))  # line 41
+    kept.append(Session(Session(make())))  # line 40
 
 async def test_cycle():
-    session = Session(None)  # line 44
+    session = Session(None)  # line 43
     session.itself = session
 
 async def test_closed():
@@ -318,7 +318,7 @@ async def test_borrowed():
     )
     result.assert_outcomes(failed=3, passed=3)
     lost = [line for line in result.outlines if line.startswith("unclosed")]
-    assert [line.rpartition(":")[2] for line in lost] == ["38", "41", "44"]
+    assert [line.rpartition(":")[2] for line in lost] == ["37", "40", "43"]
 
 
 async def test_nothing_stays_open_after_an_unwrap(contexts: Contexts) -> None:
