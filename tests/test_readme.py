@@ -50,6 +50,13 @@ def test_every_example_is_run() -> None:
         assert document.read_text().count("```python") == len(examples(document))
 
 
+def test_every_test_that_is_named_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", DESTRUCTORS.read_text()))
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/contract/*.py"))
+    assert len(named) > 20
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
 @pytest.mark.parametrize("name", sorted(examples(DESTRUCTORS).keys() - {"common.py"}))
 def test_async_destructors(directory: Path, name: str) -> None:
     sources = examples(DESTRUCTORS)
