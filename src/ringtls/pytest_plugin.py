@@ -28,9 +28,7 @@ MARKER = "ringtls_allow_unclosed"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", f"{MARKER}: the test may leave what is of ringtls unclosed."
-    )
+    config.addinivalue_line("markers", f"{MARKER}: the test may leave what is of ringtls unclosed.")
     watch = _Watch()
     config.pluginmanager.register(watch)
     observers.append(watch.lost.append)

@@ -827,7 +827,7 @@ async def test_a2_needs_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("ringtls._drivers.trio.Ring", refuse)
+    monkeypatch.setattr("ringtls._drivers.trio.open_for_event_loop", refuse)
     log: list[str] = []
     async with Value("value", log, Value("part", log)):
         pass
