@@ -28,9 +28,9 @@ import outcome
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, current_task, enable_ki_protection, reschedule
 
-__all__ = ["aclose_all", "must_complete", "replace"]
+from ._log import log
 
-logger = logging.getLogger("ringtls")
+__all__ = ["aclose_all", "must_complete", "replace"]
 
 #: Seconds that closing a resource may take after a cancellation.
 GRACE = 5.0
@@ -163,7 +163,10 @@ async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> Bas
         with patience.scope() as scope:
             await resource.aclose()
         if scope.cancelled_caught:
-            logger.warning("%s did not close within %g s, it was cancelled", _name(resource), GRACE)
+            text = "%s did not close within %g s, it was cancelled"
+            log(logging.WARNING, text, _name(resource), GRACE)
+    except GeneratorExit:  # this coroutine is finalized: the run has crashed
+        raise
     except BaseException as error:
         error.add_note(f"raised by closing {_name(resource)}")
         return error

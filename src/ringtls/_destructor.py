@@ -7,6 +7,10 @@
     ADOPTED     YIELD      OPEN        its owner is being destroyed too, and will close it
     DESTROYING  RETURNED   DROPPING    its attributes that are async resources are closed
     DROPPING    CLOSED     DESTROYED   all who wait are woken
+    OPEN        CRASH      DESTROYED   the run is gone, and with it all tasks: nothing can be done
+    ADOPTED     CRASH      DESTROYED   the same
+    DESTROYING  CRASH      DESTROYED   the same
+    DROPPING    CRASH      DESTROYED   the same
 
 Rules:
 
@@ -31,6 +35,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,6 +51,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._combinators import Patience, close_one, run_apart
 from ._drivers.trio import TrioDriver
+from ._log import log
 from ._streams import leaks
 from ._streams.closing import checked_timeout
 from ._streams.operation import check_run
@@ -56,8 +62,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["TRANSITIONS", "AsyncDestructor", "Event", "Phase", "borrowed"]
-
-logger = logging.getLogger("ringtls")
 
 #: Seconds that adestroy() may take.
 DESTROY_TIMEOUT = 5.0
@@ -79,6 +83,7 @@ class Event(enum.IntEnum):
     YIELD = 2
     RETURNED = 3
     CLOSED = 4
+    CRASH = 5
 
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
@@ -88,6 +93,10 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.ADOPTED, Event.YIELD): Phase.OPEN,
     (Phase.DESTROYING, Event.RETURNED): Phase.DROPPING,
     (Phase.DROPPING, Event.CLOSED): Phase.DESTROYED,
+    (Phase.OPEN, Event.CRASH): Phase.DESTROYED,
+    (Phase.ADOPTED, Event.CRASH): Phase.DESTROYED,
+    (Phase.DESTROYING, Event.CRASH): Phase.DESTROYED,
+    (Phase.DROPPING, Event.CRASH): Phase.DESTROYED,
 }
 
 
@@ -144,6 +153,7 @@ class Destruction:
     )
 
     runs_user_code = True
+    deadline = math.inf  # what it waits for is bounded: destroy_timeout, and rule 3 of _combinators
 
     def __init__(self, driver: TrioDriver, value: AsyncDestructor, made: _Made) -> None:
         self.driver = driver
@@ -229,7 +239,7 @@ class Destruction:
     def started(self) -> bool:
         return self.phase is not Phase.OPEN
 
-    def give_up(self, value: AsyncDestructor) -> None:
+    def was_never_made(self, value: AsyncDestructor) -> None:
         """The value's ``__init__`` has raised (rule 6)."""
         if not self.driver.is_forked:
             self._dropped = value
@@ -268,6 +278,12 @@ class Destruction:
             source=self,
         )
 
+    def give_up(self) -> None:
+        """The run has crashed."""
+        self._step(Event.CRASH)
+        self._dropped = None
+        self.driver.unregister(self)
+
     async def _destroy_orphan(self, value: AsyncDestructor) -> None:
         if self.phase is not Phase.ADOPTED:
             return  # somebody closes it after all
@@ -280,7 +296,7 @@ class Destruction:
             errors = await self._destroy(value)
         if errors:
             text = f"destroying {self.name}, made at {self.made_at}, failed"
-            _log(logging.ERROR, text, BaseExceptionGroup(text, errors))
+            log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, errors))
 
     # The end
 
@@ -332,6 +348,8 @@ class Destruction:
         try:
             if self._is_made(value):
                 await self._run_adestroy(value, errors)
+        except GeneratorExit:  # this coroutine is finalized: the run has crashed
+            raise
         except BaseException as error:
             errors.append(error)
         self._step(Event.RETURNED)
@@ -363,10 +381,12 @@ class Destruction:
         with trio.move_on_after(timeout) as scope:
             await value.adestroy()
         if scope.cancelled_caught:
-            _log(
+            log(
                 logging.WARNING,
-                f"{self.name}, made at {self.made_at}, was not destroyed within {timeout:g} s: "
-                "its adestroy() was cancelled",
+                "%s, made at %s, was not destroyed within %g s: its adestroy() was cancelled",
+                self.name,
+                self.made_at,
+                timeout,
             )
 
     def _step(self, event: Event) -> None:
@@ -552,7 +572,7 @@ def _guard_init(cls: type[AsyncDestructor]) -> bool:
         try:
             init(self, *map(lend, args), **{name: lend(kwargs[name]) for name in kwargs})
         except BaseException:
-            destruction.give_up(self)
+            destruction.was_never_made(self)
             raise
         destruction.made = _Made.YES
 
@@ -576,9 +596,3 @@ def _attributes(value: AsyncDestructor) -> dict[str, object]:
 
 def _is_resource(value: object) -> TypeGuard[trio.abc.AsyncResource]:
     return callable(getattr(type(value), "aclose", None))
-
-
-def _log(level: int, text: str, error: BaseException | None = None) -> None:
-    """Rule 7: a filter or handler may raise."""
-    with suppress(Exception):
-        logger.log(level, "%s", text, exc_info=error)

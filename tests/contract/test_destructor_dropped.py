@@ -424,6 +424,81 @@ def test_a4_dropped_in_a_thread_while_the_run_ends() -> None:
         assert [line for line in log if line.endswith(name)] == whole(name)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # trio's own tasks
+@pytest.mark.parametrize("when", ["before", "in adestroy", "in the glue"])
+def test_a4_the_run_crashes(when: str) -> None:
+    """Nothing can be done any more: it is let go, and nobody waits."""
+    log: list[str] = []
+    kept: list[Value] = []
+
+    class Waiting(Value):
+        async def adestroy(self) -> None:
+            crashing.append(True)
+            await trio.sleep_forever()
+
+    crashing: list[bool] = []
+
+    class Broken(trio.abc.Clock):
+        def start_clock(self) -> None:
+            pass
+
+        def current_time(self) -> float:
+            if crashing:
+                raise KeyError
+            return 0
+
+        def deadline_to_sleep_time(self, deadline: float) -> float:
+            return 0
+
+    async def main() -> None:
+        waiting = Waiting("waiting", log)
+        kept.append(waiting)
+        if when == "in the glue":
+            kept[0] = Value("value", log, waiting)
+        if when == "before":
+            crashing.append(True)
+            await trio.lowlevel.checkpoint()
+        await kept[0].aclose()
+
+    open_before = leaks.still_open.copy()
+    with pytest.raises(trio.TrioInternalError):
+        trio.run(main, clock=Broken())
+    assert leaks.still_open == open_before
+    gone = weakref.ref(kept[0])
+    with pytest.raises(trio.ClosedResourceError):
+        kept[0].check_open()
+    kept.clear()
+    gc.collect()
+    assert gone() is None
+    assert log == (whole("value") if when == "in the glue" else [])
+
+
+def test_a4_made_by_the_end_of_a_stream_that_is_not_ours(contexts: Contexts) -> None:
+    """After all others, at the very end of the run."""
+    log: list[str] = []
+    kept: list[object] = []
+
+    class Strange(trio.abc.Stream):
+        async def aclose(self) -> None:
+            kept.append(Value("late", log))
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            raise NotImplementedError
+
+        async def wait_send_all_might_not_block(self) -> None:
+            raise NotImplementedError
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            return b""
+
+    async def main() -> None:
+        kept.append(TlsStream(Strange(), contexts.client, server_hostname="localhost"))
+
+    with warned("unclosed Value"):
+        trio.run(main)
+    assert log == whole("late")
+
+
 def test_a4_a_later_run_knows_nothing_of_it() -> None:
     log: list[str] = []
 

@@ -450,13 +450,16 @@ class TrioDriver(trio.abc.Instrument):
                 await self._next_wakeup()
         finally:
             trio.lowlevel.remove_instrument(watch)
-        await self._drain_destructors(late)
-        if late:
-            adopt(self._endings)
-        if self._ring is not None and self.failure is None:
-            self._ring.cancel_all(reads_only=True)
-            self._ring.expedite_close()
-        await self._await_endings()
+        while True:
+            await self._drain_destructors(late)
+            if late:
+                adopt(self._endings)
+            if self._ring is not None and self.failure is None:
+                self._ring.cancel_all(reads_only=True)
+                self._ring.expedite_close()
+            await self._await_endings()
+            if not late or not any(ending.runs_user_code for ending in self._endings):
+                break  # else a stream that is not ours has made some at its end
         if late and self._ring is not None:
             await self._drain_rest(self._ring)
 
