@@ -1,9 +1,12 @@
-"""C1, C2, C3, C7, C8, C9 at random: every end of every kind, at any moment, under any traffic.
+"""C1, C2, C3, C7, C8, C9, A1, A2, A4 at random: every end, at any moment, under any traffic.
 
 A case is a function of its seed: TLS version, side, how our side ends and when, the traffic in
 both directions, how fast the peer is. Whatever it is, what the peer read is a prefix of what was
 offered, holds all that was accepted, and is followed by close_notify and FIN; or the timeout
 passed, and then the peer saw a reset.
+
+Half of the tests have a value with a destructor own the stream, and say last words: then the peer
+reads these behind all that was accepted.
 
 RINGTLS_CASES sets the number of cases (300 by default), RINGTLS_SEED the first seed. A case that
 fails names its seed: RINGTLS_CASES=1 RINGTLS_SEED=n runs it alone. Many take longer than pytest
@@ -27,7 +30,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from ringtls import CloseOutcome, SocketStream, TlsStream
+from ringtls import AsyncDestructor, CloseOutcome, SocketStream, TlsStream
 from ringtls._engine import ring as _ring
 from ringtls._streams.closing import Closing
 
@@ -50,6 +53,7 @@ MakeStream = Callable[[socket.socket, "Case", Contexts], AnyTls]
 
 LEAVES = ("return", "raise", "cancel", "drop", "exit the run")
 PEERS = ("fast", "slow", "stalled")
+LAST_WORDS = b"these are the last words"
 
 
 @dataclass
@@ -84,33 +88,51 @@ class LeaveError(Exception):
     """Our handler's own exception."""
 
 
+class Speaker(AsyncDestructor):
+    """Owns a stream, and says last words."""
+
+    ended = 0
+
+    def __init__(self, stream: AnyTls) -> None:
+        self.stream = stream
+
+    async def adestroy(self) -> None:
+        Speaker.ended += 1
+        await self.stream.send_all(LAST_WORDS)
+
+
 class OurSide:
     """The stream under test, in a trio run of its own."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, *, is_owned: bool) -> None:
         self.case = case
+        self.is_owned = is_owned
         self.stream: AnyTls | None = None
+        self.kept: trio.abc.AsyncResource | None = None
 
     async def run(self) -> None:
         """Talk, and leave as the case says."""
         case = self.case
         stream = self.stream
         assert stream is not None
+        resource: AnyTls | Speaker | None = Speaker(stream) if self.is_owned else stream
+        assert resource is not None
         if case.leave == "exit the run":
+            self.kept = resource
             with trio.move_on_after(case.moment):
                 await self.talk(stream)
         elif case.leave == "drop":
             with trio.move_on_after(case.moment):
                 await self.talk(stream)
-            self.stream = stream = None
+            self.stream = stream = resource = None
             gc.collect()
         elif case.leave == "cancel":
             with trio.move_on_after(case.moment):
-                async with stream:
+                async with resource:
                     await self.talk(stream)
         else:
             try:
-                async with stream:
+                async with resource:
                     with trio.move_on_after(case.moment):
                         await self.talk(stream)
                     if case.leave == "raise":
@@ -181,7 +203,7 @@ def trios(sock: socket.socket, case: Case, contexts: Contexts) -> trio.SSLStream
     )
 
 
-def play(case: Case, contexts: Contexts, make_stream: MakeStream) -> End:
+def play(case: Case, contexts: Contexts, make_stream: MakeStream, *, is_owned: bool = False) -> End:
     """Run a case; returns how the peer saw it end."""
     ours, theirs = tcp_pair(32768 if case.small_buffers else None)
     peer = Peer(theirs, contexts, server_side=not case.server_side)
@@ -189,7 +211,7 @@ def play(case: Case, contexts: Contexts, make_stream: MakeStream) -> End:
     del ours
     ends: list[End] = []
     thread = threading.Thread(target=peer_story, args=(peer, case, ends))
-    side = OurSide(case)
+    side = OurSide(case, is_owned=is_owned)
 
     async def main() -> None:
         side.stream = make_stream(sockets.pop(), case, contexts)
@@ -200,50 +222,61 @@ def play(case: Case, contexts: Contexts, make_stream: MakeStream) -> End:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # some cases drop streams on purpose
         trio.run(main)
-        side.stream = None
+        side.stream = side.kept = None
         gc.collect()
     thread.join()
     return ends[0]
 
 
-def judge(case: Case, end: End) -> None:
+def judge(case: Case, end: End, *, is_owned: bool) -> None:
     assert case.closing is not None
     outcome = case.closing.outcome
-    assert bytes(case.offered).startswith(end.data), case
+    data = end.data
+    if is_owned and outcome is CloseOutcome.CLEAN:
+        assert data.endswith(LAST_WORDS), case
+        data = data.removesuffix(LAST_WORDS)
+    assert bytes(case.offered).startswith(data), case
     if outcome is CloseOutcome.TIMED_OUT:
         assert end.transport is Transport.RST, case
         assert not end.close_notify, case
         return
     assert outcome is CloseOutcome.CLEAN, case
     assert end.is_clean, (str(case), end.close_notify, end.transport, end.trailing, end.error)
-    assert len(end.data) >= case.accepted, case
+    assert len(data) >= case.accepted, case
 
 
 def alive() -> set[int]:
-    """The streams that exist, and their ends, by id: other tests may have left some."""
-    return {id(each) for each in gc.get_objects() if isinstance(each, TlsStream | Closing)}
+    """The streams that exist, their ends and owners, by id: other tests may have left some."""
+    return {id(each) for each in gc.get_objects() if isinstance(each, TlsStream | Closing | Speaker)}
 
 
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.parametrize(
     "make_transport", [SocketStream, adapted_socket_stream], ids=["ring", "adapter"]
 )
-def test_c1_at_random(versioned_contexts: Contexts, make_transport: MakeTransport) -> None:
+@pytest.mark.parametrize("is_owned", [False, True], ids=["alone", "owned"])
+def test_c1_a1_at_random(
+    versioned_contexts: Contexts, make_transport: MakeTransport, is_owned: bool
+) -> None:
     clean = 0
+    Speaker.ended = 0
     fds, threads, rings = open_fds(), threading.active_count(), set(_ring._open_rings)
     streams = alive()
-    for seed in range(FIRST_SEED, FIRST_SEED + (CASES + 3) // 4):
+    cases = (CASES + 7) // 8
+    for seed in range(FIRST_SEED, FIRST_SEED + cases):
         case = Case(seed)
-        end = play(case, versioned_contexts, ours_over(make_transport))
-        judge(case, end)
+        make_stream = ours_over(make_transport)
+        end = play(case, versioned_contexts, make_stream, is_owned=is_owned)
+        judge(case, end, is_owned=is_owned)
         clean += end.is_clean
+    assert Speaker.ended == (cases if is_owned else 0)
     assert open_fds() == fds
     assert _ring._open_rings <= rings  # each drained its operations
     del case
     gc.collect()
     assert alive() <= streams
     assert threading.active_count() <= threads  # idle ones of trio's end by themselves
-    assert clean > CASES // 8
+    assert clean > cases // 2
 
 
 @pytest.mark.ringtls_allow_unclosed
