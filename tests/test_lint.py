@@ -277,6 +277,16 @@ def f(stream: blocking.SocketStream):
     async with stream:  # RTL108
         pass
 ---
+async with await connect("host", 443) as stream:
+    await stream.send_all(b"x")
+    await stream.receive_some()
+    stream.farewell = farewell()  # RTL110
+return 3
+---
+with blocking.TlsStream(raw, context) as stream:
+    stream.send_all(b"x")
+    stream.farewell = b"QUIT"  # RTL110
+---
 stream = await connect("host", 443)  # RTL106
 await stream.send_all(b"x")
 stream = await connect("other host", 443)
@@ -323,6 +333,27 @@ async with trio.open_nursery() as nursery:
 """
 
 GOOD = """\
+async with await connect("host", 443) as stream:
+    stream.farewell = b"QUIT"
+    await stream.send_all(b"x")
+---
+async with await connect("host", 443) as stream:
+    await stream.send_all(b"x")
+    stream.farewell = b"QUIT"
+    await stream.receive_some()
+---
+async with await connect("host", 443) as stream:
+    await stream.send_all(b"x")
+    if stream.session_reused:
+        stream.farewell = b"QUIT"
+---
+async with await connect("host", 443) as stream:
+    stream.farewell = b"QUIT"
+---
+async with await connect("host", 443) as stream, await connect("other host", 443) as other:
+    await other.send_all(b"x")
+    stream.farewell = b"QUIT"
+---
 async with Session(raw) as session:
     await session.ask(3)
 ---

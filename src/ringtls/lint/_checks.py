@@ -15,6 +15,10 @@ from ._tables import BLOCKING_CLOSERS, CLOSERS, EXPECTING, RULES, TO_BE_CLOSED, 
 __all__ = ["Checker"]
 
 
+#: What may take a while, or do something that this check does not see.
+DOING = (ast.Await, ast.AsyncFor, ast.AsyncWith, ast.Call, ast.Yield, ast.YieldFrom)
+
+
 class Use(enum.Enum):
     """What a use of a variable does for the stream in it."""
 
@@ -58,6 +62,14 @@ class Checker:
                 yield node, "RTL104", kind
             if self._destroys(node):
                 yield node, "RTL109", Kind.DESTRUCTOR
+
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                match target:
+                    case ast.Attribute(value=ast.Name() as stream, attr="farewell"):
+                        kind = self._kinds.of(stream)
+                        if kind and self._is_after_the_last_send(node, stream):
+                            yield target, "RTL110", kind
 
     # RTL102, RTL107, RTL108
 
@@ -252,6 +264,24 @@ class Checker:
                     )
         return False
 
+    def _is_after_the_last_send(self, assignment: ast.Assign, stream: ast.Name) -> bool:
+        """Is it what a function does last in any case, after it has sent something?"""
+        parents = [parent for parent, _ in self._module.ancestors(assignment)]
+        function = next((each for each in parents if isinstance(each, FUNCTIONS)), None)
+        if function is None or not all(
+            isinstance(each, (ast.With, ast.AsyncWith))
+            for each in parents[: parents.index(function)]
+        ):
+            return False
+        done = [node for node in ast.walk(function) if isinstance(node, DOING)]
+        return all(_begins(node) < _end(assignment) for node in done) and any(
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "send_all"
+            and _is_name(node.func.value, stream.id)
+            for node in done
+        )
+
     def _is_discarded(self, operation: ast.Call) -> bool:
         if isinstance(self._module.parents[operation], ast.Expr):
             return True
@@ -313,6 +343,16 @@ class Checker:
 
 def _is_name(node: ast.AST | None, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
+
+
+def _begins(node: ast.expr | ast.stmt) -> tuple[int, int]:
+    return node.lineno, node.col_offset
+
+
+def _end(node: ast.stmt) -> tuple[int, int]:
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    return node.end_lineno, node.end_col_offset
 
 
 def _rebinds(statement: ast.AST, name: str) -> bool:

@@ -36,6 +36,8 @@ RULES = {
     "have the task itself enter it with 'async with'",
     "RTL108": "'async with' can't close a {kind}: use 'with'",
     "RTL109": "adestroy() is called by ringtls, once: call aclose()",
+    "RTL110": "this farewell of a {kind} is set after the last send: "
+    "set it before, or an end that comes earlier goes without",
 }
 
 
