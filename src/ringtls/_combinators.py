@@ -117,11 +117,15 @@ async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable
 
     @enable_ki_protection
     async def run() -> None:
-        with trio.CancelScope(shield=True):
-            results.append(await outcome.acapture(function))
-        reschedule(caller)
+        try:
+            with trio.CancelScope(shield=True):
+                results.append(await outcome.acapture(function))
+        finally:
+            reschedule(caller)
 
     def abort(_: RaiseCancelT) -> Abort:
+        if not nursery.child_tasks:  # it has failed itself (rule C16)
+            return Abort.SUCCEEDED
         on_cancel()
         return Abort.FAILED
 

@@ -7,14 +7,14 @@
     ADOPTED     YIELD      OPEN        its owner is being destroyed too, and will close it
     DESTROYING  RETURNED   DROPPING    its attributes that are async resources are closed
     DROPPING    CLOSED     DESTROYED   all who wait are woken
-    OPEN        CRASH      DESTROYED   the run is gone, and with it all tasks: nothing can be done
+    OPEN        CRASH      DESTROYED   the run is gone, and with it all tasks (or see rule 7)
     ADOPTED     CRASH      DESTROYED   the same
     DESTROYING  CRASH      DESTROYED   the same
     DROPPING    CRASH      DESTROYED   the same
 
 Rules:
 
-1. The record of a value, its Destruction, is made before the value and outlives it. The run holds
+1. The record of a value, its Destruction, is made with the value and outlives it. The run holds
    the record, and the record no more than a weak reference, until the value is dropped. Then the
    record takes it back from its finalizer, because adestroy() needs it.
 2. Phases change in the run's thread only, and the first change is made with no await after the
@@ -28,7 +28,8 @@ Rules:
 6. A value whose ``__init__`` raises never was one. It has no adestroy() to run, but what it had
    taken by then is closed. Classes may get their ``__init__`` late (dataclasses do), so it is
    wrapped when the first value is made.
-7. User code raises what it likes: nothing of that stops an end, or the run.
+7. User code raises what it likes: nothing of that stops an end, or the run. If something is raised
+   in here (short memory), the end is over at once: nobody waits for it for ever.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -143,6 +145,7 @@ class Destruction:
         "_over",
         "_patience",
         "_ref",
+        "deadline",
         "driver",
         "made",
         "made_at",
@@ -153,7 +156,6 @@ class Destruction:
     )
 
     runs_user_code = True
-    deadline = math.inf  # what it waits for is bounded: destroy_timeout, and rule 3 of _combinators
 
     def __init__(self, driver: TrioDriver, value: AsyncDestructor, made: _Made) -> None:
         self.driver = driver
@@ -162,6 +164,7 @@ class Destruction:
         self.made_at = leaks.caller()
         self.phase = Phase.OPEN
         self.timeout = DESTROY_TIMEOUT
+        self.deadline = math.inf  # all it waits for has its own: rule A2, rule 3 of _combinators
         self.owner: Destruction | None = None
         self._ref = ref(value)
         self._dropped: AsyncDestructor | None = None
@@ -172,8 +175,11 @@ class Destruction:
         self._afterwards: list[Callable[[], object]] = []
         self._patience = Patience()
         self._over = driver.wait_queue()
-        driver.register(self)
+
+    def hold_the_run(self) -> None:
+        """To be called when the value refers to this: from now on its end is waited for."""
         leaks.still_open.add(self)
+        self.driver.register(self)
 
     # Attributes
 
@@ -255,18 +261,27 @@ class Destruction:
         self.warn_unclosed()
 
     def start_as_orphan(self) -> None:
-        value = self._dropped or self._ref()
-        if self.started or value is None:  # None: another thread is about to finalize it
+        value = self._value()
+        if self.started:
+            return
+        if value is None:  # another thread is about to finalize it, or its finalizer has failed
+            self.deadline = min(self.deadline, time.monotonic())
             return
         if self.owner is not None and self.owner.postpone(self.start_as_orphan):
             return
-        self._claim(value)
-        self._step(Event.ADOPT)
-        self.driver.start_task(partial(self._destroy_orphan, value))
+        try:
+            self._claim(value)
+            self._step(Event.ADOPT)
+            self.driver.start_task(partial(self._destroy_orphan, value))
+        except BaseException as failure:
+            self._crash(failure)
+
+    def _value(self) -> AsyncDestructor | None:
+        return self._ref() if self._dropped is None else self._dropped
 
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of a value that nobody closed."""
-        value = self._dropped or self._ref()
+        value = self._value()
         if value is None or self._has_owner or not self._is_made(value):
             return
         text = f"unclosed {self.name}, made at {self.made_at}"
@@ -280,23 +295,37 @@ class Destruction:
 
     def give_up(self) -> None:
         """The run has crashed."""
-        self._step(Event.CRASH)
-        self._dropped = None
-        self.driver.unregister(self)
+        if self.phase is not Phase.DESTROYED:
+            self._step(Event.CRASH)
+            self._dropped = None
+            self.driver.unregister(self)
+
+    def _crash(self, failure: BaseException) -> None:
+        """Something was raised in this module, or in what it calls of ringtls (rule 7)."""
+        if self.phase is Phase.DESTROYED:
+            return  # the run has crashed
+        try:
+            text = "the end of %s, made at %s, was cut short: %r was raised inside ringtls"
+            log(logging.ERROR, text, self.name, self.made_at, failure, failure=failure)
+        finally:
+            self._end(Event.CRASH)
 
     async def _destroy_orphan(self, value: AsyncDestructor) -> None:
-        if self.phase is not Phase.ADOPTED:
-            return  # somebody closes it after all
-        if self.owner is not None and self.owner.postpone(self.start_as_orphan):
-            self._step(Event.YIELD)
-            return
-        self._step(Event.DESTROY)
-        self._patience.limit()
-        with trio.CancelScope(shield=True):
-            errors = await self._destroy(value)
-        if errors:
-            text = f"destroying {self.name}, made at {self.made_at}, failed"
-            log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, errors))
+        try:
+            if self.phase is not Phase.ADOPTED:
+                return  # somebody closes it after all
+            if self.owner is not None and self.owner.postpone(self.start_as_orphan):
+                self._step(Event.YIELD)
+                return
+            self._step(Event.DESTROY)
+            self._patience.limit()
+            with trio.CancelScope(shield=True):
+                errors = await self._destroy(value)
+            if errors:
+                text = f"destroying {self.name}, made at {self.made_at}, failed"
+                log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, errors))
+        except BaseException as failure:
+            self._crash(failure)
 
     # The end
 
@@ -323,10 +352,14 @@ class Destruction:
             while self.phase is not Phase.DESTROYED:
                 await self._over.wait_uncancellable()
             return
-        self._step(Event.DESTROY)
-        if self.made is _Made.NOT_BEGUN:
-            self.made = _Made.YES
-        errors = await run_apart(partial(self._destroy, value), on_cancel=self._patience.limit)
+        try:
+            self._step(Event.DESTROY)
+            if self.made is _Made.NOT_BEGUN:
+                self.made = _Made.YES
+            errors = await run_apart(partial(self._destroy, value), on_cancel=self._patience.limit)
+        except BaseException as failure:
+            self._crash(failure)
+            raise
         if errors:
             raise BaseExceptionGroup(f"destroying {self.name} failed", errors)
 
@@ -353,20 +386,20 @@ class Destruction:
         except BaseException as error:
             errors.append(error)
         self._step(Event.RETURNED)
-        try:
-            for resource in self.owned(value):
-                raised = await close_one(resource, self._patience)
-                errors += [] if raised is None else [raised]
-        except BaseException as error:
-            errors.append(error)
-        self._step(Event.CLOSED)
+        for resource in self.owned(value):
+            raised = await close_one(resource, self._patience)
+            errors += [] if raised is None else [raised]
+        self._end(Event.CLOSED)
+        return errors
+
+    def _end(self, event: Event) -> None:
+        self._step(event)
         self._dropped = None
         self.driver.unregister(self)
         self._over.wake()
         self.driver.wake()
         for start_as_orphan in self._afterwards:
             start_as_orphan()
-        return errors
 
     def _is_made(self, value: AsyncDestructor) -> bool:
         """Rule 6. Without a call of ``__init__`` it is one as soon as it has attributes."""
@@ -463,7 +496,9 @@ class AsyncDestructor(trio.abc.AsyncResource):
             if made is _Made.YES and (args or kwargs):
                 raise TypeError(f"{cls.__name__}() takes no arguments")
             value = super().__new__(cls)
-            object.__setattr__(value, _SLOT, Destruction(driver, value, made))
+            destruction = Destruction(driver, value, made)
+            object.__setattr__(value, _SLOT, destruction)
+            destruction.hold_the_run()
             return value
 
         @enable_ki_protection

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import logging
+import os
 import pickle
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -21,10 +24,13 @@ import trio.testing
 from ringtls import AsyncDestructor, _destructor, aclose_all, borrowed
 from ringtls._destructor import TRANSITIONS, Event, Phase
 
+from ..support.injection import InjectedError, RaiseAt
 from ..support.values import Value, whole
 from .test_combinators import STORIES, Resource, Story, Stuck
 
 T = TypeVar("T")
+
+INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "100"))
 
 
 def test_a1_the_table_is_that_of_the_documentation() -> None:
@@ -564,6 +570,59 @@ def test_a1_a2_keyboard_interrupt_at_any_bytecode() -> None:
             assert outer == whole("outer", "outer part"), (number, log)
         if not given:
             assert log == ["made", *whole("inner", "outer", "outer part"), "left"]
+
+
+def play_with_an_exception(number: int) -> bool:
+    """Values that end in all ways, with an exception at a bytecode of ours; was it raised?"""
+    log: list[str] = []
+    kept: list[Value] = []
+    injection = RaiseAt(number, "opcode")
+
+    async def task(story: Callable[[], Awaitable[None]]) -> None:
+        with suppress(InjectedError, RuntimeError, ExceptionGroup, trio.ClosedResourceError):
+            await story()
+        gc.collect(0)
+
+    async def close() -> None:
+        async with Value("closed", log, Value("part", log), Resource("resource", log)):
+            pass
+
+    async def drop() -> None:
+        value = Value("dropped", log, Value("part of what was dropped", log))
+        value.itself = value  # type: ignore[attr-defined]
+
+    async def keep() -> None:
+        kept.append(Value("kept", log, borrowed(Value("lent", log))))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for story in (close, drop, keep):
+                nursery.start_soon(task, story)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never started
+        with injection.tracing(), suppress(InjectedError, trio.TrioInternalError):
+            trio.run(main)
+        kept.clear()
+        gc.collect()
+    begun = [line for line in log if line.startswith("begin")]
+    assert len(set(begun)) == len(begun), injection.place
+    if not injection.has_raised:
+        assert len(begun) == 7
+    return injection.has_raised
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_c16_a1_an_exception_at_any_bytecode() -> None:
+    """Every run ends, and nothing is destroyed twice."""
+    last = 1
+    while play_with_an_exception(last):
+        last *= 2
+    rng = random.Random(16)
+    for number in rng.sample(range(1, last), INJECTIONS):
+        play_with_an_exception(number)
 
 
 # A3

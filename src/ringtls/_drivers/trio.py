@@ -383,6 +383,8 @@ class TrioDriver(trio.abc.Instrument):
     # The pump
 
     async def _pump(self, *, late: bool = False) -> None:
+        if _current.get(None) is not self:  # type: ignore[arg-type]
+            return  # its making was broken off, and another one took its place
         try:
             while True:
                 try:
@@ -475,14 +477,17 @@ class TrioDriver(trio.abc.Instrument):
     async def _drain_destructors(self, late: bool) -> None:
         """Stay until all destructors that have begun are done; late, all that there are."""
         while True:
-            destructors = [ending for ending in self._endings if ending.runs_user_code]
+            waited_for = [ending for ending in self._endings if ending.runs_user_code]
             if late:
-                adopt(destructors)
-            elif not any(ending.started for ending in destructors):
+                adopt(waited_for)
+            else:
+                waited_for = [ending for ending in waited_for if ending.started]
+            if not waited_for:
                 return
-            if not destructors:
-                return
-            await self._next_wakeup()
+            now = time.monotonic()
+            give_up(ending for ending in waited_for if ending.deadline + LATE <= now)
+            with trio.move_on_after(min(ending.deadline for ending in waited_for) + LATE - now):
+                await self._next_wakeup()
 
     async def _drain_rest(self, ring: Ring) -> None:
         """What nobody waits for may take GRACE seconds."""
