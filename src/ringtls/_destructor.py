@@ -302,8 +302,6 @@ class Destruction:
 
     def _crash(self, failure: BaseException) -> None:
         """Something was raised in this module, or in what it calls of ringtls (rule 7)."""
-        if self.phase is Phase.DESTROYED:
-            return  # the run has crashed
         try:
             text = "the end of %s, made at %s, was cut short: %r was raised inside ringtls"
             log(logging.ERROR, text, self.name, self.made_at, failure, failure=failure)
@@ -324,6 +322,8 @@ class Destruction:
             if errors:
                 text = f"destroying {self.name}, made at {self.made_at}, failed"
                 log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, errors))
+        except GeneratorExit:  # this coroutine is finalized: the run has crashed
+            raise
         except BaseException as failure:
             self._crash(failure)
 
@@ -357,6 +357,8 @@ class Destruction:
             if self.made is _Made.NOT_BEGUN:
                 self.made = _Made.YES
             errors = await run_apart(partial(self._destroy, value), on_cancel=self._patience.limit)
+        except GeneratorExit:  # this coroutine is finalized: the run has crashed
+            raise
         except BaseException as failure:
             self._crash(failure)
             raise
@@ -393,7 +395,9 @@ class Destruction:
         return errors
 
     def _end(self, event: Event) -> None:
-        self._step(event)
+        """To be repeated if something is raised in here."""
+        if self.phase is not Phase.DESTROYED:
+            self._step(event)
         self._dropped = None
         self.driver.unregister(self)
         self._over.wake()

@@ -30,7 +30,7 @@ from .test_combinators import STORIES, Resource, Story, Stuck
 
 T = TypeVar("T")
 
-INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "100"))
+INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "12"))
 
 
 def test_a1_the_table_is_that_of_the_documentation() -> None:

@@ -402,7 +402,7 @@ class TrioDriver(trio.abc.Instrument):
             if not late and not self.is_forked:
                 self._ask_for_late_pump()
             elif self._is_shielding:
-                self._token.run_sync_soon(self._shield.__exit__, None, None, None)
+                self._token.run_sync_soon(self._end_shield)
 
     async def _next_wakeup(self) -> None:
         while self._polling.awake:
@@ -428,15 +428,25 @@ class TrioDriver(trio.abc.Instrument):
         if len(root.child_nurseries) > 1:  # the system nursery is not quite gone
             self._token.run_sync_soon(self._start_late_pump)
             return
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(bool)  # raises if the first use of ringtls came too late
-            self._shield.__enter__()
-            self._is_shielding = True
-        self._pump_runs = True
-        self._late_nursery = nursery
-        for function in self._late_tasks:
-            nursery.start_soon(function)
-        nursery.start_soon(partial(self._pump, late=True), name="ringtls late pump")
+        try:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(bool)  # raises if the first use of ringtls came too late
+                self._is_shielding = True
+                self._shield.__enter__()
+            self._pump_runs = True
+            self._late_nursery = nursery
+            for function in self._late_tasks:
+                nursery.start_soon(function)
+            nursery.start_soon(partial(self._pump, late=True), name="ringtls late pump")
+        except BaseException:
+            self._end_shield()
+            raise
+
+    def _end_shield(self) -> None:
+        if self._is_shielding:
+            self._is_shielding = False
+            with suppress(RuntimeError):  # it was not entered yet
+                self._shield.__exit__(None, None, None)
 
     async def _drain(self, late: bool) -> None:
         """Stay until this is the last task, and then until nothing is in flight (rule 5)."""
