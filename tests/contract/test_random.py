@@ -246,8 +246,10 @@ def judge(case: Case, end: End, *, is_owned: bool) -> None:
 
 
 def alive() -> set[int]:
-    """The streams that exist, their ends and owners, by id: other tests may have left some."""
-    return {id(each) for each in gc.get_objects() if isinstance(each, TlsStream | Closing | Speaker)}
+    """Streams, their ends and owners that exist, by id: other tests may have left some."""
+    return {
+        id(each) for each in gc.get_objects() if isinstance(each, TlsStream | Closing | Speaker)
+    }
 
 
 @pytest.mark.ringtls_allow_unclosed
