@@ -399,7 +399,7 @@ class TrioDriver(trio.abc.Instrument):
             raise
         finally:
             self._pump_runs = False
-            if not late and not self.is_forked:
+            if not late and not self.is_forked and (self._endings or self._in_flight):
                 self._ask_for_late_pump()
             elif self._is_shielding:
                 self._token.run_sync_soon(self._end_shield)

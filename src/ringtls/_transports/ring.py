@@ -149,7 +149,7 @@ class RingTransport(BaseTransport):
         """The socket, which the ring uses no more. For callers that have detached, and waited
         until all was sent."""
         if self._outbox is not None:
-            self._ring.finish(self._outbox, time.monotonic())
+            self._ring.outbox_shutdown(self._outbox, time.monotonic())
             self._outbox = None
         sock = self.socket
         family, kind, proto = sock.family, sock.type, sock.proto
