@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One call at random, and what the model makes of it. A call that fails has
+ * changed nothing.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "faults.h"
+#include "play.h"
+
+#define MOST_BYTES 6000u
+#define MOST_SHARING 6u
+#define FAR_NS (INT64_C(600) * 1000 * NS_PER_MS)
+#define NO_SUCH_FD 100000
+
+static bool no_memory(int64_t error)
+{
+	return error == -ENOMEM &&
+	       faults_in_call(FAULT_MALLOC) + faults_in_call(FAULT_CALLOC);
+}
+
+static bool is_accepted(struct play *p, struct request *q, int error)
+{
+	trace("%s %llu fd %d len %u%s: %d", opcode_name(q->opcode),
+	      (unsigned long long)q->id, q->fd, q->len,
+	      q->deadline < 0 ? "" : " timed", error);
+	if (!error)
+		return true;
+	CHECK(no_memory(error), "%s: %s", opcode_name(q->opcode),
+	      strerror(-error));
+	request_forget(p, q);
+	return false;
+}
+
+static unsigned int any_len(struct play *p)
+{
+	return 1 + below(&p->random, one_in(&p->random, 3) ? MOST_BYTES : 300);
+}
+
+static int64_t soon(struct play *p)
+{
+	return now_ns() + (int64_t)below(&p->random, 12) * NS_PER_MS;
+}
+
+static int64_t soon_or_never(struct play *p)
+{
+	return one_in(&p->random, 2) ? soon(p) : RTL_NO_DEADLINE;
+}
+
+static bool is_usable(const struct connection *c)
+{
+	return c->open && !c->closing;
+}
+
+static bool may_read(const struct connection *c)
+{
+	return is_usable(c) &&
+	       c->readers < (c->in.anything ? MOST_SHARING : 1);
+}
+
+static bool may_write(const struct connection *c)
+{
+	return is_usable(c) && !c->out.cut &&
+	       c->writers < (c->out.anything ? MOST_SHARING : 1);
+}
+
+static void do_recv(struct play *p, struct connection *c)
+{
+	struct request *q;
+	unsigned int len = any_len(p);
+
+	if (!may_read(c))
+		return;
+	q = request_new(p, REQUEST, RTL_RECV, c);
+	q->endless = true;
+	if (is_accepted(p, q, ENGINE(rtl_recv, p->ring, q->id, c->ours, len)))
+		c->readers++;
+}
+
+static void take_memory(struct request *q, unsigned int len)
+{
+	q->memory = malloc(len);
+	q->len = len;
+}
+
+static void do_recv_into(struct play *p, struct connection *c)
+{
+	struct request *q;
+
+	if (!may_read(c))
+		return;
+	q = request_new(p, REQUEST, RTL_RECV_INTO, c);
+	q->endless = true;
+	take_memory(q, any_len(p));
+	if (is_accepted(p, q, ENGINE(rtl_recv_into, p->ring, q->id, c->ours,
+				     q->memory, q->len)))
+		c->readers++;
+}
+
+static void do_multishot(struct play *p, struct connection *c)
+{
+	struct request *q;
+
+	if (!may_read(c))
+		return;
+	q = request_new(p, REQUEST, RTL_INPUT, c);
+	q->endless = true;
+	if (is_accepted(p, q, ENGINE(rtl_input, p->ring, q->id, c->ours))) {
+		c->readers++;
+		p->multishot = true;
+	}
+}
+
+static void do_send(struct play *p, struct connection *c)
+{
+	struct request *q;
+
+	if (!may_write(c))
+		return;
+	q = request_new(p, REQUEST, RTL_SEND, c);
+	take_memory(q, any_len(p));
+	flow_fill(&c->out, c->out.written, q->memory, q->len);
+	q->deadline = soon_or_never(p);
+	if (is_accepted(p, q, ENGINE(rtl_send, p->ring, q->id, c->ours,
+				     q->memory, q->len, q->deadline)))
+		c->writers++;
+}
+
+static void do_poll(struct play *p, struct connection *c)
+{
+	static const unsigned int masks[] = { 0, POLLIN, POLLOUT };
+	struct request *q;
+
+	if (!is_usable(c))
+		return;
+	q = request_new(p, REQUEST, RTL_POLL, c);
+	q->deadline = soon_or_never(p);
+	q->endless = q->deadline < 0;
+	is_accepted(p, q, ENGINE(rtl_poll, p->ring, q->id, c->ours,
+				 masks[below(&p->random, 3)], q->deadline));
+}
+
+/* More at once than the queues and the table have room for. */
+static void do_burst(struct play *p, struct connection *c)
+{
+	unsigned int n = below(&p->random, 120);
+
+	if (one_in(&p->random, 8))
+		while (n--)
+			do_poll(p, c);
+}
+
+static void do_accept(struct play *p, struct connection *c)
+{
+	struct request *q = request_new(p, REQUEST, RTL_ACCEPT, NULL);
+
+	(void)c;
+	q->fd = p->listener;
+	q->endless = true;
+	is_accepted(p, q, ENGINE(rtl_accept, p->ring, q->id, p->listener));
+}
+
+static void do_connect(struct play *p, struct connection *c)
+{
+	struct request *q = request_new(p, REQUEST, RTL_CONNECT, NULL);
+
+	(void)c;
+	q->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (!is_accepted(p, q, ENGINE(rtl_connect, p->ring, q->id, q->fd,
+				      AF_INET, "127.0.0.1",
+				      ntohs(p->address.sin_port))))
+		close(p->requests[p->n_requests].fd);
+}
+
+static void do_outbox(struct play *p, struct connection *c)
+{
+	struct request *q;
+
+	if (!may_write(c) || c->outbox)
+		return;
+	q = request_new(p, REQUEST, RTL_OUTBOX, c);
+	q->endless = true;
+	if (is_accepted(p, q, ENGINE(rtl_outbox, p->ring, q->id, c->ours))) {
+		c->writers++;
+		c->outbox = q;
+	}
+}
+
+static bool may_put(const struct request *q)
+{
+	return !q->cancelled && !q->finishing;
+}
+
+static void check_put(struct play *p, struct request *q, unsigned int len,
+		      int64_t pending)
+{
+	trace("put %u into %llu: %lld", len, (unsigned long long)q->id,
+	      (long long)pending);
+	if (!may_put(q)) {
+		CHECK(pending == -EPIPE, "put after the end: %lld",
+		      (long long)pending);
+		return;
+	}
+	if (no_memory(pending))
+		return;
+	q->put += len;
+	q->connection->out.written += len;
+	p->perhaps_sent += len;
+	CHECK(pending >= len && (uint64_t)pending <= q->put,
+	      "put %u of %llu in all: %lld pending", len,
+	      (unsigned long long)q->put, (long long)pending);
+}
+
+static void do_put(struct play *p, struct connection *c)
+{
+	unsigned char data[MOST_BYTES];
+	unsigned int len = any_len(p) - one_in(&p->random, 20);
+	int64_t pending;
+
+	if (!c->open || !c->outbox)
+		return;
+	flow_fill(&c->out, c->out.written, data, len);
+	pending = ENGINE(rtl_put, p->ring, c->outbox->id, data, len, 0);
+	memset(data, 0xdd, len);
+	check_put(p, c->outbox, len, pending);
+}
+
+static void do_put_borrowed(struct play *p, struct connection *c)
+{
+	unsigned int len = any_len(p);
+	struct request *s;
+	int64_t pending;
+
+	if (!c->open || !c->outbox)
+		return;
+	s = request_new(p, SEGMENT, RTL_OUTBOX, c);
+	take_memory(s, len);
+	flow_fill(&c->out, c->out.written, s->memory, len);
+	pending = ENGINE(rtl_put, p->ring, c->outbox->id, s->memory, len,
+			 s->id);
+	check_put(p, c->outbox, len, pending);
+	if (pending < 0)
+		request_forget(p, s);
+}
+
+static void do_notify(struct play *p, struct connection *c)
+{
+	uint64_t below_this = below(&p->random, 20000);
+	struct request *q = c->outbox;
+	int64_t pending;
+
+	if (!c->open || !q)
+		return;
+	pending = ENGINE(rtl_pending, p->ring, q->id, below_this);
+	CHECK(pending >= 0 && (uint64_t)pending <= q->put,
+	      "pending of %llu: %lld", (unsigned long long)q->id,
+	      (long long)pending);
+	if ((uint64_t)pending >= below_this && below_this > q->notify_below)
+		q->notify_below = below_this;
+	trace("notify %llu below %llu: %lld", (unsigned long long)q->id,
+	      (unsigned long long)below_this, (long long)pending);
+}
+
+static void do_finish(struct play *p, struct connection *c)
+{
+	if (c->open && c->outbox && one_in(&p->random, 4))
+		call_finish(p, c->outbox, soon(p) - 2 * NS_PER_MS);
+}
+
+static bool is_expected_end(const struct request *q, int error, int64_t now)
+{
+	const struct connection *c = q->connection;
+
+	if (error == -ETIMEDOUT)
+		return now >= q->deadline;
+	if (error == -EPIPE && faults_in_call(FAULT_SEND_BROKEN))
+		return true;
+	return (error == -EPIPE || error == -ECONNRESET) && c->broken;
+}
+
+void call_finish(struct play *p, struct request *q, int64_t deadline)
+{
+	struct connection *c = q->connection;
+	int ret;
+
+	q->finishing = true;
+	q->deadline = deadline;
+	ret = ENGINE(rtl_finish, p->ring, q->id, deadline);
+	trace("finish %llu: %d", (unsigned long long)q->id, ret);
+	if (ret == 1)
+		return;
+	CHECK(!q->cancelled, "finish after a cancellation: %d", ret);
+	CHECK(!ret || is_expected_end(q, ret, now_ns()), "finish: %s",
+	      strerror(-ret));
+	if (ret)
+		c->out.cut = true;
+	else
+		p->sent += q->put;
+	request_over(q);
+	c->outbox = NULL;
+	c->writers--;
+}
+
+void call_cancel(struct play *p, struct request *q)
+{
+	int error = ENGINE(rtl_cancel, p->ring, q->id);
+
+	trace("cancel %llu: %d", (unsigned long long)q->id, error);
+	CHECK(error == (q->over ? -ENOENT : 0), "cancel of %s %llu, %s: %d",
+	      opcode_name(q->opcode), (unsigned long long)q->id,
+	      q->over ? "over" : "live", error);
+	if (error || q->opcode == RTL_CLOSE)
+		return;
+	q->cancelled = true;
+	if (q->opcode == RTL_OUTBOX)
+		q->connection->out.cut = true;
+}
+
+static void do_cancel(struct play *p, struct connection *c)
+{
+	unsigned int recent = p->n_requests < 40 ? p->n_requests : 40;
+	struct request *q;
+
+	(void)c;
+	if (!recent)
+		return;
+	q = &p->requests[p->n_requests - 1 - below(&p->random, recent)];
+	if (q->kind == REQUEST)
+		call_cancel(p, q);
+}
+
+static void do_close(struct play *p, struct connection *c)
+{
+	uint64_t limit = one_in(&p->random, 2) ? 0 : 100000;
+	bool far = !one_in(&p->random, 3);
+	struct request *q;
+
+	if (!is_usable(c) || !one_in(&p->random, 8))
+		return;
+	q = request_new(p, REQUEST, RTL_CLOSE, c);
+	q->deadline = far ? now_ns() + FAR_NS : soon(p);
+	if (!is_accepted(p, q, ENGINE(rtl_close, p->ring, q->id, c->ours,
+				      limit, q->deadline)))
+		return;
+	c->closing = q;
+	c->broken |= !far;
+}
+
+static void do_release(struct play *p, struct connection *c)
+{
+	if (c->open && c->closing && !c->released &&
+	    (!c->outbox || one_in(&p->random, 4)))
+		connection_release(p, c);
+}
+
+static void do_hurry(struct play *p, struct connection *c)
+{
+	(void)c;
+	if (!one_in(&p->random, 30))
+		return;
+	trace("hurry");
+	ENGINE_VOID(rtl_hurry, p->ring);
+	p->hurried = true;
+}
+
+static void do_peer_write(struct play *p, struct connection *c)
+{
+	if (c->open && c->theirs >= 0 && !c->their_fin)
+		peer_write(p, c, any_len(p));
+}
+
+static void do_peer_read(struct play *p, struct connection *c)
+{
+	if (c->open && c->theirs >= 0)
+		peer_read(p, c, any_len(p));
+}
+
+static void do_peer_end(struct play *p, struct connection *c)
+{
+	if (!c->open || c->theirs < 0 || !one_in(&p->random, 8))
+		return;
+	if (c->their_fin || one_in(&p->random, 2))
+		peer_close(p, c, one_in(&p->random, 2));
+	else
+		peer_fin(c);
+}
+
+static void do_open(struct play *p, struct connection *c)
+{
+	c = connection_slot(p);
+	if (c)
+		connection_open(p, c);
+}
+
+int call_submit(struct play *p)
+{
+	int ret;
+
+	check_loans(p);
+	p->n_loans = p->lent = 0;
+	ret = ENGINE(rtl_submit, p->ring);
+	trace("submit: %d", ret);
+	CHECK(ret >= 0 || ret == -EAGAIN || ret == -EBUSY || ret == -ENOMEM,
+	      "submit: %s", strerror(-ret));
+	return ret;
+}
+
+static void do_submit(struct play *p, struct connection *c)
+{
+	(void)c;
+	call_submit(p);
+}
+
+static void do_arm(struct play *p, struct connection *c)
+{
+	(void)c;
+	arm(p);
+}
+
+static void do_busy_poll(struct play *p, struct connection *c)
+{
+	(void)c;
+	ENGINE_VOID(rtl_look, p->ring, 1000);
+}
+
+static void do_reap(struct play *p, struct connection *c)
+{
+	(void)c;
+	reap(p);
+}
+
+static void check_refusal(const char *what, int64_t got, int expected)
+{
+	CHECK(got == expected || no_memory(got), "%s: %lld instead of %d",
+	      what, (long long)got, expected);
+}
+
+static void do_misuse(struct play *p, struct connection *c)
+{
+	struct rtl_ring *r = p->ring;
+	uint64_t id = p->last_id + 1;
+
+	(void)c;
+	check_refusal("fd -1", ENGINE(rtl_recv, r, id, -1, 1), -EBADF);
+	check_refusal("no such fd", ENGINE(rtl_input, r, id, NO_SUCH_FD),
+		      -EBADF);
+	check_refusal("port", ENGINE(rtl_connect, r, id, p->listener, AF_INET,
+				     "127.0.0.1", 65536), -EINVAL);
+	check_refusal("host", ENGINE(rtl_connect, r, id, p->listener, AF_INET,
+				     "localhost", 1), -EINVAL);
+	check_refusal("family", ENGINE(rtl_connect, r, id, p->listener,
+				       AF_UNIX, "127.0.0.1", 1),
+		      -EAFNOSUPPORT);
+	check_refusal("cancel", ENGINE(rtl_cancel, r, id), -ENOENT);
+	check_refusal("release", ENGINE(rtl_release, r, id), -ENOENT);
+	check_refusal("put", ENGINE(rtl_put, r, id, "x", 1, 0), -EPIPE);
+	check_refusal("pending", ENGINE(rtl_pending, r, id, 1), -EPIPE);
+	check_refusal("finish", ENGINE(rtl_finish, r, id, 0), -EPIPE);
+}
+
+static const struct {
+	unsigned int weight;
+	void (*run)(struct play *p, struct connection *c);
+} steps[] = {
+	{ 6, do_recv },		{ 4, do_recv_into },	{ 4, do_multishot },
+	{ 6, do_send },		{ 4, do_poll },		{ 1, do_burst },
+	{ 1, do_accept },	{ 1, do_connect },	{ 3, do_outbox },
+	{ 10, do_put },		{ 5, do_put_borrowed },	{ 3, do_notify },
+	{ 3, do_finish },	{ 4, do_cancel },	{ 3, do_close },
+	{ 3, do_release },	{ 1, do_hurry },	{ 10, do_peer_write },
+	{ 10, do_peer_read },	{ 2, do_peer_end },	{ 6, do_open },
+	{ 8, do_submit },	{ 4, do_arm },		{ 1, do_busy_poll },
+	{ 9, do_reap },		{ 1, do_misuse },
+};
+
+#define STEPS (sizeof(steps) / sizeof(*steps))
+
+void play_step(struct play *p)
+{
+	struct connection *c =
+		&p->connections[below(&p->random, MAX_CONNECTIONS)];
+	unsigned int total = 0, i;
+
+	for (i = 0; i < STEPS; i++)
+		total += steps[i].weight;
+	total = below(&p->random, total);
+	for (i = 0; total >= steps[i].weight; i++)
+		total -= steps[i].weight;
+	steps[i].run(p, c);
+}

@@ -1,0 +1,196 @@
+"""Faults put into the engine on purpose: the test of the engine must find each of them.
+
+1. A mutant is one change of one place in csrc, found by its pattern. A pattern that is not there
+   exactly once is an error: the code has changed, and so must the mutant.
+2. The engine as it is must pass with the very seeds that the mutants are to fail with.
+3. The first five once survived the whole suite in Python. The others show that each rule of
+   tests/engine/play.h can be broken: their comments say which.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+#: What of the tree the build needs.
+NEEDED = ("build_ffi.py", "csrc", "meson.build", "meson.options", "src", "tests/engine")
+SEEDS = 200
+#: Seconds: for which nothing may move in a play, and for all the plays of a mutant.
+STALL = 4
+LIMIT = 120
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    pattern: str
+    replacement: str
+
+
+MUTANTS = (
+    Mutant(
+        "lookup after a removal: the gap in the probe chain stays open",
+        r"(\w+->table\[\w+\] = NULL;)(\s+do \{)",
+        r"\1 return;\2",
+    ),
+    Mutant(
+        "room for one SQE is enough where a deadline is linked",
+        r"room < \(\w+->timed \? 2u : 1u\)",
+        "room < 1u",
+    ),
+    Mutant(
+        "requests by fd: links into the array that has grown are not mended",
+        r"(\w+)\[(\w+)\]->fd_link = &\1\[\2\];",
+        ";",
+    ),
+    Mutant(
+        "a link timeout that answered -EINVAL is not repeated",
+        r"(result == -EALREADY) \|\| result == -EINVAL",
+        r"\1",
+    ),
+    Mutant(
+        "work is run however much of the pool is lent",  # rule 8
+        r"\s&&\s+[\w>.-]+ <= [\w>.-]*buffers / 2",
+        "",
+    ),
+    Mutant(
+        "a cancellation that found nothing is not repeated",  # rule 1
+        r"result == -ENOENT \|\| ",
+        "",
+    ),
+    Mutant(
+        "a send that ended short starts anew",  # rule 2
+        r"\w+->base \+= sent;",
+        "",
+    ),
+    Mutant(
+        "a lent buffer goes back at once",  # rule 3
+        r"(static void provide\([^{]+\{)([^}]+\})([^$]+)(->lent\[\w+->lent_len\+\+\] = bid;)",
+        r"\1\2\3\4 rtl_pool_take_back(r);",
+    ),
+    Mutant(
+        "a descriptor is closed before its release",  # rule 4
+        r"!\w+->u\.close\.released \|\| ",
+        "",
+    ),
+    Mutant(
+        "a descriptor is closed in use",  # rule 4
+        r"others\((\w+), (\w+), false\)",
+        r"others(\1, \2, true)",
+    ),
+    Mutant(
+        "borrowed memory comes back when it is accepted",  # rule 5
+        r"(->base = )parcel \? buf : (\w+->room)",
+        r"\1parcel ? (free((void *)buf), buf) : \2",
+    ),
+    Mutant(
+        "a deadline is not linked",  # rule 6
+        r"\w+->flags \|= IOSQE_IO_LINK;",
+        "",
+    ),
+    Mutant(
+        "who arms with something there is not woken",  # rule 7
+        r"eventfd_write\(\w+->eventfd, 1\);",
+        ";",
+    ),
+    Mutant(
+        "an outbox that ends still counts as idle",  # rule 9
+        r"(else\s+)\w+->n\.idle--;(\s+bury)",
+        r"\1;\2",
+    ),
+    Mutant(
+        "a put that fails counts its bytes",  # rule 10
+        r"(if \(!s\))(\s+return -ENOMEM;\s+if \(\w+->u\.out\.head)",
+        r"\1 q->u.out.pending += len; if (!s)\2",
+    ),
+)
+
+
+def tree(to: Path) -> None:
+    for name in NEEDED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name)
+        else:
+            shutil.copy(ROOT / name, to / name)
+
+
+def meson(*args: str, cwd: Path) -> None:
+    done = subprocess.run(["meson", *args], cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"meson {args[0]}:\n{done.stdout}{done.stderr}")
+
+
+def build(root: Path) -> None:
+    meson("compile", "-C", "build", "engine-test", cwd=root)
+
+
+def apply(mutant: Mutant, csrc: Path) -> tuple[Path, str]:
+    """Change the one file that has the pattern; returns it and what it was."""
+    found = [
+        (path, text, match)
+        for path in sorted(csrc.glob("*.c"))
+        for text in [path.read_text()]
+        for match in re.finditer(mutant.pattern, text)
+    ]
+    if len(found) != 1:
+        places = ", ".join(path.name for path, _, _ in found) or "nowhere"
+        sys.exit(
+            f"mutant {mutant.name!r}: its pattern matches {len(found)} places ({places}) instead "
+            f"of one: adapt it in {Path(__file__).name}\n    {mutant.pattern}"
+        )
+    path, text, match = found[0]
+    path.write_text(text[: match.start()] + match.expand(mutant.replacement) + text[match.end() :])
+    return path, text
+
+
+def symptoms(output: str) -> Iterator[str]:
+    for line in output.splitlines():
+        if found := re.search(r"seed \d+: .*|runtime error: .*|\w+Sanitizer: [\w-]+", line):
+            yield found[0]
+
+
+def play(root: Path) -> str | None:
+    """Runs the test; returns what it found, or None."""
+    command = [str(root / "build/tests/engine/engine-test"), "-n", str(SEEDS), "-t", str(STALL)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end within {LIMIT} s"
+    if not done.returncode:
+        return None
+    return "; ".join(dict.fromkeys(symptoms(done.stderr))) or f"exit status {done.returncode}"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "tests").mkdir()
+        tree(root)
+        meson("setup", "-Dengine_tests=true", "-Db_sanitize=address,undefined", "build", cwd=root)
+        build(root)
+        if found := play(root):
+            sys.exit(f"the engine as it is: {found}")
+        survivors = 0
+        for mutant in MUTANTS:
+            path, original = apply(mutant, root / "csrc")
+            build(root)
+            found = play(root)
+            path.write_text(original)
+            survivors += not found
+            print(f"{'killed' if found else 'SURVIVES'}: {mutant.name}\n    {found}", flush=True)
+    if survivors:
+        sys.exit(f"{survivors} of {len(MUTANTS)} mutants survive")
+    print(f"all {len(MUTANTS)} mutants are killed within seeds 1 to {SEEDS}")
+
+
+if __name__ == "__main__":
+    main()
