@@ -17,8 +17,8 @@
 /* Move a descriptor to where the engine's array by fd may have to grow. */
 static int spread(struct play *p, int fd)
 {
-	unsigned int from = one_in(&p->random, 3) ? below(&p->random, MOST_FDS) :
-						   0;
+	bool far = one_in(&p->random, 3);
+	unsigned int from = far ? below(&p->random, MOST_FDS) : 0;
 	int moved = fcntl(fd, F_DUPFD_CLOEXEC, (int)from);
 
 	CHECK(moved >= 0, "harness: F_DUPFD: %s", strerror(errno));

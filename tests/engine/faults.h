@@ -14,7 +14,7 @@
 enum fault {
 	FAULT_ENTER,	/* io_uring_enter(2) that submits: an error */
 	FAULT_SHORT,	/* ... takes only some of the SQEs */
-	FAULT_CANCEL,	/* ... a cancellation meets its request between queues */
+	FAULT_CANCEL,	/* ... does not find what it should cancel */
 	FAULT_EVENTS,	/* ... that runs work */
 	FAULT_WAIT,	/* ... that waits */
 	FAULT_CLOSE,	/* close(2) closes and reports an error */

@@ -133,7 +133,8 @@ static uint64_t number(const char *text)
 
 static void usage(void)
 {
-	fputs("usage: engine [-v] [-s SEED] [-n PLAYS] [-t SECONDS] [-l STEPS]\n"
+	fputs("usage: engine-test [-v] [-s SEED] [-n PLAYS] [-t SECONDS]\n"
+	      "                   [-l STEPS]\n"
 	      "  -v  show each call\n"
 	      "  -s  the first seed (1)\n"
 	      "  -n  how many seeds from there (200)\n"

@@ -65,7 +65,7 @@ struct connection {
 	bool closed;	/* by the engine */
 	bool our_fin;
 	bool their_fin;
-	bool broken;	/* reset, or closed over unread input: errors may come */
+	bool broken;	/* reset, or closed too early: errors may come */
 };
 
 enum ownership { REQUEST, SEGMENT };

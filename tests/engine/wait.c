@@ -27,19 +27,14 @@ void arm(struct play *p)
 		eventfd_write(p->eventfd, 1);
 }
 
-static void trace_live(const struct play *p)
+static void trace_live(const struct request *q)
 {
-	for (unsigned int i = 0; i < p->n_requests; i++) {
-		const struct request *q = &p->requests[i];
-
-		if (!q->over)
-			trace("live: %s %llu fd %d%s%s%s%s", opcode_name(q->opcode),
-			      (unsigned long long)q->id, q->fd,
-			      q->kind == SEGMENT ? ", a segment" : "",
-			      q->cancelled ? ", cancelled" : "",
-			      q->finishing ? ", finishing" : "",
-			      q->deadline >= 0 ? ", timed" : "");
-	}
+	trace("live: %s %llu fd %d%s%s%s%s", opcode_name(q->opcode),
+	      (unsigned long long)q->id, q->fd,
+	      q->kind == SEGMENT ? ", a segment" : "",
+	      q->cancelled ? ", cancelled" : "",
+	      q->finishing ? ", finishing" : "",
+	      q->deadline >= 0 ? ", timed" : "");
 }
 
 /* Something should have happened for so long that it never will. */
@@ -47,7 +42,9 @@ static void hang(const struct play *p, const char *what)
 	__attribute__((noreturn));
 static void hang(const struct play *p, const char *what)
 {
-	trace_live(p);
+	for (unsigned int i = 0; i < p->n_requests; i++)
+		if (!p->requests[i].over)
+			trace_live(&p->requests[i]);
 	fail("%s, and %u requests are out", what, requests_live(p));
 }
 
