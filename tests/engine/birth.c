@@ -20,7 +20,8 @@ void play_births(void)
 
 	do {
 		faults_start_nth(++n);
-		error = ENGINE(rtl_open, &ring, fd, 8, 16, 4, 256);
+		error = ENGINE(rtl_open, &ring, fd, 8, 16, 4, 256,
+			       RTL_DEFERRED);
 		CHECK(error == (faults_reached_nth() ? -ENOMEM : 0),
 		      "open with failure %u: %d", n, error);
 		CHECK(!error == !!ring, "open: %d and a ring", error);

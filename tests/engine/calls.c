@@ -3,7 +3,6 @@
  * One call at random, and what the model makes of it. A call that fails has
  * changed nothing.
  */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -55,7 +54,7 @@ static int64_t soon_or_never(struct play *p)
 
 static bool is_usable(const struct connection *c)
 {
-	return c->open && !c->closing;
+	return c->open && !c->closing && !c->spent;
 }
 
 static bool may_read(const struct connection *c)
@@ -173,8 +172,7 @@ static void do_connect(struct play *p, struct connection *c)
 	(void)c;
 	q->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (!is_accepted(p, q, ENGINE(rtl_connect, p->ring, q->id, q->fd,
-				      AF_INET, "127.0.0.1",
-				      ntohs(p->address.sin_port))))
+				      &p->address, sizeof(p->address))))
 		close(p->requests[p->n_requests].fd);
 }
 
@@ -315,11 +313,13 @@ void call_cancel(struct play *p, struct request *q)
 	CHECK(error == (q->over ? -ENOENT : 0), "cancel of %s %llu, %s: %d",
 	      opcode_name(q->opcode), (unsigned long long)q->id,
 	      q->over ? "over" : "live", error);
-	if (error || q->opcode == RTL_CLOSE)
+	if (error || (q->opcode == RTL_CLOSE && q->connection->released))
 		return;
 	q->cancelled = true;
 	if (q->opcode == RTL_OUTBOX)
 		q->connection->out.cut = true;
+	if (q->opcode == RTL_CLOSE)
+		q->connection->broken = true;
 }
 
 static void do_cancel(struct play *p, struct connection *c)
@@ -335,6 +335,19 @@ static void do_cancel(struct play *p, struct connection *c)
 		call_cancel(p, q);
 }
 
+static void on_close(struct play *p, struct connection *c, struct request *q)
+{
+	c->closing = q;
+	for (unsigned int i = 0; i < p->n_requests; i++) {
+		struct request *other = &p->requests[i];
+
+		if (other->connection == c && other->kind == REQUEST &&
+		    other != q && other->opcode != RTL_SEND &&
+		    other->opcode != RTL_OUTBOX)
+			other->cancelled = true;
+	}
+}
+
 static void do_close(struct play *p, struct connection *c)
 {
 	uint64_t limit = one_in(&p->random, 2) ? 0 : 100000;
@@ -348,13 +361,13 @@ static void do_close(struct play *p, struct connection *c)
 	if (!is_accepted(p, q, ENGINE(rtl_close, p->ring, q->id, c->ours,
 				      limit, q->deadline)))
 		return;
-	c->closing = q;
+	on_close(p, c, q);
 	c->broken |= !far;
 }
 
 static void do_release(struct play *p, struct connection *c)
 {
-	if (c->open && c->closing && !c->released &&
+	if (c->open && c->closing && !c->closing->cancelled && !c->released &&
 	    (!c->outbox || one_in(&p->random, 4)))
 		connection_release(p, c);
 }
@@ -450,13 +463,6 @@ static void do_misuse(struct play *p, struct connection *c)
 	check_refusal("fd -1", ENGINE(rtl_recv, r, id, -1, 1), -EBADF);
 	check_refusal("no such fd", ENGINE(rtl_input, r, id, NO_SUCH_FD),
 		      -EBADF);
-	check_refusal("port", ENGINE(rtl_connect, r, id, p->listener, AF_INET,
-				     "127.0.0.1", 65536), -EINVAL);
-	check_refusal("host", ENGINE(rtl_connect, r, id, p->listener, AF_INET,
-				     "localhost", 1), -EINVAL);
-	check_refusal("family", ENGINE(rtl_connect, r, id, p->listener,
-				       AF_UNIX, "127.0.0.1", 1),
-		      -EAFNOSUPPORT);
 	check_refusal("cancel", ENGINE(rtl_cancel, r, id), -ENOENT);
 	check_refusal("release", ENGINE(rtl_release, r, id), -ENOENT);
 	check_refusal("put", ENGINE(rtl_put, r, id, "x", 1, 0), -EPIPE);

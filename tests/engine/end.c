@@ -17,7 +17,8 @@ static bool is_to_end(const struct play *p, const struct request *q)
 	if (q->over)
 		return false;
 	if (q->opcode == RTL_CLOSE)
-		return q->connection->released && !q->connection->outbox;
+		return q->cancelled || (q->connection->released &&
+					!q->connection->outbox);
 	if (q->kind == REQUEST && q->opcode == RTL_OUTBOX &&
 	    rtl_pending(p->ring, q->id, 0))
 		return true;
@@ -64,7 +65,8 @@ static void release_all(struct play *p)
 	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++) {
 		struct connection *c = &p->connections[i];
 
-		if (c->open && c->closing && !c->released)
+		if (c->open && c->closing && !c->closing->cancelled &&
+		    !c->released)
 			connection_release(p, c);
 	}
 }

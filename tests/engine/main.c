@@ -64,6 +64,8 @@ static void choose_faults(struct play *p)
 		for (int i = 0; i < FAULT_MMAP; i++)
 			if (one_in(&p->random, 2))
 				rates[i] = 2 + below(&p->random, 30);
+	/* As often, it would be 64 times in a row: the engine gives up. */
+	rates[FAULT_SHORT] *= 4;
 	faults_start(random_next(&p->random), rates);
 }
 
@@ -71,6 +73,8 @@ static void open_ring(struct play *p)
 {
 	unsigned int sq = 2u << below(&p->random, 5);
 	unsigned int cq = 64u << below(&p->random, 3);
+	enum rtl_task_work work = one_in(&p->random, 4) ? RTL_COOPERATIVE :
+							  RTL_DEFERRED;
 	int error;
 
 	if (one_in(&p->random, 3))
@@ -79,10 +83,11 @@ static void open_ring(struct play *p)
 	p->buffer_size = 64u << below(&p->random, 7);
 	p->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	error = rtl_open(&p->ring, p->eventfd, sq, cq, p->buffers,
-			 p->buffer_size);
+			 p->buffer_size, work);
 	CHECK(!error, "open: %s", strerror(-error));
-	trace("ring of %u and %u entries, %u buffers of %u", sq, cq,
-	      p->buffers, p->buffer_size);
+	trace("ring of %u and %u entries, %u buffers of %u, %s", sq, cq,
+	      p->buffers, p->buffer_size,
+	      work == RTL_DEFERRED ? "deferred" : "cooperative");
 }
 
 static void run(uint64_t seed, unsigned int most_steps, bool verbose)

@@ -42,7 +42,7 @@ MUTANTS = (
     ),
     Mutant(
         "room for one SQE is enough where a deadline is linked",
-        r"room < \(\w+->timed \? 2u : 1u\)",
+        r"room < \((?:\w+->)?\w+ \? 2u : 1u\)",
         "room < 1u",
     ),
     Mutant(

@@ -63,6 +63,7 @@ struct connection {
 	unsigned int writers;
 	bool released;
 	bool closed;	/* by the engine */
+	bool spent;	/* its close was cancelled: reset, and input is lost */
 	bool our_fin;
 	bool their_fin;
 	bool broken;	/* reset, or closed too early: errors may come */
