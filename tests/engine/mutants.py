@@ -71,9 +71,9 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "a lent buffer goes back at once",  # rule 3
-        r"(static void provide\([^{]+\{)([^}]+\})([^$]+)(->lent\[\w+->lent_len\+\+\] = bid;)",
-        r"\1\2\3\4 rtl_pool_take_back(r);",
+        "a lent buffer is never taken back",  # rule 3
+        r"(->lent\[\w+->lent_len)\+\+(\] = )",
+        r"\1\2",
     ),
     Mutant(
         "a descriptor is closed before its release",  # rule 4
@@ -87,8 +87,8 @@ MUTANTS = (
     ),
     Mutant(
         "borrowed memory comes back when it is accepted",  # rule 5
-        r"(->base = )parcel \? buf : (\w+->room)",
-        r"\1parcel ? (free((void *)buf), buf) : \2",
+        r"(->base = )(\w+) \? buf : (\w+->room)",
+        r"\1\2 ? (free((void *)buf), buf) : \3",
     ),
     Mutant(
         "a deadline is not linked",  # rule 6
@@ -97,18 +97,18 @@ MUTANTS = (
     ),
     Mutant(
         "who arms with something there is not woken",  # rule 7
-        r"eventfd_write\(\w+->eventfd, 1\);",
-        ";",
+        r"(if \(error \|\| has_\w+\(r\)[^;]+\)\s+)return wake\(r\);",
+        r"\1;",
     ),
     Mutant(
-        "an outbox that ends still counts as idle",  # rule 9
-        r"(else\s+)\w+->n\.idle--;(\s+bury)",
-        r"\1;\2",
+        "an outbox that is written to still counts as idle",  # rule 9
+        r"\w+->(?:n|stats)\.idle--;(\s+rtl_queue\()",
+        r"\1",
     ),
     Mutant(
         "a put that fails counts its bytes",  # rule 10
-        r"(if \(!s\))(\s+return -ENOMEM;\s+if \(\w+->u\.out\.head)",
-        r"\1 q->u.out.pending += len; if (!s)\2",
+        r"(if \(!s\))(\s+return -ENOMEM;\s+if \((\w+)->u\.out\.head)",
+        r"\1 \3->u.out.pending += len; if (!s)\2",
     ),
 )
 
