@@ -52,6 +52,11 @@ static int64_t soon_or_never(struct play *p)
 	return one_in(&p->random, 2) ? soon(p) : RTL_NO_DEADLINE;
 }
 
+static int64_t far_or_never(struct play *p)
+{
+	return one_in(&p->random, 2) ? now_ns() + FAR_NS : RTL_NO_DEADLINE;
+}
+
 static bool is_usable(const struct connection *c)
 {
 	return c->open && !c->closing && !c->spent;
@@ -267,8 +272,11 @@ static void do_notify(struct play *p, struct connection *c)
 
 static void do_finish(struct play *p, struct connection *c)
 {
+	bool never = one_in(&p->random, 4);
+
 	if (c->open && c->outbox && one_in(&p->random, 4))
-		call_finish(p, c->outbox, soon(p) - 2 * NS_PER_MS);
+		call_finish(p, c->outbox, never ? RTL_NO_DEADLINE :
+						  soon(p) - 2 * NS_PER_MS);
 }
 
 static bool is_expected_end(const struct request *q, int error, int64_t now)
@@ -276,7 +284,7 @@ static bool is_expected_end(const struct request *q, int error, int64_t now)
 	const struct connection *c = q->connection;
 
 	if (error == -ETIMEDOUT)
-		return now >= q->deadline;
+		return q->deadline >= 0 && now >= q->deadline;
 	if (error == -EPIPE && faults_in_call(FAULT_SEND_BROKEN))
 		return true;
 	return (error == -EPIPE || error == -ECONNRESET) && c->broken;
@@ -357,7 +365,7 @@ static void do_close(struct play *p, struct connection *c)
 	if (!is_usable(c) || !one_in(&p->random, 8))
 		return;
 	q = request_new(p, REQUEST, RTL_CLOSE, c);
-	q->deadline = far ? now_ns() + FAR_NS : soon(p);
+	q->deadline = far ? far_or_never(p) : soon(p);
 	if (!is_accepted(p, q, ENGINE(rtl_close, p->ring, q->id, c->ours,
 				      limit, q->deadline)))
 		return;

@@ -102,7 +102,8 @@ static void check_error(const struct request *q, int64_t error)
 	else if (error == -ECONNRESET || error == -ENOTCONN)
 		ok = c && c->broken;
 	else if (error == -ETIMEDOUT)
-		ok = q->finishing && now_ns() >= q->deadline;
+		ok = q->finishing && q->deadline >= 0 &&
+		     now_ns() >= q->deadline;
 	else if (error == -EIO || error == -EINTR)
 		ok = q->opcode == RTL_CLOSE && faults_in_play(FAULT_CLOSE);
 	CHECK(ok, "%s %llu on fd %d ends by %s", opcode_name(q->opcode),

@@ -107,6 +107,8 @@ static int any_of(const int *errors, unsigned int n)
 #define ANY_OF(...) any_of((const int[]){ __VA_ARGS__ }, \
 			   sizeof((const int[]){ __VA_ARGS__ }) / sizeof(int))
 
+int __real_close(int fd);
+int __wrap_close(int fd);
 int __real_io_uring_submit(struct io_uring *ring);
 int __wrap_io_uring_submit(struct io_uring *ring);
 
@@ -136,6 +138,21 @@ static void lose_cancellations(struct io_uring *ring)
 	}
 }
 
+/* What an accept has answered becomes -EAGAIN, before the engine sees it. */
+static void take_connections(struct io_uring *ring)
+{
+	struct io_uring_cqe *cqe;
+	unsigned int head;
+
+	io_uring_for_each_cqe(ring, head, cqe) {
+		if (cqe->res < 0 || !play_is_accept(cqe->user_data) ||
+		    !fails(FAULT_ACCEPT))
+			continue;
+		__real_close(cqe->res);
+		cqe->res = -EAGAIN;
+	}
+}
+
 int __wrap_io_uring_submit(struct io_uring *ring)
 {
 	unsigned int ready = io_uring_sq_ready(ring);
@@ -151,6 +168,7 @@ int __wrap_io_uring_submit(struct io_uring *ring)
 		taken = __real_io_uring_submit(ring);
 	if (taken > 0)
 		faults.sqes_taken += (unsigned int)taken;
+	take_connections(ring);
 	return taken;
 }
 
@@ -159,10 +177,14 @@ int __wrap_io_uring_get_events(struct io_uring *ring);
 
 int __wrap_io_uring_get_events(struct io_uring *ring)
 {
+	int ret;
+
 	play_sees_work_run();
 	if (fails(FAULT_EVENTS))
 		return ANY_OF(-EINTR, -EBUSY, -ENOMEM);
-	return __real_io_uring_get_events(ring);
+	ret = __real_io_uring_get_events(ring);
+	take_connections(ring);
+	return ret;
 }
 
 int __real_io_uring_wait_cqes(struct io_uring *ring, struct io_uring_cqe **cqe,
@@ -180,9 +202,6 @@ int __wrap_io_uring_wait_cqes(struct io_uring *ring, struct io_uring_cqe **cqe,
 		return ANY_OF(-EINTR, -EAGAIN, -ETIME);
 	return __real_io_uring_wait_cqes(ring, cqe, n, ts, mask);
 }
-
-int __real_close(int fd);
-int __wrap_close(int fd);
 
 /* close(2) has closed the descriptor even when it reports an error. */
 int __wrap_close(int fd)

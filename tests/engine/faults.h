@@ -17,6 +17,7 @@ enum fault {
 	FAULT_CANCEL,	/* ... does not find what it should cancel */
 	FAULT_EVENTS,	/* ... that runs work */
 	FAULT_WAIT,	/* ... that waits */
+	FAULT_ACCEPT,	/* accept4(2): another process took the connection */
 	FAULT_CLOSE,	/* close(2) closes and reports an error */
 	FAULT_SEND,	/* send(2): an error that passes */
 	FAULT_SEND_SHORT,

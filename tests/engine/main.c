@@ -43,6 +43,13 @@ void play_sees_work_run(void)
 	      (unsigned long long)n.buffers);
 }
 
+bool play_is_accept(uint64_t id)
+{
+	const struct request *q = request_find(&play, id);
+
+	return q && q->kind == REQUEST && q->opcode == RTL_ACCEPT;
+}
+
 static unsigned int open_fds(void)
 {
 	DIR *dir = opendir("/proc/self/fd");

@@ -126,6 +126,7 @@ struct play {
 /* main.c */
 void play_sees_close(int fd, int result);
 void play_sees_work_run(void);
+bool play_is_accept(uint64_t id);
 int64_t now_ns(void);
 
 /* trace.c */
