@@ -26,20 +26,18 @@ static bool is_to_end(const struct play *p, const struct request *q)
 	       !q->endless || q->notify_below;
 }
 
-static unsigned int number_to_end(const struct play *p)
+static bool is_settled(const struct play *p)
 {
-	unsigned int n = 0;
-
 	for (unsigned int i = 0; i < p->n_requests; i++)
-		n += is_to_end(p, &p->requests[i]);
-	return n;
+		if (is_to_end(p, &p->requests[i]))
+			return false;
+	return true;
 }
 
 static void settle(struct play *p)
 {
 	trace("--- settle");
-	while (number_to_end(p))
-		wait_for_events(p);
+	wait_until(p, is_settled);
 }
 
 static void tell_to_end(struct play *p, struct request *q)
@@ -79,12 +77,12 @@ static bool is_quiet(const struct play *p)
 	return !n.in_flight && !n.silent;
 }
 
-static bool peers_are_left(const struct play *p)
+static bool peers_are_gone(const struct play *p)
 {
 	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++)
 		if (p->connections[i].open && p->connections[i].theirs >= 0)
-			return true;
-	return false;
+			return false;
+	return true;
 }
 
 /* What was not given to the engine is ours to close. */
@@ -98,8 +96,7 @@ static void close_the_rest(struct play *p)
 		shutdown(c->ours, SHUT_WR);
 		c->our_fin = true;
 	}
-	while (peers_are_left(p))
-		wait_for_events(p);
+	wait_until(p, peers_are_gone);
 	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++) {
 		struct connection *c = &p->connections[i];
 
@@ -179,8 +176,7 @@ void play_end(struct play *p)
 	release_all(p);
 	settle(p);
 	close_the_rest(p);
-	while (!is_quiet(p))
-		wait_for_events(p);
+	wait_until(p, is_quiet);
 	check_all_completed(p);
 	faults_stop();
 	take_census(p);

@@ -181,7 +181,7 @@ unsigned int reap(struct play *p);
 void check_loans(struct play *p);
 
 /* wait.c */
-void wait_for_events(struct play *p);
+void wait_until(struct play *p, bool (*is_done)(const struct play *p));
 void wait_set_limit(int64_t ns);
 void arm(struct play *p);
 

@@ -59,8 +59,12 @@ static unsigned int watch_peers(struct play *p, struct pollfd *fds)
 	return n;
 }
 
-/* An event loop: sleep until the eventfd or a peer has something. */
-static void sleep_in_poll(struct play *p)
+/*
+ * An event loop: sleep until the eventfd or a peer has something. That sends
+ * are over which nobody is told of is no reason to wake, but to arm.
+ */
+static void sleep_in_poll(struct play *p,
+			  bool (*is_done)(const struct play *p))
 {
 	struct pollfd fds[MAX_CONNECTIONS + 1];
 	unsigned int n;
@@ -70,6 +74,8 @@ static void sleep_in_poll(struct play *p)
 	if (call_submit(p) < 0)
 		eventfd_write(p->eventfd, 1);
 	arm(p);
+	if (is_done(p))
+		return;
 	n = 1 + watch_peers(p, fds + 1);
 	if (poll(fds, n, (int)(limit_ns / NS_PER_MS)) <= 0)
 		hang(p, "nothing wakes who sleeps");
@@ -103,17 +109,24 @@ static void check_progress(struct play *p)
 		hang(p, "nothing moves");
 }
 
-void wait_for_events(struct play *p)
+static void take_all(struct play *p)
 {
-	if (one_in(&p->random, 2))
-		sleep_in_ring(p);
-	else
-		sleep_in_poll(p);
 	while (reap(p))
 		;
 	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++)
 		if (p->connections[i].open)
 			peer_finish(p, &p->connections[i]);
-	check_counters(p);
-	check_progress(p);
+}
+
+void wait_until(struct play *p, bool (*is_done)(const struct play *p))
+{
+	while (!is_done(p)) {
+		if (one_in(&p->random, 2))
+			sleep_in_ring(p);
+		else
+			sleep_in_poll(p, is_done);
+		take_all(p);
+		check_counters(p);
+		check_progress(p);
+	}
 }
