@@ -84,14 +84,6 @@ static void limit_buffer(struct play *p, int fd, int which)
 	setsockopt(fd, SOL_SOCKET, which, &size, sizeof(size));
 }
 
-struct connection *connection_slot(struct play *p)
-{
-	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++)
-		if (!p->connections[i].open)
-			return &p->connections[i];
-	return NULL;
-}
-
 void connection_open(struct play *p, struct connection *c)
 {
 	int ends[2];
@@ -131,6 +123,25 @@ void connection_end(struct connection *c)
 	      "fd %d: only %llu of %llu bytes arrived", c->ours,
 	      (unsigned long long)f->arrived, (unsigned long long)f->written);
 	c->open = false;
+}
+
+static bool has_ended(const struct connection *c)
+{
+	return c->closed && c->closing->over && c->theirs < 0;
+}
+
+/* A free one, or one that is over; NULL: all are in use. */
+struct connection *connection_slot(struct play *p)
+{
+	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++) {
+		struct connection *c = &p->connections[i];
+
+		if (c->open && has_ended(c) && !p->n_loans)
+			connection_end(c);
+		if (!c->open)
+			return c;
+	}
+	return NULL;
 }
 
 bool connection_is_used(const struct play *p, const struct connection *c)

@@ -77,10 +77,19 @@ static bool is_quiet(const struct play *p)
 	return !n.in_flight && !n.silent;
 }
 
+/*
+ * A peer may never hear of a reset: what it had no room for was dropped, so
+ * the RST is not the next that it expects, and a limit holds its question back.
+ */
+static bool must_hear_of_end(const struct connection *c)
+{
+	return c->open && c->theirs >= 0 && !c->broken;
+}
+
 static bool peers_are_gone(const struct play *p)
 {
 	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++)
-		if (p->connections[i].open && p->connections[i].theirs >= 0)
+		if (must_hear_of_end(&p->connections[i]))
 			return false;
 	return true;
 }
@@ -104,6 +113,8 @@ static void close_the_rest(struct play *p)
 			continue;
 		if (!c->closing)
 			c->closed = !close(c->ours);
+		if (c->theirs >= 0)
+			close(c->theirs);
 		connection_end(c);
 	}
 }
