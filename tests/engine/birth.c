@@ -18,6 +18,8 @@ void play_births(void)
 	unsigned int n = 0;
 	int error;
 
+	error = ENGINE(rtl_open, &ring, fd, 1, 16, 4, 256, RTL_DEFERRED);
+	CHECK(error == -EINVAL, "open with one entry: %d", error);
 	do {
 		faults_start_nth(++n);
 		error = ENGINE(rtl_open, &ring, fd, 8, 16, 4, 256,

@@ -113,9 +113,9 @@ static void do_multishot(struct play *p, struct connection *c)
 
 	if (!may_read(c))
 		return;
-	q = request_new(p, REQUEST, RTL_INPUT, c);
+	q = request_new(p, REQUEST, RTL_RECV_MULTISHOT, c);
 	q->endless = true;
-	if (is_accepted(p, q, ENGINE(rtl_input, p->ring, q->id, c->ours))) {
+	if (is_accepted(p, q, ENGINE(rtl_recv_multishot, p->ring, q->id, c->ours))) {
 		c->readers++;
 		p->multishot = true;
 	}
@@ -189,7 +189,7 @@ static void do_outbox(struct play *p, struct connection *c)
 		return;
 	q = request_new(p, REQUEST, RTL_OUTBOX, c);
 	q->endless = true;
-	if (is_accepted(p, q, ENGINE(rtl_outbox, p->ring, q->id, c->ours))) {
+	if (is_accepted(p, q, ENGINE(rtl_outbox_open, p->ring, q->id, c->ours))) {
 		c->writers++;
 		c->outbox = q;
 	}
@@ -229,7 +229,7 @@ static void do_put(struct play *p, struct connection *c)
 	if (!c->open || !c->outbox)
 		return;
 	flow_fill(&c->out, c->out.written, data, len);
-	pending = ENGINE(rtl_put, p->ring, c->outbox->id, data, len, 0);
+	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, data, len, 0);
 	memset(data, 0xdd, len);
 	check_put(p, c->outbox, len, pending);
 }
@@ -245,7 +245,7 @@ static void do_put_borrowed(struct play *p, struct connection *c)
 	s = request_new(p, SEGMENT, RTL_OUTBOX, c);
 	take_memory(s, len);
 	flow_fill(&c->out, c->out.written, s->memory, len);
-	pending = ENGINE(rtl_put, p->ring, c->outbox->id, s->memory, len,
+	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, s->memory, len,
 			 s->id);
 	check_put(p, c->outbox, len, pending);
 	if (pending < 0)
@@ -260,7 +260,7 @@ static void do_notify(struct play *p, struct connection *c)
 
 	if (!c->open || !q)
 		return;
-	pending = ENGINE(rtl_pending, p->ring, q->id, below_this);
+	pending = ENGINE(rtl_outbox_notify_below, p->ring, q->id, below_this);
 	CHECK(pending >= 0 && (uint64_t)pending <= q->put,
 	      "pending of %llu: %lld", (unsigned long long)q->id,
 	      (long long)pending);
@@ -297,7 +297,7 @@ void call_finish(struct play *p, struct request *q, int64_t deadline)
 
 	q->finishing = true;
 	q->deadline = deadline;
-	ret = ENGINE(rtl_finish, p->ring, q->id, deadline);
+	ret = ENGINE(rtl_outbox_shutdown, p->ring, q->id, deadline);
 	trace("finish %llu: %d", (unsigned long long)q->id, ret);
 	if (ret == 1)
 		return;
@@ -386,7 +386,7 @@ static void do_hurry(struct play *p, struct connection *c)
 	if (!one_in(&p->random, 30))
 		return;
 	trace("hurry");
-	ENGINE_VOID(rtl_hurry, p->ring);
+	ENGINE_VOID(rtl_expedite_close, p->ring);
 	p->hurried = true;
 }
 
@@ -447,7 +447,7 @@ static void do_arm(struct play *p, struct connection *c)
 static void do_busy_poll(struct play *p, struct connection *c)
 {
 	(void)c;
-	ENGINE_VOID(rtl_look, p->ring, 1000);
+	ENGINE_VOID(rtl_busy_poll, p->ring, 1000);
 }
 
 static void do_reap(struct play *p, struct connection *c)
@@ -467,15 +467,18 @@ static void do_misuse(struct play *p, struct connection *c)
 	struct rtl_ring *r = p->ring;
 	uint64_t id = p->last_id + 1;
 
-	(void)c;
+	if (c->open && c->closing && !c->closing->cancelled && !c->closed)
+		check_refusal("second close", ENGINE(rtl_close, r, id, c->ours,
+						     0, RTL_NO_DEADLINE),
+			      -EALREADY);
 	check_refusal("fd -1", ENGINE(rtl_recv, r, id, -1, 1), -EBADF);
-	check_refusal("no such fd", ENGINE(rtl_input, r, id, NO_SUCH_FD),
+	check_refusal("no such fd", ENGINE(rtl_recv_multishot, r, id, NO_SUCH_FD),
 		      -EBADF);
 	check_refusal("cancel", ENGINE(rtl_cancel, r, id), -ENOENT);
 	check_refusal("release", ENGINE(rtl_release, r, id), -ENOENT);
-	check_refusal("put", ENGINE(rtl_put, r, id, "x", 1, 0), -EPIPE);
-	check_refusal("pending", ENGINE(rtl_pending, r, id, 1), -EPIPE);
-	check_refusal("finish", ENGINE(rtl_finish, r, id, 0), -EPIPE);
+	check_refusal("put", ENGINE(rtl_outbox_write, r, id, "x", 1, 0), -EPIPE);
+	check_refusal("pending", ENGINE(rtl_outbox_notify_below, r, id, 1), -EPIPE);
+	check_refusal("finish", ENGINE(rtl_outbox_shutdown, r, id, 0), -EPIPE);
 }
 
 static const struct {

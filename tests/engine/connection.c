@@ -171,6 +171,8 @@ void connection_release(struct play *p, struct connection *c)
 	trace("release fd %d, %s", c->ours, c->broken ? "broken" : "FIN");
 	error = ENGINE(rtl_release, p->ring, c->closing->id);
 	CHECK(!error, "release: %s", strerror(-error));
+	if (c->outbox)
+		c->outbox->cancelled = c->out.cut = true;
 }
 
 static struct connection *given_away(struct play *p, int fd)

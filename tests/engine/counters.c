@@ -13,7 +13,7 @@ static unsigned int idle_outboxes(struct play *p)
 		const struct request *q = p->connections[i].outbox;
 
 		if (p->connections[i].open && q && !q->cancelled)
-			n += !rtl_pending(p->ring, q->id, 0);
+			n += !rtl_outbox_notify_below(p->ring, q->id, 0);
 	}
 	return n;
 }
@@ -27,7 +27,7 @@ static uint64_t sent_by_outboxes(struct play *p)
 		const struct request *q = p->connections[i].outbox;
 
 		if (p->connections[i].open && q && !q->cancelled)
-			sent += q->put - (uint64_t)rtl_pending(p->ring, q->id,
+			sent += q->put - (uint64_t)rtl_outbox_notify_below(p->ring, q->id,
 							       0);
 	}
 	return sent;

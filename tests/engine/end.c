@@ -20,7 +20,7 @@ static bool is_to_end(const struct play *p, const struct request *q)
 		return q->cancelled || (q->connection->released &&
 					!q->connection->outbox);
 	if (q->kind == REQUEST && q->opcode == RTL_OUTBOX &&
-	    rtl_pending(p->ring, q->id, 0))
+	    rtl_outbox_notify_below(p->ring, q->id, 0))
 		return true;
 	return q->kind == SEGMENT || q->cancelled || q->finishing ||
 	       !q->endless || q->notify_below;
@@ -74,7 +74,7 @@ static bool is_quiet(const struct play *p)
 	struct rtl_counters n;
 
 	rtl_counters(p->ring, &n);
-	return !n.in_flight && !n.silent;
+	return !n.in_flight && !n.control_in_flight;
 }
 
 /*
@@ -128,7 +128,7 @@ static void take_census(struct play *p)
 	struct rtl_counters before, after;
 	bool seen[MAX_BUFFERS] = { false };
 	uint64_t last = p->last_id + p->buffers;
-	int64_t rows[2 * MAX_BUFFERS * RTL_ROW];
+	int64_t rows[2 * MAX_BUFFERS * RTL_EVENT_FIELDS];
 	unsigned int found = 0;
 	int ends[2], n;
 
@@ -144,7 +144,7 @@ static void take_census(struct play *p)
 	CHECK(n >= 0, "submit: %s", strerror(-n));
 	while ((n = ENGINE(rtl_reap, p->ring, rows, 2 * MAX_BUFFERS)) > 0)
 		for (int i = 0; i < n; i++) {
-			int64_t what = rows[i * RTL_ROW + RTL_WHAT];
+			int64_t what = rows[i * RTL_EVENT_FIELDS + RTL_KIND];
 
 			if (what < 0)
 				continue;
@@ -175,7 +175,7 @@ void play_end(struct play *p)
 	int error;
 
 	if (one_in(&p->random, 4))
-		ENGINE_VOID(rtl_hurry, p->ring);
+		ENGINE_VOID(rtl_expedite_close, p->ring);
 	if (!one_in(&p->random, 5))
 		settle(p);
 	if (requests_live(p)) {

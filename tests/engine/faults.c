@@ -124,14 +124,16 @@ static int submit_some(struct io_uring *ring, unsigned int ready)
 	return taken;
 }
 
-/* The kernel does not find what it should cancel, and answers -ENOENT. */
-static void lose_cancellations(struct io_uring *ring)
+/*
+ * What goes to the kernel: an accept or a poll for one, and cancellations, of
+ * which some do not find their request and are answered by -ENOENT.
+ */
+static void look_through(struct io_uring_sq *sq)
 {
-	struct io_uring_sq *sq = &ring->sq;
-
 	for (unsigned int i = *sq->khead; i != sq->sqe_tail; i++) {
 		struct io_uring_sqe *sqe = &sq->sqes[i & *sq->kring_mask];
 
+		play_sees_sqe(sqe->user_data, sqe->opcode == IORING_OP_ACCEPT);
 		if (sqe->opcode == IORING_OP_ASYNC_CANCEL &&
 		    fails(FAULT_CANCEL))
 			sqe->addr = NO_SUCH_REQUEST;
@@ -145,7 +147,7 @@ static void take_connections(struct io_uring *ring)
 	unsigned int head;
 
 	io_uring_for_each_cqe(ring, head, cqe) {
-		if (cqe->res < 0 || !play_is_accept(cqe->user_data) ||
+		if (cqe->res < 0 || !play_is_accepting(cqe->user_data) ||
 		    !fails(FAULT_ACCEPT))
 			continue;
 		__real_close(cqe->res);
@@ -158,7 +160,7 @@ int __wrap_io_uring_submit(struct io_uring *ring)
 	unsigned int ready = io_uring_sq_ready(ring);
 	int taken;
 
-	lose_cancellations(ring);
+	look_through(&ring->sq);
 
 	if (fails(FAULT_ENTER))
 		return ANY_OF(-EAGAIN, -EBUSY, -EINTR, -ENOMEM);

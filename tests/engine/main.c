@@ -43,11 +43,19 @@ void play_sees_work_run(void)
 	      (unsigned long long)n.buffers);
 }
 
-bool play_is_accept(uint64_t id)
+void play_sees_sqe(uint64_t id, bool accepts)
+{
+	struct request *q = request_find(&play, id);
+
+	if (q)
+		q->accepting = accepts;
+}
+
+bool play_is_accepting(uint64_t id)
 {
 	const struct request *q = request_find(&play, id);
 
-	return q && q->kind == REQUEST && q->opcode == RTL_ACCEPT;
+	return q && q->accepting;
 }
 
 static unsigned int open_fds(void)

@@ -84,6 +84,7 @@ struct request {
 	uint64_t notify_below;
 	uint64_t put;		/* bytes an outbox has accepted */
 	bool over;
+	bool accepting;		/* not waiting until it can */
 	bool cancelled;
 	bool finishing;
 	bool endless;		/* ends only when it is cancelled */
@@ -126,7 +127,8 @@ struct play {
 /* main.c */
 void play_sees_close(int fd, int result);
 void play_sees_work_run(void);
-bool play_is_accept(uint64_t id);
+void play_sees_sqe(uint64_t id, bool accepts);
+bool play_is_accepting(uint64_t id);
 int64_t now_ns(void);
 
 /* trace.c */

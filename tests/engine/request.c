@@ -21,7 +21,7 @@ static const char *const names[] = {
 	[RTL_CONNECT] = "connect",
 	[RTL_POLL] = "poll",
 	[RTL_CLOSE] = "close",
-	[RTL_INPUT] = "input",
+	[RTL_RECV_MULTISHOT] = "input",
 	[RTL_OUTBOX] = "outbox",
 };
 
