@@ -115,7 +115,8 @@ static void do_multishot(struct play *p, struct connection *c)
 		return;
 	q = request_new(p, REQUEST, RTL_RECV_MULTISHOT, c);
 	q->endless = true;
-	if (is_accepted(p, q, ENGINE(rtl_recv_multishot, p->ring, q->id, c->ours))) {
+	if (is_accepted(p, q, ENGINE(rtl_recv_multishot, p->ring, q->id,
+				     c->ours))) {
 		c->readers++;
 		p->multishot = true;
 	}
@@ -189,38 +190,39 @@ static void do_outbox(struct play *p, struct connection *c)
 		return;
 	q = request_new(p, REQUEST, RTL_OUTBOX, c);
 	q->endless = true;
-	if (is_accepted(p, q, ENGINE(rtl_outbox_open, p->ring, q->id, c->ours))) {
+	if (is_accepted(p, q, ENGINE(rtl_outbox_open, p->ring, q->id,
+				     c->ours))) {
 		c->writers++;
 		c->outbox = q;
 	}
 }
 
-static bool may_put(const struct request *q)
+static bool takes_bytes(const struct request *q)
 {
-	return !q->cancelled && !q->finishing;
+	return !q->cancelled && !q->shut_down;
 }
 
-static void check_put(struct play *p, struct request *q, unsigned int len,
+static void check_write(struct play *p, struct request *q, unsigned int len,
 		      int64_t pending)
 {
-	trace("put %u into %llu: %lld", len, (unsigned long long)q->id,
+	trace("write %u into %llu: %lld", len, (unsigned long long)q->id,
 	      (long long)pending);
-	if (!may_put(q)) {
-		CHECK(pending == -EPIPE, "put after the end: %lld",
+	if (!takes_bytes(q)) {
+		CHECK(pending == -EPIPE, "write after the end: %lld",
 		      (long long)pending);
 		return;
 	}
 	if (no_memory(pending))
 		return;
-	q->put += len;
+	q->written += len;
 	q->connection->out.written += len;
 	p->perhaps_sent += len;
-	CHECK(pending >= len && (uint64_t)pending <= q->put,
-	      "put %u of %llu in all: %lld pending", len,
-	      (unsigned long long)q->put, (long long)pending);
+	CHECK(pending >= len && (uint64_t)pending <= q->written,
+	      "write %u of %llu in all: %lld pending", len,
+	      (unsigned long long)q->written, (long long)pending);
 }
 
-static void do_put(struct play *p, struct connection *c)
+static void do_write(struct play *p, struct connection *c)
 {
 	unsigned char data[MOST_BYTES];
 	unsigned int len = any_len(p) - one_in(&p->random, 20);
@@ -229,12 +231,13 @@ static void do_put(struct play *p, struct connection *c)
 	if (!c->open || !c->outbox)
 		return;
 	flow_fill(&c->out, c->out.written, data, len);
-	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, data, len, 0);
+	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, data, len,
+			 0);
 	memset(data, 0xdd, len);
-	check_put(p, c->outbox, len, pending);
+	check_write(p, c->outbox, len, pending);
 }
 
-static void do_put_borrowed(struct play *p, struct connection *c)
+static void do_write_borrowed(struct play *p, struct connection *c)
 {
 	unsigned int len = any_len(p);
 	struct request *s;
@@ -245,9 +248,9 @@ static void do_put_borrowed(struct play *p, struct connection *c)
 	s = request_new(p, SEGMENT, RTL_OUTBOX, c);
 	take_memory(s, len);
 	flow_fill(&c->out, c->out.written, s->memory, len);
-	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, s->memory, len,
-			 s->id);
-	check_put(p, c->outbox, len, pending);
+	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, s->memory,
+			 len, s->id);
+	check_write(p, c->outbox, len, pending);
 	if (pending < 0)
 		request_forget(p, s);
 }
@@ -261,7 +264,7 @@ static void do_notify(struct play *p, struct connection *c)
 	if (!c->open || !q)
 		return;
 	pending = ENGINE(rtl_outbox_notify_below, p->ring, q->id, below_this);
-	CHECK(pending >= 0 && (uint64_t)pending <= q->put,
+	CHECK(pending >= 0 && (uint64_t)pending <= q->written,
 	      "pending of %llu: %lld", (unsigned long long)q->id,
 	      (long long)pending);
 	if ((uint64_t)pending >= below_this && below_this > q->notify_below)
@@ -270,12 +273,12 @@ static void do_notify(struct play *p, struct connection *c)
 	      (unsigned long long)below_this, (long long)pending);
 }
 
-static void do_finish(struct play *p, struct connection *c)
+static void do_shutdown(struct play *p, struct connection *c)
 {
 	bool never = one_in(&p->random, 4);
 
 	if (c->open && c->outbox && one_in(&p->random, 4))
-		call_finish(p, c->outbox, never ? RTL_NO_DEADLINE :
+		call_shutdown(p, c->outbox, never ? RTL_NO_DEADLINE :
 						  soon(p) - 2 * NS_PER_MS);
 }
 
@@ -290,24 +293,24 @@ static bool is_expected_end(const struct request *q, int error, int64_t now)
 	return (error == -EPIPE || error == -ECONNRESET) && c->broken;
 }
 
-void call_finish(struct play *p, struct request *q, int64_t deadline)
+void call_shutdown(struct play *p, struct request *q, int64_t deadline)
 {
 	struct connection *c = q->connection;
 	int ret;
 
-	q->finishing = true;
+	q->shut_down = true;
 	q->deadline = deadline;
 	ret = ENGINE(rtl_outbox_shutdown, p->ring, q->id, deadline);
-	trace("finish %llu: %d", (unsigned long long)q->id, ret);
+	trace("shutdown %llu: %d", (unsigned long long)q->id, ret);
 	if (ret == 1)
 		return;
-	CHECK(!q->cancelled, "finish after a cancellation: %d", ret);
-	CHECK(!ret || is_expected_end(q, ret, now_ns()), "finish: %s",
+	CHECK(!q->cancelled, "shutdown after a cancellation: %d", ret);
+	CHECK(!ret || is_expected_end(q, ret, now_ns()), "shutdown: %s",
 	      strerror(-ret));
 	if (ret)
 		c->out.cut = true;
 	else
-		p->sent += q->put;
+		p->sent += q->written;
 	request_over(q);
 	c->outbox = NULL;
 	c->writers--;
@@ -380,14 +383,13 @@ static void do_release(struct play *p, struct connection *c)
 		connection_release(p, c);
 }
 
-static void do_hurry(struct play *p, struct connection *c)
+static void do_expedite(struct play *p, struct connection *c)
 {
 	(void)c;
 	if (!one_in(&p->random, 30))
 		return;
-	trace("hurry");
+	trace("expedite closes");
 	ENGINE_VOID(rtl_expedite_close, p->ring);
-	p->hurried = true;
 }
 
 static void do_peer_write(struct play *p, struct connection *c)
@@ -472,28 +474,48 @@ static void do_misuse(struct play *p, struct connection *c)
 						     0, RTL_NO_DEADLINE),
 			      -EALREADY);
 	check_refusal("fd -1", ENGINE(rtl_recv, r, id, -1, 1), -EBADF);
-	check_refusal("no such fd", ENGINE(rtl_recv_multishot, r, id, NO_SUCH_FD),
-		      -EBADF);
+	check_refusal("no such fd", ENGINE(rtl_recv_multishot, r, id,
+					   NO_SUCH_FD), -EBADF);
 	check_refusal("cancel", ENGINE(rtl_cancel, r, id), -ENOENT);
 	check_refusal("release", ENGINE(rtl_release, r, id), -ENOENT);
-	check_refusal("put", ENGINE(rtl_outbox_write, r, id, "x", 1, 0), -EPIPE);
-	check_refusal("pending", ENGINE(rtl_outbox_notify_below, r, id, 1), -EPIPE);
-	check_refusal("finish", ENGINE(rtl_outbox_shutdown, r, id, 0), -EPIPE);
+	check_refusal("write", ENGINE(rtl_outbox_write, r, id, "x", 1, 0),
+		      -EPIPE);
+	check_refusal("notify", ENGINE(rtl_outbox_notify_below, r, id, 1),
+		      -EPIPE);
+	check_refusal("shutdown", ENGINE(rtl_outbox_shutdown, r, id, 0),
+		      -EPIPE);
 }
 
 static const struct {
 	unsigned int weight;
 	void (*run)(struct play *p, struct connection *c);
 } steps[] = {
-	{ 6, do_recv },		{ 4, do_recv_into },	{ 4, do_multishot },
-	{ 6, do_send },		{ 4, do_poll },		{ 1, do_burst },
-	{ 1, do_accept },	{ 1, do_connect },	{ 3, do_outbox },
-	{ 10, do_put },		{ 5, do_put_borrowed },	{ 3, do_notify },
-	{ 3, do_finish },	{ 4, do_cancel },	{ 3, do_close },
-	{ 3, do_release },	{ 1, do_hurry },	{ 10, do_peer_write },
-	{ 10, do_peer_read },	{ 2, do_peer_end },	{ 6, do_open },
-	{ 8, do_submit },	{ 4, do_arm },		{ 1, do_busy_poll },
-	{ 9, do_reap },		{ 1, do_misuse },
+	{ 6, do_recv },
+	{ 4, do_recv_into },
+	{ 4, do_multishot },
+	{ 6, do_send },
+	{ 4, do_poll },
+	{ 1, do_burst },
+	{ 1, do_accept },
+	{ 1, do_connect },
+	{ 3, do_outbox },
+	{ 10, do_write },
+	{ 5, do_write_borrowed },
+	{ 3, do_notify },
+	{ 3, do_shutdown },
+	{ 4, do_cancel },
+	{ 3, do_close },
+	{ 3, do_release },
+	{ 1, do_expedite },
+	{ 10, do_peer_write },
+	{ 10, do_peer_read },
+	{ 2, do_peer_end },
+	{ 6, do_open },
+	{ 8, do_submit },
+	{ 4, do_arm },
+	{ 1, do_busy_poll },
+	{ 9, do_reap },
+	{ 1, do_misuse },
 };
 
 #define STEPS (sizeof(steps) / sizeof(*steps))

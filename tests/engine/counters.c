@@ -5,16 +5,20 @@
 
 #define LLU(x) ((unsigned long long)(x))
 
+/* Unsent bytes of an outbox that is in order; UINT64_MAX: there is none. */
+static uint64_t unsent(struct play *p, const struct connection *c)
+{
+	if (!c->open || !c->outbox || c->outbox->cancelled)
+		return UINT64_MAX;
+	return (uint64_t)rtl_outbox_notify_below(p->ring, c->outbox->id, 0);
+}
+
 static unsigned int idle_outboxes(struct play *p)
 {
 	unsigned int n = 0;
 
-	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++) {
-		const struct request *q = p->connections[i].outbox;
-
-		if (p->connections[i].open && q && !q->cancelled)
-			n += !rtl_outbox_notify_below(p->ring, q->id, 0);
-	}
+	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++)
+		n += unsent(p, &p->connections[i]) == 0;
 	return n;
 }
 
@@ -24,11 +28,10 @@ static uint64_t sent_by_outboxes(struct play *p)
 	uint64_t sent = 0;
 
 	for (unsigned int i = 0; i < MAX_CONNECTIONS; i++) {
-		const struct request *q = p->connections[i].outbox;
+		const struct connection *c = &p->connections[i];
 
-		if (p->connections[i].open && q && !q->cancelled)
-			sent += q->put - (uint64_t)rtl_outbox_notify_below(p->ring, q->id,
-							       0);
+		if (unsent(p, c) != UINT64_MAX)
+			sent += c->outbox->written - unsent(p, c);
 	}
 	return sent;
 }

@@ -22,7 +22,7 @@ static bool is_to_end(const struct play *p, const struct request *q)
 	if (q->kind == REQUEST && q->opcode == RTL_OUTBOX &&
 	    rtl_outbox_notify_below(p->ring, q->id, 0))
 		return true;
-	return q->kind == SEGMENT || q->cancelled || q->finishing ||
+	return q->kind == SEGMENT || q->cancelled || q->shut_down ||
 	       !q->endless || q->notify_below;
 }
 
@@ -42,11 +42,11 @@ static void settle(struct play *p)
 
 static void tell_to_end(struct play *p, struct request *q)
 {
-	if (q->kind == SEGMENT || q->over || q->finishing || q->cancelled)
+	if (q->kind == SEGMENT || q->over || q->shut_down || q->cancelled)
 		return;
 	if (q->opcode == RTL_OUTBOX && !one_in(&p->random, 5))
-		call_finish(p, q, now_ns() + (int64_t)below(&p->random, 5000) *
-					     NS_PER_MS);
+		call_shutdown(p, q, now_ns() + NS_PER_MS *
+				    (int64_t)below(&p->random, 5000));
 	else if (q->opcode != RTL_SEND && q->opcode != RTL_CLOSE)
 		call_cancel(p, q);
 }
@@ -128,7 +128,7 @@ static void take_census(struct play *p)
 	struct rtl_counters before, after;
 	bool seen[MAX_BUFFERS] = { false };
 	uint64_t last = p->last_id + p->buffers;
-	int64_t rows[2 * MAX_BUFFERS * RTL_EVENT_FIELDS];
+	int64_t events[2 * MAX_BUFFERS * RTL_EVENT_FIELDS];
 	unsigned int found = 0;
 	int ends[2], n;
 
@@ -142,9 +142,9 @@ static void take_census(struct play *p)
 	}
 	n = ENGINE(rtl_submit, p->ring);
 	CHECK(n >= 0, "submit: %s", strerror(-n));
-	while ((n = ENGINE(rtl_reap, p->ring, rows, 2 * MAX_BUFFERS)) > 0)
+	while ((n = ENGINE(rtl_reap, p->ring, events, 2 * MAX_BUFFERS)) > 0)
 		for (int i = 0; i < n; i++) {
-			int64_t what = rows[i * RTL_EVENT_FIELDS + RTL_KIND];
+			int64_t what = events[i * RTL_EVENT_FIELDS + RTL_KIND];
 
 			if (what < 0)
 				continue;

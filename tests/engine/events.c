@@ -83,10 +83,10 @@ static bool may_be_cancelled(const struct request *q)
 	return now_ns() >= q->deadline;
 }
 
-/* An outbox that is told to finish sends by send(2) too, which may fail. */
+/* An outbox that is shut down sends by send(2) too, which may fail. */
 static bool may_break(const struct request *q)
 {
-	return q->finishing && faults_in_play(FAULT_SEND_BROKEN);
+	return q->shut_down && faults_in_play(FAULT_SEND_BROKEN);
 }
 
 static void check_error(const struct request *q, int64_t error)
@@ -101,7 +101,7 @@ static void check_error(const struct request *q, int64_t error)
 	else if (error == -ECONNRESET || error == -ENOTCONN)
 		ok = c && c->broken;
 	else if (error == -ETIMEDOUT)
-		ok = q->finishing && q->deadline >= 0 &&
+		ok = q->shut_down && q->deadline >= 0 &&
 		     now_ns() >= q->deadline;
 	else if (error == -EIO || error == -EINTR)
 		ok = q->opcode == RTL_CLOSE && faults_in_play(FAULT_CLOSE);
@@ -132,7 +132,7 @@ static void multishot_over(struct play *p, struct request *q, int64_t result)
 {
 	(void)p;
 	q->connection->readers--;
-	CHECK(result <= 0, "input ends by %lld", (long long)result);
+	CHECK(result <= 0, "recv_multishot ends by %lld", (long long)result);
 	if (!result)
 		check_eof(q->connection);
 }
@@ -216,9 +216,9 @@ static void outbox_over(struct play *p, struct request *q, int64_t result)
 		c->out.cut = true;
 		return;
 	}
-	CHECK(q->finishing, "outbox %llu ends by itself",
+	CHECK(q->shut_down, "outbox %llu ends by itself",
 	      (unsigned long long)q->id);
-	p->sent += q->put;
+	p->sent += q->written;
 }
 
 static void (*const over[])(struct play *, struct request *, int64_t) = {
@@ -246,24 +246,24 @@ static void on_over(struct play *p, struct request *q, int64_t result)
 	request_over(q);
 }
 
-static void on_event(struct play *p, const int64_t *row)
+static void on_event(struct play *p, const int64_t *event)
 {
-	struct request *q = request_find(p, (uint64_t)row[RTL_ID]);
+	struct request *q = request_find(p, (uint64_t)event[RTL_ID]);
 
-	trace("  event %llu %s: %lld, %lld", (unsigned long long)row[RTL_ID],
-	      q ? opcode_name(q->opcode) : "?", (long long)row[RTL_RESULT],
-	      (long long)row[RTL_KIND]);
+	trace("  event %llu %s: %lld, %lld", (unsigned long long)event[RTL_ID],
+	      q ? opcode_name(q->opcode) : "?", (long long)event[RTL_RESULT],
+	      (long long)event[RTL_KIND]);
 	CHECK(q && !q->over, "an event of %llu, which is not live",
-	      (unsigned long long)row[RTL_ID]);
+	      (unsigned long long)event[RTL_ID]);
 	p->moves++;
-	if (row[RTL_KIND] >= 0)
-		on_data(p, q, row[RTL_RESULT], row[RTL_KIND]);
-	else if (row[RTL_KIND] == RTL_PROGRESS)
-		on_progress(q, row[RTL_RESULT]);
-	else if (row[RTL_KIND] == RTL_OVER)
-		on_over(p, q, row[RTL_RESULT]);
+	if (event[RTL_KIND] >= 0)
+		on_data(p, q, event[RTL_RESULT], event[RTL_KIND]);
+	else if (event[RTL_KIND] == RTL_PROGRESS)
+		on_progress(q, event[RTL_RESULT]);
+	else if (event[RTL_KIND] == RTL_OVER)
+		on_over(p, q, event[RTL_RESULT]);
 	else
-		fail("an event of kind %lld", (long long)row[RTL_KIND]);
+		fail("an event of kind %lld", (long long)event[RTL_KIND]);
 }
 
 static void check_lent(struct play *p)
@@ -281,18 +281,18 @@ static void check_lent(struct play *p)
 unsigned int reap(struct play *p)
 {
 	unsigned int most = 2 + below(&p->random, MAX_EVENTS - 1);
-	int64_t *rows = malloc(most * RTL_EVENT_FIELDS * sizeof(*rows));
+	int64_t *events = malloc(most * RTL_EVENT_FIELDS * sizeof(*events));
 	int n;
 
 	check_loans(p);
 	p->n_loans = 0;
-	n = ENGINE(rtl_reap, p->ring, rows, most);
+	n = ENGINE(rtl_reap, p->ring, events, most);
 	trace("reap %u: %d", most, n);
 	CHECK(n >= 0, "reap: %s", strerror(-n));
 	CHECK(n <= (int)most, "reap: %d events, %u asked for", n, most);
 	for (int i = 0; i < n; i++)
-		on_event(p, rows + i * RTL_EVENT_FIELDS);
-	free(rows);
+		on_event(p, events + i * RTL_EVENT_FIELDS);
+	free(events);
 	check_lent(p);
 	return (unsigned int)n;
 }

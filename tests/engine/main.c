@@ -79,8 +79,6 @@ static void choose_faults(struct play *p)
 		for (int i = 0; i < FAULT_MMAP; i++)
 			if (one_in(&p->random, 2))
 				rates[i] = 2 + below(&p->random, 30);
-	/* As often, it would be 64 times in a row: the engine gives up. */
-	rates[FAULT_SHORT] *= 4;
 	faults_start(random_next(&p->random), rates);
 }
 

@@ -82,11 +82,11 @@ struct request {
 	unsigned int used;	/* bytes of memory that hold something */
 	int64_t deadline;
 	uint64_t notify_below;
-	uint64_t put;		/* bytes an outbox has accepted */
+	uint64_t written;	/* bytes an outbox has accepted */
 	bool over;
 	bool accepting;		/* not waiting until it can */
 	bool cancelled;
-	bool finishing;
+	bool shut_down;
 	bool endless;		/* ends only when it is cancelled */
 };
 
@@ -107,7 +107,6 @@ struct play {
 	struct sockaddr_in address;	/* of the listener */
 	unsigned int buffers;
 	unsigned int buffer_size;
-	bool hurried;
 
 	struct connection connections[MAX_CONNECTIONS];
 	struct request requests[MAX_REQUESTS];
@@ -174,7 +173,7 @@ void peer_finish(struct play *p, struct connection *c);
 
 /* calls.c */
 void play_step(struct play *p);
-void call_finish(struct play *p, struct request *q, int64_t deadline);
+void call_shutdown(struct play *p, struct request *q, int64_t deadline);
 void call_cancel(struct play *p, struct request *q);
 int call_submit(struct play *p);
 

@@ -21,7 +21,7 @@ static const char *const names[] = {
 	[RTL_CONNECT] = "connect",
 	[RTL_POLL] = "poll",
 	[RTL_CLOSE] = "close",
-	[RTL_RECV_MULTISHOT] = "input",
+	[RTL_RECV_MULTISHOT] = "recv_multishot",
 	[RTL_OUTBOX] = "outbox",
 };
 

@@ -30,7 +30,7 @@ static void trace_live(const struct request *q)
 	      (unsigned long long)q->id, q->fd,
 	      q->kind == SEGMENT ? ", a segment" : "",
 	      q->cancelled ? ", cancelled" : "",
-	      q->finishing ? ", finishing" : "",
+	      q->shut_down ? ", shut down" : "",
 	      q->deadline >= 0 ? ", timed" : "");
 }
 
