@@ -365,7 +365,7 @@ static void do_close(struct play *p, struct connection *c)
 	bool far = !one_in(&p->random, 3);
 	struct request *q;
 
-	if (!is_usable(c) || !one_in(&p->random, 8))
+	if (!is_usable(c) || !one_in(&p->random, 4))
 		return;
 	q = request_new(p, REQUEST, RTL_CLOSE, c);
 	q->deadline = far ? far_or_never(p) : soon(p);
@@ -379,7 +379,7 @@ static void do_close(struct play *p, struct connection *c)
 static void do_release(struct play *p, struct connection *c)
 {
 	if (c->open && c->closing && !c->closing->cancelled && !c->released &&
-	    (!c->outbox || one_in(&p->random, 4)))
+	    (!c->outbox || one_in(&p->random, 2)))
 		connection_release(p, c);
 }
 

@@ -21,10 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 #: What of the tree the build needs.
 NEEDED = ("build_ffi.py", "csrc", "meson.build", "meson.options", "src", "tests/engine")
-SEEDS = 200
+SEEDS = 400
 #: Seconds: for which nothing may move in a play, and for all the plays of a mutant.
 STALL = 4
-LIMIT = 120
+LIMIT = 240
 
 
 @dataclass(frozen=True)
