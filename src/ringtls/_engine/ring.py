@@ -454,9 +454,9 @@ class Ring:
         self._refuse_reentry()
         failures: list[BaseException] = []
         in_flight, pool, events = self._in_flight, self._pool, self._events
-        self._reaping = True
         found = False
         try:
+            self._reaping = True
             enough = _lib.rtl_moved(engine) + self._flood
             while _lib.rtl_moved(engine) < enough:
                 count = _lib.rtl_reap(engine, events, REAP_EVENTS)
@@ -571,7 +571,8 @@ class Ring:
         """
         if self._closed or self.forked:
             return True
-        self._refuse_reentry()
+        if self._failure is None:
+            self._refuse_reentry()
         drained = False
         try:
             if get_ident() == self._thread and self._failure is None:
