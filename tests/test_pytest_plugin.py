@@ -277,7 +277,7 @@ async def test_cancelled():
     )
 
 
-def test_destructors(pytester: pytest.Pytester) -> None:
+def test_a6_destructors(pytester: pytest.Pytester) -> None:
     """And what they own, or whose __init__ raised, is not named besides."""
     result = run(
         pytester,
