@@ -65,6 +65,9 @@ class Driver(Protocol):
         cancellation comes out only if the operation had no result of its own.
         """
 
+    def look(self) -> None:
+        """Complete what the kernel is done with by now. Not from a callback of the ring."""
+
     async def checkpoint(self) -> None:
         """Let others run, and a cancellation out."""
 
@@ -131,6 +134,9 @@ class Transport(Protocol):
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: it was closed while this waited.
         """
+
+    def look(self) -> bool:
+        """Pass on what has come already, without waiting. True if no more will come."""
 
     async def detach(self) -> None:
         """Pass on no more."""

@@ -151,6 +151,16 @@ class SocketStream(_Stream):
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
 
+    @property
+    def input_pending(self) -> bool:
+        """True if a receive would return at once: see ringtls.SocketStream.
+
+        Raises:
+          trio.ClosedResourceError: the stream was closed.
+        """
+        with self._driver.call():
+            return self._stream.input_pending
+
     def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: see ringtls.SocketStream.receive_into.
 
@@ -263,6 +273,16 @@ class TlsStream(TlsInfo, _Stream):
         """
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
+
+    @property
+    def input_pending(self) -> bool:
+        """True if a receive would return at once: see ringtls.TlsStream.
+
+        Raises:
+          trio.ClosedResourceError: the stream was closed.
+        """
+        with self._driver.call():
+            return self._stream.input_pending
 
     def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: see ringtls.TlsStream.receive_into.

@@ -243,6 +243,9 @@ class BlockingDriver:
         if self.is_forked or get_ident() != self._thread:
             raise wrong_caller(is_forked=self.is_forked)
 
+    def look(self) -> None:
+        self.go_on()
+
     async def sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         timer = self.ring.timer(end)

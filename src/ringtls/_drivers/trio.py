@@ -303,6 +303,13 @@ class TrioDriver(trio.abc.Instrument):
         if self.is_forked or get_ident() != self._thread:
             raise wrong_caller(is_forked=self.is_forked)
 
+    def look(self) -> None:
+        try:
+            self.ring.submit()
+            self._reap()
+        except BaseException as failure:
+            self._fail(failure)
+
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
 

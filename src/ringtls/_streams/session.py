@@ -191,6 +191,18 @@ class TlsSession:
             "the connection ended without close_notify: what was received may be incomplete"
         )
 
+    def has_input(self) -> bool:
+        """True if ``read`` would give data, the end or an error now. What has come is decrypted
+        for that: a session ticket alone is neither."""
+        if self.has_nothing_buffered and self.incoming.pending:
+            try:
+                data = self._read_records(RECORD_SIZE)
+            except ssl.SSLError:
+                return True  # it is kept as the failure
+            if data:
+                self.put_back(data)
+        return self.handshake_done and not self.has_nothing_buffered
+
     def put_back(self, data: bytes) -> None:
         """Have the next ``read`` give this again."""
         self._unread.insert(0, memoryview(data))

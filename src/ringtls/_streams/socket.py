@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import operator
+import select
 import socket
 import ssl
 import time
@@ -205,6 +206,19 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         max_bytes = checked_max_bytes(max_bytes)
         with self._receiving:
             return await self._transport.receive_bytes(max_bytes)
+
+    @property
+    def input_pending(self) -> bool:
+        """True if a receive would return at once: with data, the end, or an error. Takes nothing.
+
+        Raises:
+          trio.ClosedResourceError: the stream was closed.
+        """
+        self._transport.driver.check_caller()
+        self._transport.check_open()
+        look = select.poll()
+        look.register(self.socket, select.POLLIN)
+        return bool(look.poll(0))
 
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:

@@ -253,6 +253,27 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         finally:
             receiving.busy = False
 
+    @property
+    @enable_ki_protection
+    def input_pending(self) -> bool:
+        """True if a receive would return at once: with data, the end, or an error.
+
+        For pools of connections: an idle one that the peer has ended, or has sent something on that
+        nobody asked for, is of no more use. Looks at what has come, so that a session ticket alone
+        is False; does not wait, and takes nothing. Over a stream that is not a socket it knows only
+        what was received before.
+
+        Raises:
+          trio.ClosedResourceError: the stream was closed.
+        """
+        self._check_open()
+        no_more_comes = self._transport.look()
+        try:
+            return self._session.has_input() or no_more_comes
+        finally:
+            if self._session.has_output:
+                self._transport.enqueue(self._session.take_output())
+
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: OpenSSL puts there what it has decrypted.

@@ -73,6 +73,12 @@ class RingTransport(BaseTransport):
         if self.closing or (self._input_error is not None and not self._unread):
             self._check_receivable()
 
+    def look(self) -> bool:
+        if self._input is None and not self._input_ended and self._input_error is None:
+            self._start_input()
+        self.driver.look()
+        return self._input_ended or self._input_error is not None
+
     async def detach(self) -> None:
         while self._input is not None:
             self._ring.cancel(self._input)

@@ -125,6 +125,9 @@ class StreamTransport(BaseTransport):
             if self._input_error is None:
                 self._on_end()
 
+    def look(self) -> bool:
+        return self._input_error is not None
+
     async def detach(self) -> None:
         self.check_open()
 
