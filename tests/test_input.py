@@ -222,7 +222,7 @@ def test_one_reap_ends_however_fast_the_peer_is(ring: Ring, pair: Pair) -> None:
 
 def held(stream: TlsStream) -> int:
     """Bytes of input that the stream holds and nobody has asked for."""
-    return int(stream._session.incoming.pending)
+    return int(stream._session.unread_input)
 
 
 def is_paused(stream: TlsStream) -> bool:

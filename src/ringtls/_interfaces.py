@@ -141,6 +141,9 @@ class Transport(Protocol):
     async def detach(self) -> None:
         """Pass on no more."""
 
+    def acknowledge(self) -> None:
+        """Have the peer's TCP, if there is one, hear at once that what was passed on has come."""
+
     def enqueue(self, data: bytes) -> None:
         """Accept bytes for sending, in order; never blocks."""
 

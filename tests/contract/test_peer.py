@@ -183,8 +183,8 @@ async def test_c11_an_end_before_the_reset_is_one(contexts: Contexts, meet: Meet
 
 async def test_c12_after_a_tls_error_there_is_none(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
-    await in_thread(peer.send, b"good")
-    await in_thread(peer.sock.sendall, b"\x17\x03\x03\x00\x05junk!")
+    peer.ssl.write(b"good")
+    await in_thread(peer.sock.sendall, peer._outgoing.read() + b"\x17\x03\x03\x00\x05junk!")
     assert await stream.receive_some(1) == b"g"
     with pytest.raises(trio.BrokenResourceError):
         await stream.send_eof()

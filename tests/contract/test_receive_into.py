@@ -247,7 +247,7 @@ async def test_h8_all_records_that_are_there(meeting: tuple[TlsStream, Peer]) ->
     await in_thread(peer.send_close_notify)
     buffer = bytearray(10)
     with trio.fail_after(LIMIT):
-        while stream._session.incoming.pending < 27 + 3 * 22:  # until all has come
+        while stream._session.unread_input < 27 + 3 * 22:  # until all has come
             await stream._transport.receive()
     assert await stream.receive_into(buffer) == 10
     assert buffer == b"abcdefghhh"
@@ -263,7 +263,7 @@ async def test_h8_what_came_before_our_end(meeting: tuple[TlsStream, Peer]) -> N
     stream, peer = meeting
     await in_thread(peer.send, b"abcdef")
     with trio.fail_after(LIMIT):
-        while not stream._session.incoming.pending:
+        while not stream._session.unread_input:
             await stream._transport.receive()
     await stream.send_eof()
     buffer = bytearray(4)
@@ -295,7 +295,7 @@ async def test_h8_garbage_after_data(meeting: tuple[TlsStream, Peer]) -> None:
 
     await in_thread(send)
     with trio.fail_after(LIMIT):
-        while stream._session.incoming.pending < 4 + 22 + 7:
+        while stream._session.unread_input < 4 + 22 + 7:
             await stream._transport.receive()
     buffer = bytearray(10)
     assert await stream.receive_into(buffer) == 4

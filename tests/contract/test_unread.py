@@ -41,7 +41,7 @@ class Story:
 
 async def has_come(stream: TlsStream, sock: socket.socket) -> None:
     """Wait until what the server has said is in this process, read by the ring or not."""
-    while not stream._session.incoming.pending:
+    while not stream._session.unread_input:
         with trio.move_on_after(0.01):
             await stream._transport.receive()
 

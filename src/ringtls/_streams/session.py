@@ -14,6 +14,15 @@ What ssl.SSLObject does on two memory BIOs, and the rules that it leaves to its 
 4. A TLS 1.3 server's session tickets are queued when the handshake completes. They stay
    queued until there is something else to send: a client that never reads must not get an
    RST for closing over them. Whatever is sent next follows them, as their sequence numbers ask.
+5. A memory BIO never gives memory back. So sessions have none of their own: those of a thread
+   share a pair (_Bios), which is empty between their calls. Within a call input goes there from a
+   backlog, little more than a record at a time, and at its end output goes to a list.
+   A call may be made in the middle of another session's: by a finalizer, a signal's handler, the
+   SNI callback. It first gives that session what is its own, and leaves it the empty pair: in
+   which that finds that it needs input, and takes it from its backlog.
+6. Reading makes OpenSSL answer: key updates, refused renegotiations. Who calls must be able to
+   hold back before the answers become many. So once there is output, no more than what is in
+   the BIO is read in one call.
 
 This module imports no socket, no ring and no event loop.
 """
@@ -22,43 +31,64 @@ from __future__ import annotations
 
 import ssl
 import sys
-from typing import TYPE_CHECKING, overload
+import threading
+from threading import get_ident
+from typing import overload
 
 from .._errors import TruncationError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from typing_extensions import Buffer
-
 __all__ = ["TlsSession"]
 
-#: Plaintext bytes that one record holds at most (RFC 8446, section 5.1).
+#: Bytes that one record has at most (RFC 8446, sections 5.1 and 5.2), and of those the plaintext.
+LARGEST_RECORD = 5 + 16384 + 256
 RECORD_SIZE = 16384
+
+#: Bytes of the backlog that are together. Small pieces on their own would cost many times their
+#: size; of large ones much would have to be moved back and forth.
+CHUNK_SIZE = 16384
+
+
+class _Bios:
+    """What the sessions of a thread hand OpenSSL its input in, and get its output from (rule 5)."""
+
+    def __init__(self) -> None:
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.thread = get_ident()
+        self.user: TlsSession | None = None  # the one whose call it is
+
+
+class _ThisThread(threading.local):
+    def __init__(self) -> None:
+        self.bios = _Bios()
+
+
+_this_thread = _ThisThread()
 
 
 class TlsSession:
-    """One TLS connection's state.
+    """One TLS connection's state. It belongs to the thread that makes it.
 
     Raises:
       ssl.SSLError, ValueError: the context and the names do not fit together.
     """
 
     __slots__ = (
+        "_bios",
         "_https_compatible",
         "_input_ended",
         "_more_decrypted",
+        "_tickets",
         "_unread",
+        "backlog",
         "close_notify_received",
         "close_notify_sent",
         "failure",
-        "feed",
         "handshake_done",
+        "has_last_word",
         "has_nothing_buffered",
-        "held_output",
-        "incoming",
         "object",
-        "outgoing",
+        "output",
         "peer_was_silent",
     )
 
@@ -72,28 +102,42 @@ class TlsSession:
     ) -> None:
         if context.check_hostname and not server_side and not server_hostname:
             raise ValueError("the context checks the hostname: server_hostname is needed")
-        self.incoming = ssl.MemoryBIO()
-        #: Take in what came from the peer.
-        self.feed: Callable[[Buffer], object] = self.incoming.write
-        self.outgoing = ssl.MemoryBIO()
+        self._bios = bios = _this_thread.bios
         self.object = context.wrap_bio(
-            self.incoming, self.outgoing, server_side=server_side, server_hostname=server_hostname
+            bios.incoming, bios.outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._https_compatible = https_compatible
-        self._unread: list[memoryview] = []  # a deque is ten times the size
-        self.held_output = 0
+        #: What has come, and OpenSSL has not read yet.
+        self.backlog: list[bytes] = []  # a deque is ten times the size
+        self.output: list[bytes] = []
+        self._tickets = b""  # rule 4
+        self._unread: list[memoryview] = []
         self._more_decrypted = False  # by OpenSSL, and not read yet
         self._input_ended = False
         self.handshake_done = False
+        #: True if the handshake ended with a message of ours, False if with the peer's.
+        self.has_last_word = False
         #: True if the peer had sent nothing when the handshake last went on.
         self.peer_was_silent = True
-        #: True if there is nothing to read but what may be in ``incoming``.
+        #: True if there is nothing to read but what may be in the backlog.
         self.has_nothing_buffered = False
         self.close_notify_sent = False
         self.close_notify_received = False
         self.failure: ssl.SSLError | None = None
 
     # Ciphertext
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take in what came from the peer. It is copied."""
+        backlog = self.backlog
+        if not backlog and len(data) <= CHUNK_SIZE:
+            backlog.append(bytes(data))
+        elif backlog and len(backlog[-1]) + len(data) <= CHUNK_SIZE:
+            backlog[-1] = b"".join((backlog[-1], data))
+        else:
+            view = memoryview(data)
+            for start in range(0, len(view), CHUNK_SIZE):
+                backlog.append(bytes(view[start : start + CHUNK_SIZE]))
 
     def feed_end(self) -> None:
         """Nothing more will come."""
@@ -103,16 +147,27 @@ class TlsSession:
     @property
     def has_output(self) -> bool:
         """True if there is something that must be sent now."""
-        return self.outgoing.pending > self.held_output
+        return bool(self.output)
+
+    @property
+    def unread_input(self) -> int:
+        """Bytes that have come, and OpenSSL has not read yet."""
+        return sum(map(len, self.backlog))
 
     def take_output(self) -> bytes:
         """All that is to be sent to the peer, in order."""
-        self.held_output = 0
-        return self.outgoing.read()
+        if len(self.output) == 1 and not self._tickets:
+            return self.output.pop()
+        output = b"".join([self._tickets, *self.output])
+        self._tickets = b""
+        self.output.clear()
+        return output
 
     def take_trailing_input(self) -> bytes:
         """What came after the peer's close_notify: it is not TLS."""
-        return self.incoming.read()
+        trailing = b"".join(self.backlog)
+        self.backlog.clear()
+        return trailing
 
     @property
     def pending(self) -> int:
@@ -131,12 +186,13 @@ class TlsSession:
         """
         if self.failure is not None:
             raise _without_frames(self.failure)
-        if self.object.server_side and not (self.incoming.pending or self._input_ended):
+        if self.object.server_side and not (self.backlog or self._input_ended):
             return False  # it is the client's turn, and OpenSSL would need an exception to say so
-        if self.incoming.pending:
+        if self.backlog:
             self.peer_was_silent = False
+        outer = self._enter()
         try:
-            self.object.do_handshake()
+            self._shake_hands()
         except ssl.SSLWantReadError:
             if self._input_ended and self._https_compatible and for_reading:
                 return True
@@ -145,9 +201,13 @@ class TlsSession:
             return False
         except ssl.SSLError as error:
             raise self._fail(error) from None
+        finally:
+            self._leave(outer)
         self.handshake_done = True
+        self.has_last_word = self.has_output
         if self.object.server_side and self.object.version() == "TLSv1.3":
-            self.held_output = self.outgoing.pending
+            self._tickets = self.take_output()
+            self.has_last_word = False
         self._update()
         return True
 
@@ -160,6 +220,7 @@ class TlsSession:
     def read(self, max_bytes: int, memory: memoryview | None = None) -> bytes | int | None:
         """Up to ``max_bytes`` of what the peer sent; b"" after its close_notify.
 
+        None while there is unread input means: look at the output first (rule 6), then go on.
         With ``memory``, which has that many bytes, they are put there and their number is
         returned: as SSLObject.read.
 
@@ -168,7 +229,7 @@ class TlsSession:
           ssl.SSLError: the peer broke the protocol, or sent a fatal alert.
         """
         if self.has_nothing_buffered:
-            return self._read_records(max_bytes, memory) if self.incoming.pending else None
+            return self._read_records(max_bytes, memory) if self.backlog else None
         if self._unread:
             data = self._read_unread(max_bytes)
             if memory is None:
@@ -179,9 +240,9 @@ class TlsSession:
             raise _without_frames(self.failure)
         if self.close_notify_received:
             return b"" if memory is None else 0
-        if self.incoming.pending or self._more_decrypted:
+        if self.backlog or self._more_decrypted:
             received = self._read_records(max_bytes, memory)
-            if received is not None:
+            if received is not None or self.backlog:
                 return received
         if not self._input_ended:
             return None
@@ -208,19 +269,27 @@ class TlsSession:
         self._unread.insert(0, memoryview(data))
         self._update()
 
-    def write(self, data: Buffer) -> bool:
+    def write(self, data: bytes | bytearray | memoryview) -> bool:
         """Encrypt all of ``data``. False if input is needed first.
 
         Raises:
           ssl.SSLError: as for ``read``.
         """
+        outer = self._enter()
         try:
-            self.object.write(data)
-        except ssl.SSLWantReadError:
-            return False
+            while True:
+                try:
+                    self.object.write(data)
+                except ssl.SSLWantReadError:
+                    if not self.backlog:
+                        return False
+                    self._top_up()
+                else:
+                    return True
         except ssl.SSLError as error:
             raise self._fail(error) from None
-        return True
+        finally:
+            self._leave(outer)
 
     def close_output(self, *, keep_unread: bool) -> None:
         """Queue our close_notify (rule 2).
@@ -238,15 +307,14 @@ class TlsSession:
             if self.failure is None:
                 self._notify()
             return
-        unread = self.incoming.read()
         self._notify()
-        if unread and not self.close_notify_sent and self.failure is None:
-            self.incoming.write(unread)  # it may have the rest of the message
-            self._save_unread()
+        if self.backlog and not self.close_notify_sent and self.failure is None:
+            self._save_unread()  # it may have the rest of the message
             self._notify()
 
     def _notify(self) -> None:
-        pending = self.outgoing.pending
+        before = len(self.output)
+        outer = self._enter()
         try:
             self.object.unwrap()
             self.close_notify_received = True
@@ -257,7 +325,9 @@ class TlsSession:
             if error.reason == "SHUTDOWN_WHILE_IN_INIT":
                 return  # a handshake message has come only in part
             self._fail(error)
-        self.close_notify_sent = self.outgoing.pending > pending
+        finally:
+            self._leave(outer)
+        self.close_notify_sent = len(self.output) > before
 
     # Helpers
 
@@ -269,43 +339,96 @@ class TlsSession:
 
     def _read_records(self, max_bytes: int, memory: memoryview | None = None) -> bytes | int | None:
         """As many records as are there, in one piece. Parameters as ``read``."""
-        pieces: list[bytes] = []
-        left = max_bytes
-        while left:
-            size = left if left < RECORD_SIZE else RECORD_SIZE
-            try:
+        outer = self._enter()
+        try:
+            pieces: list[bytes] = []
+            left = max_bytes
+            incoming, outgoing = self._bios.incoming, self._bios.outgoing
+            backlog = self.backlog
+            if len(backlog) == 1:
+                incoming.write(backlog.pop())
+            elif backlog:
+                self._top_up()
+            while left:
+                size = left if left < RECORD_SIZE else RECORD_SIZE
+                try:
+                    if memory is None:
+                        data = self.object.read(size)
+                        taken = len(data)
+                    else:
+                        with memory[max_bytes - left :] as rest:
+                            taken = self.object.read(size, rest)  # type: ignore[assignment]
+                except ssl.SSLWantReadError:
+                    self._more_decrypted = False
+                    if not backlog or outgoing.pending:
+                        break
+                    self._top_up()
+                    continue
+                except ssl.SSLZeroReturnError:
+                    taken = 0
+                except ssl.SSLError as error:
+                    if left == max_bytes:
+                        raise self._fail(error) from None
+                    self._fail(error)  # for the next read
+                    break
+                if not taken:
+                    self.close_notify_received = True
+                    break
+                self._more_decrypted = taken == size and self.object.pending() > 0
+                left -= taken
+                if backlog and left and not outgoing.pending:
+                    self._top_up()
+                is_all = not (self._more_decrypted or incoming.pending)
                 if memory is None:
-                    data = self.object.read(size)
-                    taken = len(data)
-                else:
-                    with memory[max_bytes - left :] as rest:
-                        taken = self.object.read(size, rest)  # type: ignore[assignment]
+                    if is_all and not pieces:
+                        return data
+                    pieces.append(data)
+                if is_all:
+                    break
+            self._update()
+            if left == max_bytes and not self.close_notify_received:
+                return None
+            return b"".join(pieces) if memory is None else max_bytes - left
+        finally:
+            self._leave(outer)
+
+    def _shake_hands(self) -> None:
+        while True:
+            self._top_up()
+            try:
+                self.object.do_handshake()
             except ssl.SSLWantReadError:
-                self._more_decrypted = False
-                break
-            except ssl.SSLZeroReturnError:
-                taken = 0
-            except ssl.SSLError as error:
-                if left == max_bytes:
-                    raise self._fail(error) from None
-                self._fail(error)  # for the next read
-                break
-            if not taken:
-                self.close_notify_received = True
-                break
-            self._more_decrypted = taken == size and self.object.pending() > 0
-            is_all = not (self._more_decrypted or self.incoming.pending)
-            if memory is None:
-                if is_all and not pieces:
-                    return data
-                pieces.append(data)
-            left -= taken
-            if is_all:
-                break
-        self._update()
-        if left == max_bytes and not self.close_notify_received:
-            return None
-        return b"".join(pieces) if memory is None else max_bytes - left
+                if not self.backlog:
+                    raise
+            else:
+                return
+
+    # Rule 5
+
+    def _enter(self) -> TlsSession | None:
+        """Have the thread's BIOs for a call. Returns whose call this interrupts."""
+        bios = self._bios
+        if bios.thread != get_ident():
+            raise RuntimeError("a TLS session may be used only in the thread that made it")
+        outer = bios.user
+        if outer is not None:
+            outer._leave(None)
+        bios.user = self
+        return outer
+
+    def _leave(self, outer: TlsSession | None) -> None:
+        bios = self._bios
+        if bios.outgoing.pending:
+            self.output.append(bios.outgoing.read())
+        if bios.incoming.pending:
+            self.backlog.insert(0, bios.incoming.read())
+        bios.user = outer
+
+    def _top_up(self) -> None:
+        """Have a whole record in OpenSSL's input, if there is one."""
+        backlog, incoming = self.backlog, self._bios.incoming
+        while backlog and incoming.pending < LARGEST_RECORD:
+            incoming.write(backlog.pop(0))
 
     def _read_unread(self, max_bytes: int) -> memoryview:
         data = self._unread.pop(0)
@@ -315,20 +438,17 @@ class TlsSession:
         return data[:max_bytes]
 
     def _save_unread(self) -> None:
-        while not self.close_notify_received and (self.incoming.pending or self._more_decrypted):
+        while not self.close_notify_received and (self.backlog or self._more_decrypted):
             try:
                 data = self._read_records(sys.maxsize)
             except ssl.SSLError:
                 return  # it is kept as the failure
-            if data is None:
-                return
             if data:
                 self._unread.append(memoryview(data))
                 self._update()
 
     def _fail(self, error: ssl.SSLError) -> ssl.SSLError:
         self.failure = _without_frames(error)
-        self.held_output = 0
         self._update()
         return error
 

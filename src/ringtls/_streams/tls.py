@@ -10,7 +10,14 @@ Rules:
 3. The transport feeds the session on its own. Who needs input waits until some has come, and
    asks the session again.
 4. The end is the Closing's. It outlives this object.
-5. A KeyboardInterrupt comes out where the task would wait, and not between two steps that
+5. Reading makes OpenSSL answer: key updates, refused renegotiations. What it answers is handed
+   over at once, but a peer that takes in nothing must not have it answer for ever. So once
+   ANSWER_LIMIT bytes of answers came on top of HIGH_WATER unsent ones, reading waits for room.
+   Data alone never holds a reader back: the peer may not read before it has been read from.
+6. Where a handshake ends with the peer's message (a TLS 1.3 server's does: session, rule 4), that
+   is acknowledged at once. What the peer says next is small, too, and without TCP_NODELAY it waits
+   for that: 40 ms, as the kernel's own acknowledgement waits for something to go with.
+7. A KeyboardInterrupt comes out where the task would wait, and not between two steps that
    belong together.
 
 Nothing here awaits anything but the transport and its driver.
@@ -19,6 +26,7 @@ Nothing here awaits anything but the transport and its driver.
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
@@ -59,6 +67,9 @@ __all__ = ["TlsListener", "TlsStream", "ascii_hostname", "reference_name"]
 
 #: Plaintext that is encrypted in one piece.
 PIECE = 256 * 1024
+
+#: See rule 5.
+ANSWER_LIMIT = 16 * 1024
 
 
 @final
@@ -120,6 +131,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._closing.attach_session(self._session, shutdown_timeout)
         self._closing.reset_on_error = reset_on_error
         self._unwrapped = False
+        self._answered = 0  # bytes of answers since less than HIGH_WATER was unsent
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
         self._is_owner = True
@@ -161,15 +173,18 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             self._check_sendable()
             await driver.checkpoint_if_cancelled()
             if not session.handshake_done:
-                await self._ensure_handshake()
+                await self._ensure_handshake(sends_next=True)
             is_small = type(data) is bytes and 0 < len(data) <= PIECE
-            pieces: Sequence[Buffer] = (data,) if is_small else _pieces(data)
+            pieces: Sequence[bytes | bytearray | memoryview] = (
+                (data,) if is_small else _pieces(data)
+            )
             for piece in pieces:
                 if transport.unsent >= HIGH_WATER:
                     await transport.wait_sent()
+                    self._answered = 0
                     self._check_sendable()
                 while not self._write(piece):
-                    await transport.receive()
+                    await self._wait_for_input()
                     self._check_sendable()
                 self._closing.torn = piece is not pieces[-1]
             await driver.cancel_shielded_checkpoint()
@@ -236,7 +251,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             self._driver.check_caller()
             if self._closing.started or self._unwrapped:
                 self._check_open()
-            if session.has_nothing_buffered and not session.incoming.pending:
+            if session.has_nothing_buffered and not session.backlog:
                 await transport.receive()
                 waited = True
             else:
@@ -244,8 +259,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                 waited = not session.handshake_done and await self._ensure_handshake(
                     for_reading=True
                 )
+            if self._answered >= ANSWER_LIMIT:
+                await self._wait_for_room()
             while (data := self._read(most)) is None:
-                await transport.receive()
+                await self._wait_for_input()
                 waited = True
             if not waited:
                 await self._driver.cancel_shielded_checkpoint()
@@ -300,8 +317,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._driver.checkpoint_if_cancelled()
             waited = await self._ensure_handshake(for_reading=True)
             size, session = len(memory), self._session
+            if self._answered >= ANSWER_LIMIT:
+                await self._wait_for_room()
             while (count := self._call_session(lambda: session.read(size, memory))) is None:
-                await self._transport.receive()
+                await self._wait_for_input()
                 waited = True
             if not waited:
                 await self._driver.cancel_shielded_checkpoint()
@@ -319,7 +338,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         with self._sending:
             self._check_usable()
             await self._driver.checkpoint_if_cancelled()
-            await self._ensure_handshake()
+            await self._ensure_handshake(sends_next=True)
             self._transport.check_sendable()
             self._call_session(self._close_output)
             self._check_usable()
@@ -344,7 +363,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         with self._receiving, self._sending:
             self._check_usable()
             await self._driver.checkpoint_if_cancelled()
-            await self._ensure_handshake()
+            await self._ensure_handshake(sends_next=True)
             self._call_session(self._close_output)
             while (data := self._read(1)) is None:
                 await self._receive_answer()
@@ -455,10 +474,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         except ssl.SSLError as error:
             raise _broken(error) from error
         finally:
-            if session.outgoing.pending > session.held_output:
-                self._transport.enqueue(session.take_output())
+            if session.output:
+                self._answer()
 
-    def _write(self, data: Buffer) -> bool:
+    def _write(self, data: bytes | bytearray | memoryview) -> bool:
         session = self._session
         try:
             return session.write(data)
@@ -474,22 +493,52 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             raise _broken(error) from error
         finally:
             if self._session.has_output:
-                self._transport.enqueue(self._session.take_output())
+                self._answer()
 
-    async def _ensure_handshake(self, *, for_reading: bool = False) -> bool:
+    # Rule 5
+
+    def _answer(self) -> None:
+        output = self._session.take_output()
+        self._transport.enqueue(output)
+        if self._transport.unsent < HIGH_WATER:
+            self._answered = 0
+        else:
+            self._answered += len(output)
+
+    async def _wait_for_room(self) -> None:
+        with suppress(trio.BrokenResourceError):  # what has come before it broke can be read
+            await self._transport.wait_sent()
+        self._answered = 0
+
+    async def _wait_for_input(self) -> None:
+        """Wait until the session has something to go on with, and may."""
+        if self._session.backlog:
+            await self._driver.checkpoint()
+            self._check_open()
+        else:
+            await self._transport.receive()
+        if self._answered >= ANSWER_LIMIT:
+            await self._wait_for_room()
+
+    async def _ensure_handshake(
+        self, *, for_reading: bool = False, sends_next: bool = False
+    ) -> bool:
         """True if that took a while. ``for_reading``: see TlsSession.handshake."""
-        waited = False
-        session = self._session
+        if self._session.handshake_done:
+            return False
+        session, waited = self._session, False
         step = partial(session.handshake, for_reading=for_reading)
         while not (session.handshake_done or self._call_session(step)):
             await self._receive_answer()
             waited = True
+        if not (session.has_last_word or session.backlog or sends_next):
+            self._transport.acknowledge()
         return waited
 
     async def _receive_answer(self) -> None:
         """Wait for input that can come only in answer to what we have sent (rule C18)."""
         self._transport.check_sendable()
-        await self._transport.receive()
+        await self._wait_for_input()
         self._check_usable()
 
     def _close_output(self) -> None:

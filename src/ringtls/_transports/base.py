@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .._interfaces import Driver, OnClosed
 
 __all__ = [
+    "ACKNOWLEDGE_ONCE",
     "DISCARD_LIMIT",
     "HIGH_WATER",
     "INPUT_LIMIT",
@@ -38,6 +39,11 @@ LARGEST_TRANSFER = 1 << 30
 
 #: Bytes of input that nobody has asked for from which on no more is received.
 INPUT_LIMIT = 256 * 1024
+
+
+#: For TCP_QUICKACK: acknowledge what has come, and go on delaying. With 1 all that comes next
+#: would be acknowledged at once, too.
+ACKNOWLEDGE_ONCE = 2
 
 
 def _nothing() -> None:

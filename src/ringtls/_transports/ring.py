@@ -15,6 +15,7 @@ from .._engine.handle import Handle
 from .._engine.request import ignore
 from .._engine.ring import close_now, has_unacknowledged, reset_connection
 from .base import (
+    ACKNOWLEDGE_ONCE,
     DISCARD_LIMIT,
     INPUT_LIMIT,
     LARGEST_TRANSFER,
@@ -87,6 +88,10 @@ class RingTransport(BaseTransport):
         if self._input_error is not None:
             raise broken(self._input_error)
         self._sink = ignore
+
+    def acknowledge(self) -> None:
+        with suppress(OSError):  # of a socket that is not TCP's
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, ACKNOWLEDGE_ONCE)
 
     def _start_input(self) -> None:
         self._check_receivable()

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 
 from .._log import log
-from .base import RECEIVE_SIZE, BaseTransport, broken, reset_met
+from .base import ACKNOWLEDGE_ONCE, RECEIVE_SIZE, BaseTransport, broken, reset_met
 
 if TYPE_CHECKING:
     from .._interfaces import OnClosed, TaskDriver
@@ -130,6 +130,11 @@ class StreamTransport(BaseTransport):
 
     async def detach(self) -> None:
         self.check_open()
+
+    def acknowledge(self) -> None:
+        if isinstance(self._stream, trio.SocketStream):
+            with suppress(OSError):  # of a socket that is not TCP's
+                self._stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, ACKNOWLEDGE_ONCE)
 
     def enqueue(self, data: bytes) -> None:
         if not data or self.error is not None:
