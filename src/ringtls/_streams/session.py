@@ -255,7 +255,7 @@ class TlsSession:
     def has_input(self) -> bool:
         """True if ``read`` would give data, the end or an error now. What has come is decrypted
         for that: a session ticket alone is neither."""
-        if self.has_nothing_buffered and self.incoming.pending:
+        if self.has_nothing_buffered and self.backlog:
             try:
                 data = self._read_records(RECORD_SIZE)
             except ssl.SSLError:

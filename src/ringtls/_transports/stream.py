@@ -206,7 +206,11 @@ class StreamTransport(BaseTransport):
         if not self._let_go:
             deadline = self._time_of(self._deadline)
             self._discarding = trio.CancelScope(shield=True, deadline=deadline)
-            self._start(self._discard_input, self._fail_discarding)
+            try:
+                self._start(self._discard_input, self._fail_discarding)
+            except BaseException:
+                self._discarding = None
+                raise
 
     # The system tasks (rule 6)
 
