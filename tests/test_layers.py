@@ -23,7 +23,7 @@ LAYERS = (
     ("_interfaces",),
     ("_transports", "_drivers"),
     ("_streams",),
-    ("_combinators", "_destructor", "_highlevel"),
+    ("_accepting", "_combinators", "_destructor", "_highlevel"),
     ("_api", "__init__", "blocking"),
     ("_cli", "__main__", "lint", "pytest_plugin"),
 )

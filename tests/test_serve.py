@@ -26,10 +26,14 @@ import trio
 from ringtls import TlsStream
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.serve import connection, responses
-from ringtls._cli.serve.errors import StartError
+from ringtls._cli.serve.connection import Files
 from ringtls._cli.serve.files import quoted, resolve, segments_of
-from ringtls._cli.serve.listening import Address, Inherited, open_sockets, parse_bind
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
+from ringtls._cli.server import StartError, Wait, connections, handling
+from ringtls._cli.server.command import TIMEOUTS
+from ringtls._cli.server.connections import Connections, Limits
+from ringtls._cli.server.handling import serve_connection
+from ringtls._cli.server.listening import Address, Inherited, open_sockets, parse_bind
 
 from .conftest import Contexts
 from .support.server import (
@@ -602,7 +606,8 @@ def garbage(server: Server) -> None:
 
 
 def no_handshake(server: Server) -> None:
-    server.tcp().close()
+    with server.tcp() as sock:
+        sock.sendall(b"\x16\x03\x01")
     server.wait_for_log("handshake failed: ")
 
 
@@ -705,15 +710,20 @@ def test_certificate_and_key_in_one_file(contexts: Contexts, site: Path, tmp_pat
 class Served:
     """A connection of this process: the client's side, and a server task for the other."""
 
-    def __init__(self, client: TlsStream, server: TlsStream, root: Path) -> None:
+    def __init__(
+        self, client: TlsStream, server: TlsStream, root: Path, timeouts: dict[Wait, float]
+    ) -> None:
         self.client = client
-        self.drain = connection.Drain()
+        self.connections = Connections(Limits({**TIMEOUTS, **timeouts}))
         self._server = server
-        self._root = root
+        self._service = Files(root)
         self.ended = trio.Event()
 
     async def serve(self) -> None:
-        await connection.serve_connection(self._root, self.drain, self._server)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.connections.sweep)
+            await serve_connection(self._service, self.connections, self._server)
+            nursery.cancel_scope.cancel()
         self.ended.set()
 
     async def receive_to_end(self) -> bytes:
@@ -722,58 +732,74 @@ class Served:
 
 
 async def served(
-    contexts: Contexts, root: Path, nursery: trio.Nursery, buffer_size: int | None = None
+    contexts: Contexts,
+    root: Path,
+    nursery: trio.Nursery,
+    buffer_size: int | None = None,
+    **timeouts: float,
 ) -> Served:
-    both = Served(*tls_over(*await socket_streams(buffer_size), contexts), root)
+    streams = tls_over(*await socket_streams(buffer_size), contexts)
+    both = Served(*streams, root, {Wait[name]: value for name, value in timeouts.items()})
     nursery.start_soon(both.serve)
     return both
 
 
 @pytest.fixture
 def server_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="ringtls.serve")
+    caplog.set_level(logging.DEBUG, logger="ringtls.server")
     return caplog
 
 
+@pytest.fixture(autouse=True)
+def frequent_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SWEEP_INTERVAL", 0.01)
+
+
 async def test_handshake_timeout(
-    contexts: Contexts,
-    site: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    server_log: pytest.LogCaptureFixture,
+    contexts: Contexts, site: Path, server_log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connection, "HANDSHAKE_TIMEOUT", 0.05)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            both = await served(contexts, site, nursery)
-        async with both.client:
-            with pytest.raises(trio.BrokenResourceError):
-                await both.client.do_handshake()
+            both = await served(contexts, site, nursery, HANDSHAKE=0.05)
+            both.client.transport_stream.socket.send(b"\x16")
+            both.client.transport_stream.socket.send(b"\x03")
+            await both.ended.wait()
+        both.client.close_unclean()
     assert [record.levelname for record in server_log.records] == ["WARNING"]
     assert "handshake not complete after 0.05 s" in server_log.text
 
 
-async def test_request_timeout(
-    contexts: Contexts, site: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_silent_peer_is_no_warning(
+    contexts: Contexts, site: Path, server_log: pytest.LogCaptureFixture, leaves: bool
 ) -> None:
-    monkeypatch.setattr(connection, "REQUEST_TIMEOUT", 0.2)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            both = await served(contexts, site, nursery)
+            both = await served(contexts, site, nursery, HANDSHAKE=PATIENCE if leaves else 0.05)
+            if leaves:
+                both.client.transport_stream.socket.shutdown(socket.SHUT_WR)
+            await both.ended.wait()
+        both.client.close_unclean()
+    assert [record.levelname for record in server_log.records] == ["DEBUG"]
+
+
+async def test_request_timeout(
+    contexts: Contexts, site: Path, server_log: pytest.LogCaptureFixture
+) -> None:
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, site, nursery, REQUEST=0.2)
             async with both.client:
                 await both.client.send_all(b"GET / HT")
                 assert (await both.receive_to_end()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert "request not complete after 0.2 s" in server_log.text
 
 
-@pytest.mark.parametrize(
-    ("name", "data"), [("REQUEST_TIMEOUT", b""), ("IDLE_TIMEOUT", head("/no"))]
-)
-async def test_idle_timeout(
-    contexts: Contexts, site: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
-) -> None:
-    monkeypatch.setattr(connection, name, 0.2)
+@pytest.mark.parametrize(("name", "data"), [("FIRST_REQUEST", b""), ("NEXT_REQUEST", head("/no"))])
+async def test_idle_timeout(contexts: Contexts, site: Path, name: str, data: bytes) -> None:
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            both = await served(contexts, site, nursery)
+            both = await served(contexts, site, nursery, None, **{name: 0.2})
             async with both.client:
                 await both.client.do_handshake()
                 await both.client.send_all(data)
@@ -787,15 +813,14 @@ async def test_send_timeout(
     monkeypatch: pytest.MonkeyPatch,
     server_log: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(connection, "SEND_TIMEOUT", 0.2)
-    monkeypatch.setattr(connection, "DRAIN_CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(handling, "DRAIN_CLOSE_TIMEOUT", 0.1)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            both = await served(contexts, site, nursery, buffer_size=16384)
+            both = await served(contexts, site, nursery, buffer_size=16384, ROOM=0.2)
             async with both.client:
                 await both.client.send_all(head("/small"))
                 await both.client.receive_some(1)
-                both.drain.start()
+                both.connections.drain()
                 await both.ended.wait()
     assert "takes in nothing, given up after 0.2 s" in server_log.text
 
@@ -803,7 +828,7 @@ async def test_send_timeout(
 async def test_drain_waits_for_what_is_accepted_but_not_taken_in(
     contexts: Contexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "DRAIN_CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(handling, "DRAIN_CLOSE_TIMEOUT", 0.1)
     content = os.urandom(120_000)  # more than the kernel takes, but the stream accepts it
     (tmp_path / "file").write_bytes(content)
     with trio.fail_after(PATIENCE):
@@ -812,7 +837,7 @@ async def test_drain_waits_for_what_is_accepted_but_not_taken_in(
             async with both.client:
                 await both.client.send_all(head("/file"))
                 answer = bytes(await both.client.receive_some(1))
-                both.drain.start()
+                both.connections.drain()
                 await trio.sleep(0.5)  # longer than the end of the stream may take
                 answer += await both.receive_to_end()
     assert answer.endswith(content)

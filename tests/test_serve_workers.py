@@ -22,9 +22,9 @@ import pytest
 
 from ringtls._cli import main
 from ringtls._cli.certificates import make_certificate
-from ringtls._cli.serve.errors import StartError
-from ringtls._cli.serve.listening import Address, Bind, Inherited, open_sockets
-from ringtls._cli.serve.supervisor import FIRST_PAUSE
+from ringtls._cli.server.errors import StartError
+from ringtls._cli.server.listening import Address, Bind, Inherited, open_sockets
+from ringtls._cli.server.supervisor import FIRST_PAUSE
 
 from .conftest import Contexts
 from .support.server import (
@@ -108,7 +108,8 @@ def test_all_workers_serve_one_port(start: Start) -> None:
     server = start(*WORKERS)
 
     def all_have_served() -> bool:
-        server.tcp().close()
+        with server.tcp() as sock:
+            sock.sendall(b"no TLS")
         return all(f"worker {number}: 127.0.0.1:" in server.log() for number in (1, 2))
 
     wait_until(all_have_served)
@@ -285,7 +286,7 @@ def test_sighup_loads_the_certificate(
         new = replace_certificate(files, tmp_path / "new")
         assert certificate_of(server) != new
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: server.log().count("the certificate was loaded anew\n") == processes)
+        wait_until(lambda: server.log().count("the certificates were loaded anew\n") == processes)
         assert {certificate_of(server) for _ in range(MANY)} == {new}
         client.request("GET", "/text.txt")
         assert client.getresponse().read() == TEXT
@@ -306,7 +307,7 @@ def test_bad_certificate_changes_nothing(
     files.certificate.write_bytes(good)  # which is not that of the new key
     server.process.send_signal(signal.SIGHUP)
     reason = f"the key in {files.key} is not that of {files.certificate}\n"
-    server.wait_for_log(f"SIGHUP: the certificate stays as it was: {reason}")
+    server.wait_for_log(f"SIGHUP: the certificates stay as they were: {reason}")
     assert server.log().count("SIGHUP") == 1
     if mode:
         kill(server, server.workers()[0])
@@ -317,7 +318,7 @@ def test_bad_certificate_changes_nothing(
 
 LATE_SIGNALS = """
 import os, signal, trio
-from ringtls._cli.serve.serving import own_signals
+from ringtls._cli.server.serving import own_signals
 def send_all():
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         os.kill(os.getpid(), number)
@@ -449,24 +450,31 @@ def test_descriptor_that_is_not_inherited() -> None:
 
 SUPERVISE = """
 import logging, os, sys, trio
-from ringtls._cli.serve.errors import StartError
-from ringtls._cli.serve.supervisor import supervise
+from ringtls._cli.server.errors import StartError
+from ringtls._cli.server.supervisor import supervise
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
+graceful_timeout = 3600
 {work}
 def say(text):
     os.write(1, (text + "\\n").encode())
-def reload():
-    say("reloaded")
-    return True
-sys.exit(supervise([[], []], work, reload, lambda: say("ready")))
+class Loader:
+    def read(self):
+        return b"read"
+    def use(self, data):
+        say(f"loaded {{data}}")
+        return True
+    def give_up(self):
+        say("given up")
+{loader}
+sys.exit(supervise([[], []], work, Loader(), graceful_timeout, lambda: say("ready")))
 """
 
 
 @contextmanager
-def supervisor(work: str) -> Iterator[subprocess.Popen[str]]:
+def supervisor(work: str, loader: str = "") -> Iterator[subprocess.Popen[str]]:
     """A supervisor of two workers that run this source."""
     with subprocess.Popen(
-        [sys.executable, "-c", SUPERVISE.format(work=work)],
+        [sys.executable, "-c", SUPERVISE.format(work=work, loader=loader)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -504,7 +512,7 @@ def test_pause_doubles_and_a_signal_ends_it() -> None:
 
 FAIL_AT_START = """
 import time
-from ringtls._cli.serve import supervisor
+from ringtls._cli.server import supervisor
 supervisor.START_TIMEOUT = {timeout}
 def work(number, sockets, signals, on_ready):
     if number == 2:
@@ -562,4 +570,51 @@ def test_worker_that_takes_no_signals_holds_nobody_up() -> None:
         assert next_lines(process, 1) == ["ready\n"]
         for _ in range(1000):  # more than a channel holds
             process.send_signal(signal.SIGHUP)
-            assert next_lines(process, 1) == ["reloaded\n"]
+            assert next_lines(process, 1) == ["loaded b'read'\n"]
+
+
+def test_a_worker_that_does_not_end_is_killed() -> None:
+    with supervisor(STOPPED) as process:
+        assert next_lines(process, 1) == ["ready\n"]
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+    for number in (1, 2):
+        assert f"worker {number}: does not end, and is killed\n" in output
+        assert re.search(rf"worker {number}: process \d+ was killed by signal 9\n", output)
+
+
+STOPPED = """
+import signal
+from ringtls._cli.server import supervisor
+supervisor.END_TIMEOUT = graceful_timeout = 0.1
+def work(number, sockets, signals, on_ready):
+    on_ready()
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+SLOW_READER = """
+from ringtls._cli.server import supervisor
+supervisor.READ_TIMEOUT = 1
+def work(number, sockets, signals, on_ready):
+    on_ready()
+    trio.run(signals.__anext__)
+"""
+
+READ_FOR_EVER = """
+def read(self):
+    say("reads")
+    os.read(0, 1)
+Loader.read = read
+"""
+
+
+def test_reading_that_takes_too_long_is_given_up() -> None:
+    with supervisor(SLOW_READER, READ_FOR_EVER) as process:
+        assert next_lines(process, 1) == ["ready\n"]
+        process.send_signal(signal.SIGHUP)
+        assert next_lines(process, 2) == ["reads\n", "given up\n"]
+        process.send_signal(signal.SIGHUP)
+        assert next_lines(process, 1) == ["reads\n"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0

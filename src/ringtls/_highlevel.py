@@ -6,8 +6,6 @@ or listening sockets are then taken over.
 
 from __future__ import annotations
 
-import errno
-import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -15,6 +13,7 @@ from typing import NoReturn
 
 import trio
 
+from ._accepting import ACCEPTORS, accept_forever
 from ._drivers.trio import TrioDriver
 from ._statistics import Statistics
 from ._streams.socket import SocketListener, SocketStream
@@ -28,19 +27,8 @@ __all__ = [
     "statistics",
 ]
 
-logger = logging.getLogger("ringtls")
-
 #: Seconds to wait for one address before the next is tried (RFC 8305, section 5).
 HAPPY_EYEBALLS_DELAY = 0.25
-
-#: Tasks that accept from each listener: so many connections can be taken in one tick.
-ACCEPTORS = 8
-
-#: What accept(2) answers when the process or the machine has no more to give, for now.
-_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-
-#: Seconds.
-SHORTAGE_PAUSE = 0.1
 
 
 async def open_tcp_stream(
@@ -142,26 +130,16 @@ async def serve_tls_over_tcp(
         for listener in listeners:
             await stack.enter_async_context(listener)
         nursery = await stack.enter_async_context(trio.open_nursery())
+        handlers = handler_nursery or nursery
+
+        def begin(stream: TlsStream) -> None:
+            handlers.start_soon(_handle, handler, stream)
+
         for listener in listeners:
             for _ in range(ACCEPTORS):
-                nursery.start_soon(_accept, listener, handler, handler_nursery or nursery)
+                nursery.start_soon(accept_forever, listener.accept, begin)
         task_status.started(listeners)
         await trio.sleep_forever()
-
-
-async def _accept(
-    listener: TlsListener, handler: Callable[[TlsStream], Awaitable[object]], nursery: trio.Nursery
-) -> NoReturn:
-    while True:
-        try:
-            stream = await listener.accept()
-        except OSError as error:
-            if error.errno not in _SHORTAGES:
-                raise
-            logger.error("can't accept a connection: %s. Trying again soon", error)
-            await trio.sleep(SHORTAGE_PAUSE)
-        else:
-            nursery.start_soon(_handle, handler, stream)
 
 
 async def _handle(handler: Callable[[TlsStream], Awaitable[object]], stream: TlsStream) -> None:

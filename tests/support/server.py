@@ -44,9 +44,8 @@ class Server:
         command += ["--bind", bind, "--certfile", str(contexts.certificate)]
         command += ["--keyfile", str(contexts.key), *arguments]
         with log.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=stderr, text=True, **options
-            )
+            options = {"stderr": stderr, **options}
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
         assert self.process.stdout is not None
         self.stdout = self.process.stdout
         self._known: set[int] = set()

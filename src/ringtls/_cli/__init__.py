@@ -7,15 +7,20 @@ and ``run(arguments)``, which returns the exit status.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from . import demo, doctor, serve
-
 __all__ = ["main"]
 
-COMMANDS = (serve, demo, doctor)
+#: Modules of this package.
+COMMANDS = ("serve", "demo", "doctor")
+
+#: What ``ringtls[server]`` installs; not all commands need it.
+EXTRA = {"cryptography", "h11"}
+
+INSTALLATION = "pip install 'ringtls[server]'"
 
 #: The exit status of a program that SIGINT ended, as shells give it.
 INTERRUPTED = 130
@@ -29,8 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     version = importlib.metadata.version("ringtls")
     parser.add_argument("--version", action="version", version=f"ringtls {version}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    if argv is None:
+        argv = sys.argv[1:]
     for command in COMMANDS:
-        command.add_parser(subparsers)
+        try:
+            importlib.import_module(f".{command}", __package__).add_parser(subparsers)
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRA:
+                raise
+            subparsers.add_parser(command, help=f"needs {error.name}: {INSTALLATION}")
+            if argv[:1] == [command]:
+                text = f"{command} needs {error.name}, which is not installed: {INSTALLATION}"
+                print(f"ringtls: {text}", file=sys.stderr)
+                return 1
     arguments = parser.parse_args(argv)
     try:
         status: int = arguments.run(arguments)

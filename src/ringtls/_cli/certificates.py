@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import ipaddress
 import os
 import socket
@@ -15,10 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["Certificate", "cached_certificate", "make_certificate", "server_context"]
+__all__ = ["Certificate", "make_certificate", "read_cached_certificate", "server_context"]
 
 LIFETIME = datetime.timedelta(days=90)
 RENEW_BEFORE = datetime.timedelta(days=7)
+
+#: The files of a Certificate.
+_NAMES = ("ca.pem", "certificate.pem", "key.pem")
 
 #: For servers, and for clients that are asked for a certificate.
 _PURPOSES = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -39,16 +43,25 @@ def cache_directory() -> Path:
     return Path(base) / "ringtls"
 
 
-def cached_certificate() -> Certificate:
+def read_cached_certificate() -> tuple[Path, bytes, bytes]:
     """The user's development certificate for this machine, made or renewed where needed.
+
+    Programs that start at the same time take turns, so all of them have the same one.
+
+    Returns:
+      The path of its authority's certificate; its own content, and that of its key.
 
     Raises:
       OSError: the cache directory can't be written.
     """
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    cached = Certificate(directory / "ca.pem", directory / "certificate.pem", directory / "key.pem")
-    return cached if _is_good(cached) else make_certificate(directory)
+    with (directory / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        files = Certificate(*(directory / name for name in _NAMES))
+        if not _is_good(files):
+            files = make_certificate(directory)
+        return files.ca, files.certificate.read_bytes(), files.key.read_bytes()
 
 
 def make_certificate(directory: Path) -> Certificate:
@@ -77,7 +90,7 @@ def make_certificate(directory: Path) -> Certificate:
         )
         .sign(ca_key, hashes.SHA256())
     )
-    made = Certificate(directory / "ca.pem", directory / "certificate.pem", directory / "key.pem")
+    made = Certificate(*(directory / name for name in _NAMES))
     _write(made.ca, ca.public_bytes(serialization.Encoding.PEM))
     _write(made.certificate, certificate.public_bytes(serialization.Encoding.PEM))
     _write(

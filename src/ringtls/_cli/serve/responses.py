@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..server import StartError
 from .files import OpenFile, quoted, resolve, segments_of
 
-__all__ = ["Body", "Request", "Response", "error_response", "parse_range", "respond"]
+__all__ = ["Body", "Request", "Response", "check_root", "error_response", "parse_range", "respond"]
 
-logger = logging.getLogger("ringtls.serve")
+logger = logging.getLogger("ringtls.server")
 
 _INDEX = "index.html"
 
@@ -83,6 +84,20 @@ class Response:
 
 class UnsatisfiableRangeError(Exception):
     """A range that begins behind the end of the file."""
+
+
+def check_root(directory: Path) -> Path:
+    """The real path of a directory that can be served.
+
+    Raises:
+      StartError: it can't.
+    """
+    try:
+        root = directory.resolve(strict=True)
+        next(root.iterdir(), None)
+    except OSError as error:
+        raise StartError(f"can't serve the directory {directory}: {error.strerror}") from error
+    return root
 
 
 def respond(root: Path, request: Request) -> Response:

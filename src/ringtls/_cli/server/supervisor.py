@@ -1,4 +1,4 @@
-"""``ringtls serve --workers``: a supervisor, and the processes in which connections are served.
+"""``--workers``: a supervisor, and the processes in which connections are served.
 
 Rules:
 
@@ -17,17 +17,24 @@ Rules:
    that nobody but the supervisor may hold its end: a worker closes those of the others.
 6. A worker that ends is replaced after a pause, which doubles while workers in this place
    end soon. At the start there is no such patience: if one can't begin, all end.
+7. The supervisor waits for nothing but the kernel's signals. So it has files read by a process
+   of its own, which ends with what it read, or when it took too long.
+8. A worker that does not end when it should (it is stopped, or hangs) is killed: while draining,
+   when the graceful timeout and the time that ends of connections take have passed.
 
 What happens to the supervisor, and what it does:
 
     ===================  ==================================  =========================
                          while it serves                     while it drains
     ===================  ==================================  =========================
-    SIGHUP               loads the certificate; if it is     nothing
-                         good, tells the workers to do so
+    SIGHUP               has the certificates read, once     nothing
+                         more if that is under way
+    they are read        if they are good, passes them       nothing
+                         on to the workers
     SIGINT, SIGTERM      closes the sockets, tells the       tells the workers: they
                          workers: they drain                 cut short what is left
     a worker ends        starts another after a pause        notes it
+    time is up (8)                                           kills the workers
     the last one ends    the same                            ends; 1 if one crashed
     SIGKILL              the workers drain                   they cut short what is left
     ===================  ==================================  =========================
@@ -48,11 +55,15 @@ from typing import NoReturn, Protocol
 import trio
 
 from .errors import StartError
-from .serving import SIGNALS
+from .notify import notify, notify_reloading, watchdog_interval
+from .reloading import READ_TIMEOUT
 
-__all__ = ["PassedSignals", "Work", "supervise"]
+__all__ = ["SIGNALS", "Loader", "PassedSignals", "Work", "supervise"]
 
-logger = logging.getLogger("ringtls.serve")
+logger = logging.getLogger("ringtls.server")
+
+#: What a server is told by.
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 #: See rule 3.
 BLOCKED = [*SIGNALS, signal.SIGCHLD]
@@ -64,13 +75,19 @@ LONGEST_PAUSE = 5.0
 #: Seconds after which a worker that has not begun is taken for stuck.
 START_TIMEOUT = 30.0
 
+#: Seconds that the ends of connections take at most, and some more; see rule 8.
+END_TIMEOUT = 10.0
+
 #: What a worker reports when it has begun. Anything else is why it can't.
 READY = b"\n"
 REPORT_SIZE = 4096
 
 
 class PassedSignals:
-    """The worker's end of rule 4: an iterator like that of trio.open_signal_receiver."""
+    """The worker's end of rule 4: an iterator of what a process is told.
+
+    That is the numbers of signals, and what the supervisor had read after SIGHUP.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -79,15 +96,31 @@ class PassedSignals:
     def __aiter__(self) -> PassedSignals:
         return self
 
-    async def __anext__(self) -> int:
+    async def __anext__(self) -> int | bytes:
         if self._ended:
             await trio.sleep_forever()
         await trio.lowlevel.wait_readable(self._channel)
-        if number := _receive(self._channel, 1):
+        number, descriptors = _receive(self._channel, 1)
+        if descriptors:
+            return _take_content(descriptors[0])
+        if number:
             return number[0]
         logger.error("the supervisor is gone")
         self._ended = True
         return signal.SIGTERM
+
+
+class Loader(Protocol):
+    """What SIGHUP loads anew (rule 7)."""
+
+    def read(self) -> bytes:
+        """What ``use`` wants. May block."""
+
+    def use(self, data: bytes) -> bool:
+        """Have workers inherit this from now on; False if it can't be used."""
+
+    def give_up(self) -> None:
+        """Reading took too long."""
 
 
 class Work(Protocol):
@@ -109,7 +142,8 @@ class Work(Protocol):
 def supervise(
     shares: list[list[socket.socket]],
     work: Work,
-    reload: Callable[[], bool],
+    loader: Loader,
+    graceful_timeout: float,
     on_ready: Callable[[], object],
 ) -> int:
     """Keep a worker for each share of the sockets, until a signal ends that; the exit status.
@@ -117,7 +151,7 @@ def supervise(
     The signals stay blocked afterwards, so that none can change the exit status any more.
 
     Args:
-      reload: loads anew what workers inherit; False if that can't be used.
+      graceful_timeout: seconds that workers may take for what is being served.
       on_ready: is called when all workers have begun.
 
     Raises:
@@ -126,10 +160,10 @@ def supervise(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody can be waited for
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     places = [_Place(number, sockets) for number, sockets in enumerate(shares, 1)]
-    supervisor = _Supervisor(places, work)
+    supervisor = _Supervisor(places, work, loader, graceful_timeout)
     supervisor.start()
     on_ready()
-    return supervisor.run(reload)
+    return supervisor.run()
 
 
 class _Process:
@@ -147,6 +181,14 @@ class _Process:
         with suppress(BlockingIOError, ConnectionError):
             self.channel.send(bytes([number]))
 
+    def pass_on(self, descriptor: int) -> None:
+        """Pass on what was read."""
+        with suppress(BlockingIOError, ConnectionError):
+            socket.send_fds(self.channel, [bytes([signal.SIGHUP])], [descriptor])
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+
     def wait_until_ready(self) -> None:
         """Wait until it has begun.
 
@@ -157,7 +199,7 @@ class _Process:
         poll.register(self.channel, select.POLLIN)
         if not poll.poll(START_TIMEOUT * 1000):
             raise StartError(f"process {self._pid} of a worker is stuck at its start")
-        report = _receive(self.channel, REPORT_SIZE)
+        report, _ = _receive(self.channel, REPORT_SIZE)
         self._has_begun = report == READY
         if not self._has_begun:
             text = f"process {self._pid} of a worker ended at its start"
@@ -168,7 +210,7 @@ class _Process:
         self.tell(signal.SIGTERM)
         self.tell(signal.SIGTERM)
         if not self._has_begun:
-            os.kill(self._pid, signal.SIGKILL)
+            self.kill()
         os.waitpid(self._pid, 0)
         self.channel.close()
 
@@ -179,7 +221,7 @@ class _Process:
 
     def obituary(self, code: int) -> str:
         """How it ended."""
-        report = _receive(self.channel, REPORT_SIZE)
+        report, _ = _receive(self.channel, REPORT_SIZE)
         self.channel.close()
         if text := report.decode().strip():
             return text
@@ -188,12 +230,56 @@ class _Process:
         return f"process {self._pid} ended with exit status {code}"
 
 
-def _receive(channel: socket.socket, size: int) -> bytes:
-    """What has come from the other end; b"" if that is gone."""
+def _take_content(descriptor: int) -> bytes:
+    """What a file in memory holds, which is closed then."""
     try:
-        return channel.recv(size)
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _receive(channel: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """What has come from the other end, and a descriptor with it; b"" if that is gone."""
+    try:
+        data, descriptors, *_ = socket.recv_fds(channel, size, 1)
     except ConnectionResetError:  # it has gone, and did not read all of ours before
-        return b""
+        return b"", []
+    return data, descriptors
+
+
+class _Reading:
+    """The process that reads files (rule 7); the file in memory gets what it has read."""
+
+    def __init__(self, loader: Loader, places: list[_Place]) -> None:
+        self.descriptor = os.memfd_create("ringtls")
+        try:
+            self._pid = os.fork()
+        except OSError:
+            os.close(self.descriptor)
+            raise
+        if self._pid == 0:
+            self._become(loader, places)
+
+    def _become(self, loader: Loader, places: list[_Place]) -> NoReturn:
+        status = 1
+        try:
+            for place in places:
+                place.abandon()
+            signal.alarm(READ_TIMEOUT)  # its default action ends this process
+            os.writev(self.descriptor, [loader.read()])
+            status = 0
+        finally:
+            os._exit(status)
+
+    def exit_code(self) -> int | None:
+        """As subprocess.Popen has it; None while it lives. To be called until it does not."""
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self.descriptor)
 
 
 class _Place:
@@ -275,10 +361,18 @@ class _Place:
 
 
 class _Supervisor:
-    def __init__(self, places: list[_Place], work: Work) -> None:
+    def __init__(
+        self, places: list[_Place], work: Work, loader: Loader, graceful_timeout: float
+    ) -> None:
         self._places = places
         self._work = work
+        self._loader = loader
+        self._graceful_timeout = graceful_timeout
         self._draining = False
+        self._kill_at = float("inf")  # on the monotonic clock
+        self._reading: _Reading | None = None
+        self._read_again = False
+        self._watchdog = watchdog_interval()
         self._status = 0
 
     def start(self) -> None:
@@ -297,31 +391,81 @@ class _Supervisor:
                 process.end()
             raise
 
-    def run(self, reload: Callable[[], bool]) -> int:
+    def run(self) -> int:
         """Obey signals until all workers have ended; the exit status."""
         while not self._draining or self._processes():
             number = self._next_signal()
+            if self._watchdog is not None:
+                notify("WATCHDOG=1")
             if number in (signal.SIGINT, signal.SIGTERM):
                 self._drain()
                 self._tell(number)
-            elif number == signal.SIGHUP and not self._draining and reload():
-                self._tell(number)
+            elif number == signal.SIGHUP and not self._draining:
+                self._read_again = True
+            self._look_at_reading()
             for place in self._places:
                 self._look_at(place)
+            if time.monotonic() >= self._kill_at:
+                self._kill_at = float("inf")
+                self._kill()
         return self._status
 
     def _next_signal(self) -> int | None:
-        """The next signal; None if it is time to start a worker."""
-        times = [place.start_at for place in self._places if place.process is None]
-        if self._draining or not times:
+        """The next signal; None if it is time to do something without one."""
+        now = time.monotonic()
+        times = [self._kill_at]
+        if self._watchdog is not None:
+            times.append(now + self._watchdog)
+        if not self._draining:
+            times += [place.start_at for place in self._places if place.process is None]
+        if min(times) == float("inf"):
             return signal.sigwait(BLOCKED)
-        info = signal.sigtimedwait(BLOCKED, max(0.0, min(times) - time.monotonic()))
+        info = signal.sigtimedwait(BLOCKED, max(0.0, min(times) - now))
         return None if info is None else info.si_signo
 
     def _drain(self) -> None:
+        notify("STOPPING=1")
+        timeout = END_TIMEOUT if self._draining else self._graceful_timeout + END_TIMEOUT
+        self._kill_at = min(self._kill_at, time.monotonic() + timeout)
         self._draining = True
         for place in self._places:
             place.close_sockets()
+        self._read_again = False
+        if self._reading is not None:
+            self._reading.kill()
+            self._reading = None
+
+    def _kill(self) -> None:
+        for place in self._places:
+            if place.process is not None:
+                logger.error("worker %d: does not end, and is killed", place.number)
+                place.process.kill()
+
+    def _look_at_reading(self) -> None:
+        """See whether files have been read, or are to be."""
+        if self._reading is not None:
+            code = self._reading.exit_code()
+            if code is not None:
+                self._end_reading(self._reading, code)
+                self._reading = None
+        if self._read_again and self._reading is None:
+            self._read_again = False
+            notify_reloading()
+            try:
+                self._reading = _Reading(self._loader, self._places)
+            except OSError as error:
+                logger.error("SIGHUP: can't start a process: %s", error.strerror)
+
+    def _end_reading(self, reading: _Reading, code: int) -> None:
+        descriptor = os.dup(reading.descriptor)
+        data = _take_content(reading.descriptor)
+        if code == -signal.SIGALRM:
+            self._loader.give_up()
+        elif self._loader.use(data):
+            for process in self._processes():
+                process.pass_on(descriptor)
+        os.close(descriptor)
+        notify("READY=1")
 
     def _tell(self, number: int) -> None:
         for process in self._processes():

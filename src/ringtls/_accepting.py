@@ -1,0 +1,76 @@
+"""Accepting connections for ever, through shortages.
+
+Rules:
+
+1. accept(2) fails with EMFILE and its like when the process or the machine has no more to give,
+   for now. That is no reason to end a server: the connections wait in the listener's queue.
+2. While that lasts, every try of every acceptor fails, ten times a second each. The log says so
+   once a second, for all acceptors of the process together.
+3. Who is to find room (by closing what is idle) is asked at every failure.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
+
+import trio
+
+__all__ = ["ACCEPTORS", "accept_forever"]
+
+logger = logging.getLogger("ringtls")
+
+#: Tasks that accept from each listener: so many connections can be taken in one tick.
+ACCEPTORS = 8
+
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+#: Seconds until an acceptor tries again.
+SHORTAGE_PAUSE = 0.1
+
+#: Seconds between two records; see rule 2.
+RECORD_INTERVAL = 1.0
+
+StreamT = TypeVar("StreamT")
+
+
+async def accept_forever(
+    accept: Callable[[], Awaitable[StreamT]],
+    begin: Callable[[StreamT], object],
+    make_room: Callable[[], object] = lambda: None,
+) -> NoReturn:
+    """One acceptor: pass each connection that ``accept`` returns to ``begin``.
+
+    Raises:
+      OSError: accepting failed for a reason that does not pass.
+    """
+    while True:
+        try:
+            stream = await accept()
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+            _records.write(error)
+            make_room()
+            await trio.sleep(SHORTAGE_PAUSE)
+        else:
+            begin(stream)
+
+
+class _Records:
+    """Rule 2."""
+
+    def __init__(self) -> None:
+        self._next_at = 0.0
+
+    def write(self, error: OSError) -> None:
+        now = time.monotonic()
+        if now >= self._next_at:
+            self._next_at = now + RECORD_INTERVAL
+            logger.error("can't accept connections: %s. Trying again", error.strerror)
+
+
+_records = _Records()

@@ -1,0 +1,23 @@
+"""What all servers of the command line share; a command adds what it does with a connection.
+
+A command derives from Service, gives its parser ``add_options``, and calls ``run_server``. It has
+then: listening (addresses, sockets that are inherited), workers under a supervisor, certificates
+and their reload, the drain, limits for peers, the log.
+"""
+
+from .command import add_options, run_server
+from .connections import Connection, Cut, Wait
+from .errors import StartError
+from .handling import Service
+from .logs import access_logger
+
+__all__ = [
+    "Connection",
+    "Cut",
+    "Service",
+    "StartError",
+    "Wait",
+    "access_logger",
+    "add_options",
+    "run_server",
+]

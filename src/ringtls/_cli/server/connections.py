@@ -1,0 +1,182 @@
+"""The connections of one process, and what each waits for.
+
+Rules:
+
+1. Nothing waits for a peer without a limit. A connection says what it waits for, which notes a
+   time; a sweep over all connections cuts those whose time has passed. So a request costs no
+   cancel scope and no timer, and a limit is kept to within SWEEP_INTERVAL.
+2. To cut a connection is to cancel its scope, once. What was received by then is not answered;
+   of what was sent nothing is torn, and the stream ends in order. Why it was cut is in ``cut``.
+3. While the server drains, a connection that waits for a request is cut, and so is one that
+   begins to. Others end after what they do now.
+4. When there is a shortage (of descriptors, or of connections that are allowed), those that
+   have waited longest for their peer to say something give way. They are looked for only then.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+if TYPE_CHECKING:
+    from ringtls import TlsStream
+
+__all__ = ["Connection", "Connections", "Cut", "Limits", "Wait"]
+
+#: Seconds; see rule 1.
+SWEEP_INTERVAL = 0.5
+
+#: How many give way at once when descriptors run short; see rule 4.
+GIVE_WAY = 32
+
+NEVER = float("inf")
+
+
+class Wait(enum.Enum):
+    """What a connection waits for."""
+
+    HANDSHAKE = "the handshake"
+    FIRST_REQUEST = "a first request"
+    REQUEST = "the rest of a request"
+    NEXT_REQUEST = "another request"
+    ROOM = "the peer to take in what was sent"
+    NOTHING = "nothing of the peer"
+
+
+#: Rule 3.
+_IDLE = frozenset({Wait.HANDSHAKE, Wait.FIRST_REQUEST, Wait.NEXT_REQUEST})
+
+#: Rule 4.
+_GIVES_WAY = _IDLE | {Wait.REQUEST}
+
+
+class Cut(enum.Enum):
+    """Why a connection was cut."""
+
+    TIMEOUT = "it took too long"
+    DRAIN = "the server ends"
+    SHORTAGE = "it gave way to another"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of what peers may take.
+
+    Attributes:
+      timeouts: seconds, for each thing that is waited for.
+      connections: how many may be open at once.
+    """
+
+    timeouts: Mapping[Wait, float]
+    connections: float = NEVER
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """A connection, for the handler that serves it.
+
+    Attributes:
+      stream: after its handshake.
+      peer: its address, for log lines.
+      identity: the subject of the certificate that the client gave, if any.
+      cut: why it was cut, if it was.
+    """
+
+    stream: TlsStream
+    peer: str
+    _table: Connections
+    identity: str = ""
+    cut: Cut | None = None
+    waits_for: Wait = Wait.NOTHING
+    deadline: float = NEVER
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    data: Any = None  # the handler's own
+
+    def begin(self, wait: Wait) -> None:
+        """Wait for something from now on; ``Wait.NOTHING`` is without a limit."""
+        self.waits_for = wait
+        self.deadline = time.monotonic() + self._table.timeouts[wait]
+        if self._table.draining and wait in _IDLE:
+            self.end(Cut.DRAIN)
+
+    def end(self, reason: Cut) -> None:
+        """Cut it."""
+        if self.cut is None:
+            self.cut = reason
+            self.scope.cancel()
+
+    def timeout_of(self, wait: Wait) -> float:
+        """Seconds that it may wait for something."""
+        return self._table.timeouts[wait]
+
+    @property
+    def draining(self) -> bool:
+        """True if there is to be no other request."""
+        return self._table.draining
+
+
+class Connections:
+    """Those that are open now."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.timeouts = {Wait.NOTHING: NEVER, **limits.timeouts}
+        self._limit = limits.connections
+        self._open: set[Connection] = set()
+        self._has_room = trio.Event()
+        self.draining = False
+
+    @property
+    def uncut(self) -> int:
+        """How many have not been told to end."""
+        return sum(connection.cut is None for connection in self._open)
+
+    def add(self, connection: Connection) -> None:
+        self._open.add(connection)
+        if len(self._open) > self._limit:
+            self.give_way(1)
+
+    def remove(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._has_room.set()
+
+    async def until_there_is_room(self) -> None:
+        """Return when another connection may be accepted."""
+        while len(self._open) > self._limit:
+            self._has_room = trio.Event()
+            await self._has_room.wait()
+
+    def drain(self) -> None:
+        """See rule 3."""
+        self.draining = True
+        for connection in list(self._open):
+            if connection.waits_for in _IDLE:
+                connection.end(Cut.DRAIN)
+
+    def give_way(self, count: int = GIVE_WAY) -> None:
+        """See rule 4."""
+        waiting = (
+            connection
+            for connection in self._open
+            if connection.cut is None and connection.waits_for in _GIVES_WAY
+        )
+        for connection in heapq.nsmallest(count, waiting, key=_waiting_since):
+            connection.end(Cut.SHORTAGE)
+
+    async def sweep(self) -> None:
+        """Keep rule 1, for ever."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL)
+            now = time.monotonic()
+            for connection in list(self._open):
+                if connection.deadline < now:
+                    connection.end(Cut.TIMEOUT)
+
+
+def _waiting_since(connection: Connection) -> float:
+    return connection.deadline - connection.timeout_of(connection.waits_for)

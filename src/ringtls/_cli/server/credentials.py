@@ -1,0 +1,302 @@
+"""The certificates of a server and of its clients: loaded at the start, and again at SIGHUP.
+
+Rules:
+
+1. Reading files may take for ever (a FIFO, a disk that hangs), so it is apart from using what
+   they hold: ``read`` may block and is called in a thread or a process of its own, ``use`` takes
+   the bytes and does no I/O. OpenSSL wants files all the same; they are made of memory.
+2. ``use`` changes everything or nothing. So a bad file leaves the server as it was.
+3. Connections begin with one context, which stays, and which an SNI callback exchanges for that
+   of the certificate. The keys of session tickets are those of the first: so tickets are good
+   after a reload, and for all workers, which have it from before the fork.
+4. Where clients have certificates, resuming a session would pass over what the new files say
+   about them. So there the first context is new after a reload, and with it the keys.
+5. The certificate is that of the name the client asks for, or of the widest wildcard for it, or
+   the first. Names are those that the certificates have (RFC 6125: SubjectAltName alone, unless
+   there is none).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.x509.oid import ExtensionOID, NameOID
+
+from ..certificates import read_cached_certificate
+from .errors import StartError
+
+__all__ = ["Bundle", "ClientCertificates", "Credentials", "Files", "Pair"]
+
+#: In directories that ``--cert-dir`` finds: the names of certbot's files, and of Kubernetes'.
+_PAIRS_IN_DIRECTORIES = (("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key"))
+
+_SUFFIXES = (".pem", ".crt")
+
+
+class ClientCertificates(enum.Enum):
+    """Whether clients are asked for a certificate, and must have one."""
+
+    NONE = ssl.CERT_NONE
+    OPTIONAL = ssl.CERT_OPTIONAL
+    REQUIRED = ssl.CERT_REQUIRED
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate chain with its key, both in PEM form, and where they are from."""
+
+    certificate: bytes
+    key: bytes
+    certificate_name: str
+    key_name: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What the files hold.
+
+    Attributes:
+      development_ca: the file of the development certificate's authority, if that is used.
+    """
+
+    pairs: tuple[Pair, ...]
+    client_ca: bytes | None = None
+    client_crl: bytes | None = None
+    development_ca: Path | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where certificates and keys are.
+
+    Attributes:
+      pairs: of a certificate and its key, which may be in the same file (None).
+      directory: another source of pairs.
+    """
+
+    pairs: Sequence[tuple[Path, Path | None]] = ()
+    directory: Path | None = None
+    client_ca: Path | None = None
+    client_crl: Path | None = None
+
+    def read(self) -> Bundle:
+        """Read them all; with none given, the development certificate. May block (rule 1).
+
+        Raises:
+          StartError: a file can't be read.
+          OSError: there is no place for the development certificate.
+        """
+        paths = [*self.pairs, *(() if self.directory is None else _pairs_in(self.directory))]
+        client_ca, client_crl = (
+            None if path is None else _read(path) for path in (self.client_ca, self.client_crl)
+        )
+        if paths:
+            pairs = tuple(_read_pair(certificate, key) for certificate, key in paths)
+            return Bundle(pairs, client_ca, client_crl)
+        ca, certificate, key = read_cached_certificate()
+        pair = Pair(certificate, key, "the development certificate", "its key")
+        return Bundle((pair,), client_ca, client_crl, ca)
+
+
+class Credentials:
+    """What connections begin with.
+
+    Args:
+      alpn: protocols that are offered to clients, the preferred first.
+      client_certificates: those who have one need a client CA in every bundle.
+
+    Raises:
+      StartError: they can't be used.
+
+    Attributes:
+      context: for connections that come. Those that have come keep what they have.
+      development_ca: see Bundle.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        alpn: Sequence[str],
+        client_certificates: ClientCertificates = ClientCertificates.NONE,
+    ) -> None:
+        self._alpn = alpn
+        self._client_certificates = client_certificates
+        self._certificates: _Certificates
+        self.context: ssl.SSLContext
+        self._is_first = True
+        self.use(bundle)
+
+    def use(self, bundle: Bundle) -> None:
+        """Use these from now on.
+
+        Raises:
+          StartError: that is not possible; nothing has changed (rule 2).
+        """
+        context = self._first_context(bundle)
+        self._certificates = self._load(bundle)
+        self.context = context
+        self.development_ca = bundle.development_ca
+        self._is_first = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the certificates are for, for people."""
+        return sorted(self._certificates.by_name) or ["any name"]
+
+    def _first_context(self, bundle: Bundle) -> ssl.SSLContext:
+        """See rules 3 and 4."""
+        if not self._is_first and self._client_certificates is ClientCertificates.NONE:
+            return self.context
+        context = self._new_context(bundle)
+        context.sni_callback = self._choose
+        return context
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = self._certificates.choose(name)
+
+    def _load(self, bundle: Bundle) -> _Certificates:
+        certificates = None
+        for pair in bundle.pairs:
+            context = self._new_context(bundle)
+            _load_pair(context, pair)
+            if certificates is None:
+                certificates = _Certificates(context)
+            for name in _names_of(pair):
+                certificates.by_name.setdefault(name, context)
+        if certificates is None:
+            raise StartError("there is no certificate with its key in the directory of --cert-dir")
+        return certificates
+
+    def _new_context(self, bundle: Bundle) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        if self._alpn:
+            context.set_alpn_protocols(list(self._alpn))
+        if self._client_certificates is not ClientCertificates.NONE:
+            _load_client_authorities(context, bundle)
+        context.verify_mode = ssl.VerifyMode(self._client_certificates.value)
+        return context
+
+
+@dataclass
+class _Certificates:
+    """Contexts, by the names in their certificates (rule 5)."""
+
+    default: ssl.SSLContext
+    by_name: dict[str, ssl.SSLContext] = field(default_factory=dict)
+
+    def choose(self, name: str | None) -> ssl.SSLContext:
+        if name is None:
+            return self.default
+        name = name.lower().removesuffix(".")
+        found = self.by_name.get(name) or self.by_name.get(f"*.{name.partition('.')[2]}")
+        return found or self.default
+
+
+# Files
+
+
+def _pairs_in(directory: Path) -> Iterator[tuple[Path, Path | None]]:
+    try:
+        for path in sorted(directory.iterdir()):
+            if path.is_dir():
+                for certificate, key in _PAIRS_IN_DIRECTORIES:
+                    if (path / certificate).exists():
+                        yield path / certificate, path / key
+            elif path.suffix in _SUFFIXES:
+                key_path = path.with_suffix(".key")
+                yield path, key_path if key_path.exists() else None
+    except OSError as error:
+        raise StartError(f"can't read {directory}: {error.strerror}") from error
+
+
+def _read_pair(certificate: Path, key: Path | None) -> Pair:
+    content = _read(certificate)
+    if key is None:
+        return Pair(content, content, str(certificate), str(certificate))
+    return Pair(content, _read(key), str(certificate), str(key))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StartError(f"can't read {path}: {error.strerror}") from error
+
+
+# What they hold
+
+
+def _load_pair(context: ssl.SSLContext, pair: Pair) -> None:
+    def refuse_to_ask() -> str:
+        raise StartError(f"the key in {pair.key_name} is encrypted; decrypt it first")
+
+    try:
+        with _file_of(pair.certificate) as certificate, _file_of(pair.key) as key:
+            context.load_cert_chain(certificate, key, refuse_to_ask)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            text = f"the key in {pair.key_name} is not that of {pair.certificate_name}"
+            raise StartError(text) from error
+        files = dict.fromkeys((pair.certificate_name, pair.key_name))
+        raise StartError(
+            f"no certificate with its key in {' and '.join(files)}: {error}"
+        ) from error
+
+
+def _load_client_authorities(context: ssl.SSLContext, bundle: Bundle) -> None:
+    assert bundle.client_ca is not None
+    try:
+        with _file_of(bundle.client_ca) as path:
+            context.load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise StartError(f"no certificate in the file of --client-ca: {error}") from error
+    if bundle.client_crl is None:
+        return
+    known = context.cert_store_stats()["crl"]
+    with _file_of(bundle.client_crl) as path:
+        try:
+            context.load_verify_locations(path)
+        except ssl.SSLError as error:
+            raise StartError(f"no CRL in the file of --client-crl: {error}") from error
+    if context.cert_store_stats()["crl"] == known:
+        raise StartError("no CRL in the file of --client-crl")
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+
+def _names_of(pair: Pair) -> list[str]:
+    """See rule 5."""
+    try:
+        certificate = x509.load_pem_x509_certificates(pair.certificate)[0]
+        extension = certificate.extensions.get_extension_for_oid(
+            ExtensionOID.SUBJECT_ALTERNATIVE_NAME
+        )
+        assert isinstance(extension.value, x509.SubjectAlternativeName)
+        names = extension.value.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        attributes = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        names = [str(attribute.value) for attribute in attributes]
+    except ValueError as error:
+        raise StartError(f"can't read the names in {pair.certificate_name}: {error}") from error
+    return [name.lower() for name in names]
+
+
+@contextmanager
+def _file_of(content: bytes) -> Iterator[str]:
+    """The path of a file in memory."""
+    descriptor = os.memfd_create("ringtls")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        path = f"/proc/self/fd/{descriptor}"
+        if not os.path.exists(path):
+            raise StartError("/proc is not mounted here: certificates are loaded by way of it")
+        yield path
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,190 @@
+"""One connection of a server, from its handshake to its end.
+
+Rules:
+
+1. Whatever a peer does ends no more than its own connection, with one line in the log. Of one
+   that ends without having said anything (a health check) there is a line at level DEBUG.
+2. The end of a stream has little time, and can't be cut short. So it begins when the peer has
+   all that it was sent (``_until_taken``), and the waiting for that is done before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import struct
+import termios
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+import trio
+
+from ringtls import TlsStream
+
+from .connections import Connection, Connections, Cut, Wait
+
+__all__ = ["Service", "serve_connection"]
+
+logger = logging.getLogger("ringtls.server")
+
+#: Seconds that the end of a stream may take while the server drains.
+DRAIN_CLOSE_TIMEOUT = 1.0
+
+#: The same where another connection waits for its descriptor.
+SHORTAGE_CLOSE_TIMEOUT = 0.1
+
+#: Seconds between two looks at what the peer has acknowledged.
+POLL_INTERVAL = 0.02
+
+#: The state of a TCP connection that is over: TCP_CLOSE in Linux' net/tcp_states.h.
+TCP_CLOSE = 7
+
+#: Where tcpi_bytes_received is in struct tcp_info of linux/tcp.h. A FIN counts as a byte there.
+BYTES_RECEIVED = struct.Struct("128xQ")
+
+
+class Service:
+    """What a command does with connections. All else is the server's.
+
+    Attributes:
+      alpn: protocols that are offered to clients, the preferred first.
+    """
+
+    alpn: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise StartError if this can't be served. Called before anything else."""
+
+    def running(self) -> AbstractAsyncContextManager[object]:
+        """A context in which the connections of one process are served."""
+        return nullcontext()
+
+    async def handle(self, connection: Connection) -> None:
+        """Serve one connection, after its handshake. It is ended when this returns.
+
+        ``connection.begin`` says what the peer is waited for, so that limits are kept. When the
+        connection is cut, trio.Cancelled comes out of this. trio.BrokenResourceError and other
+        errors may be left to the caller: they are logged.
+        """
+        raise NotImplementedError
+
+    async def say_last(self, connection: Connection) -> None:
+        """Send something to a connection that was cut for being slow with a request.
+
+        It must not wait for the peer.
+        """
+
+
+async def serve_connection(service: Service, connections: Connections, stream: TlsStream) -> None:
+    """Serve it until it ends (rule 1)."""
+    connection = Connection(stream, _peer_name(stream.transport_stream.socket), connections)
+    connections.add(connection)
+    try:
+        async with stream:
+            try:
+                await _serve_until_cut(service, connection)
+            except trio.BrokenResourceError as error:
+                logger.info("%s: %s", connection.peer, error)
+            except Exception:
+                logger.exception("%s: unexpected error", connection.peer)
+            finally:
+                if connection.cut is Cut.SHORTAGE:
+                    stream.shutdown_timeout = SHORTAGE_CLOSE_TIMEOUT
+                elif connections.draining:
+                    stream.shutdown_timeout = DRAIN_CLOSE_TIMEOUT
+    finally:
+        connections.remove(connection)
+
+
+async def _serve_until_cut(service: Service, connection: Connection) -> None:
+    with connection.scope:
+        connection.begin(Wait.HANDSHAKE)
+        if not await _shake_hands(connection):
+            return
+        await service.handle(connection)
+    if connection.cut is Cut.TIMEOUT:
+        _log_timeout(connection)
+        if connection.waits_for is Wait.REQUEST:
+            await service.say_last(connection)
+    if connection.cut is not Cut.SHORTAGE and not _takes_nothing(connection):
+        await _until_taken(connection)
+
+
+def _takes_nothing(connection: Connection) -> bool:
+    return connection.cut is Cut.TIMEOUT and connection.waits_for is Wait.ROOM
+
+
+async def _shake_hands(connection: Connection) -> bool:
+    """True if it succeeded."""
+    try:
+        await connection.stream.do_handshake()
+    except trio.BrokenResourceError as error:
+        level = logging.DEBUG if _is_silent(connection) else logging.WARNING
+        logger.log(level, "%s: handshake failed: %s", connection.peer, _handshake_failure(error))
+        return False
+    return True
+
+
+def _handshake_failure(error: trio.BrokenResourceError) -> str:
+    # Only errors that OpenSSL itself raised have a reason.
+    if getattr(error.__cause__, "reason", None) == "HTTP_REQUEST":
+        return "plain HTTP sent to the TLS port"
+    return str(error)
+
+
+def _log_timeout(connection: Connection) -> None:
+    peer, seconds = connection.peer, connection.timeout_of(connection.waits_for)
+    match connection.waits_for:
+        case Wait.HANDSHAKE:
+            level = logging.DEBUG if _is_silent(connection) else logging.WARNING
+            logger.log(level, "%s: handshake not complete after %g s", peer, seconds)
+        case Wait.REQUEST:
+            logger.info("%s: request not complete after %g s", peer, seconds)
+        case Wait.ROOM:
+            logger.info("%s: takes in nothing, given up after %g s", peer, seconds)
+
+
+def _is_silent(connection: Connection) -> bool:
+    """True if the peer has sent nothing (rule 1)."""
+    sock = connection.stream.transport_stream.socket
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
+    except OSError:  # it is not TCP
+        return False
+    (received,) = BYTES_RECEIVED.unpack(info)
+    assert isinstance(received, int)
+    return received <= 1
+
+
+async def _until_taken(connection: Connection) -> None:
+    """Wait until the peer's kernel has taken all, or is gone (rule 2)."""
+    sock = connection.stream.transport_stream.socket
+    with trio.move_on_after(connection.timeout_of(Wait.ROOM)):
+        await connection.stream.wait_sent()
+        while _is_connected(sock) and _unacknowledged(sock):  # noqa: ASYNC110 (no event for it)
+            await trio.sleep(POLL_INTERVAL)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE
+    except OSError:  # it is not TCP, and the other end has what was sent
+        return False
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """Bytes in the kernel's queue; see tcp(7) on SIOCOUTQ."""
+    (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    assert isinstance(count, int)
+    return count
+
+
+def _peer_name(sock: socket.socket) -> str:
+    try:
+        address = sock.getpeername()
+    except OSError:
+        return "a peer that is gone"
+    if not isinstance(address, tuple):
+        return "a local peer"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

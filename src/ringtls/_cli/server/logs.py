@@ -1,0 +1,187 @@
+"""The log of a server: lines that never wait, and that no peer can forge.
+
+Rules:
+
+1. A line for which the reader of the log leaves no room is lost, and counted. When there is room
+   again, the log says how many were.
+2. O_NONBLOCK belongs to the open file, which other processes may share. So the file is opened
+   anew, as /proc/self/fd allows, and only that one does not block. A socket is sent to with
+   MSG_DONTWAIT. Where neither is possible, as for a pipe of another user, poll(2) is asked first;
+   between the two somebody else may take the room.
+3. What is in a message may come from a peer: control characters are escaped in it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import select
+import socket
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+
+__all__ = ["FORMATS", "LineHandler", "access_logger", "escaped", "set_up"]
+
+access_logger = logging.getLogger("ringtls.access")
+
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(worker)s%(message)s"
+
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+
+
+def escaped(text: str) -> str:
+    """A text in which nothing ends a line or moves a cursor (rule 3)."""
+    return text.translate(_ESCAPES)
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self, worker: str) -> None:
+        super().__init__(TEXT_FORMAT, defaults={"worker": f"{worker}: " if worker else ""})
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        record.message = escaped(record.message)
+        return super().formatMessage(record)
+
+
+class _MessageFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return escaped(record.message)
+
+
+class _JsonFormatter(logging.Formatter):
+    """An object a line. ``extra={"fields": {...}}`` adds to it."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, object] = {
+            "time": time.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        if self._worker:
+            line["worker"] = self._worker
+        fields: Mapping[str, object] | None = getattr(record, "fields", None)
+        line |= {"message": record.getMessage()} if fields is None else fields
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+#: By the names of ``--log-format``: what formats the log, and what the access log.
+FORMATS: dict[str, tuple[Callable[[str], logging.Formatter], Callable[[str], logging.Formatter]]]
+FORMATS = {
+    "text": (_TextFormatter, lambda worker: _MessageFormatter()),
+    "json": (_JsonFormatter, _JsonFormatter),
+}
+
+
+def set_up(form: str, worker: str = "") -> None:
+    """Have this process log to stderr, and accesses to stdout.
+
+    Args:
+      form: one of FORMATS.
+      worker: a name to begin each message with.
+    """
+    make_formatter, make_access_formatter = FORMATS[form]
+    for logger, file, formatter in (
+        (logging.getLogger(), sys.stderr, make_formatter(worker)),
+        (access_logger, sys.stdout, make_access_formatter(worker)),
+    ):
+        handler = LineHandler(file.fileno())
+        handler.setFormatter(formatter)
+        for old in logger.handlers:
+            old.close()
+        logger.handlers[:] = [handler]
+    access_logger.propagate = False
+    access_logger.setLevel(logging.WARNING)
+
+
+class LineHandler(logging.Handler):
+    """Writes lines to a descriptor of this process, and never waits (rules 1 and 2)."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._write, self._close = _non_blocking_writer(descriptor)
+        self._rest = b""  # of a line that found room for its beginning
+        self._lost = 0
+
+    def close(self) -> None:
+        """Close what was opened. The descriptor stays open."""
+        close, self._close = self._close, _do_nothing
+        close()
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        self._rest = self._write_some(self._rest)
+        if self._lost and not self._rest and self._begin(self._format_loss()):
+            self._lost = 0
+        if self._lost or self._rest or not self._begin(f"{line}\n"):
+            self._lost += 1
+
+    def _format_loss(self) -> str:
+        text = f"log lines lost, as nobody read them in time: {self._lost}"
+        values = {"msg": text, "levelno": logging.WARNING, "levelname": "WARNING"}
+        return f"{self.format(logging.makeLogRecord({'name': 'ringtls.log', **values}))}\n"
+
+    def _begin(self, line: str) -> bool:
+        """False if there is no room for any of it."""
+        data = line.encode(errors="backslashreplace")
+        rest = self._write_some(data)
+        if len(rest) == len(data):
+            return False
+        self._rest = rest
+        return True
+
+    def _write_some(self, data: bytes) -> bytes:
+        """Write what there is room for, and return the rest."""
+        try:
+            while data:
+                data = data[self._write(data) :]
+        except BlockingIOError:
+            return data
+        except OSError:  # the reader is gone
+            return b""
+        return data
+
+
+def _non_blocking_writer(
+    descriptor: int,
+) -> tuple[Callable[[bytes], int], Callable[[], object]]:
+    """What writes (see rule 2), and what closes that."""
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return partial(os.write, descriptor), _do_nothing
+    if stat.S_ISSOCK(mode):
+        sock = socket.socket(fileno=os.dup(descriptor))
+        return lambda data: sock.send(data, socket.MSG_DONTWAIT), sock.close
+    with suppress(OSError):
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+        own = os.open(f"/proc/self/fd/{descriptor}", flags)
+        return partial(os.write, own), partial(os.close, own)
+    return partial(_write_if_ready, descriptor), _do_nothing
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _write_if_ready(descriptor: int, data: bytes) -> int:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if not poll.poll(0):
+        raise BlockingIOError
+    return os.write(descriptor, data[: select.PIPE_BUF])

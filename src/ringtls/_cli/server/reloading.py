@@ -1,0 +1,57 @@
+"""SIGHUP: the files of the credentials are read again, and used if they are good.
+
+Reading may block, so it is done elsewhere: in a thread, or a process of its own. What it gives is
+bytes, to be passed on to other processes, which all use the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+
+from .credentials import Bundle, Credentials, Files
+from .errors import StartError
+
+__all__ = ["READ_TIMEOUT", "Reloader"]
+
+logger = logging.getLogger("ringtls.server")
+
+#: Seconds that reading may take.
+READ_TIMEOUT = 30
+
+
+class Reloader:
+    """The credentials of a server, and the files that they are from."""
+
+    def __init__(self, files: Files, credentials: Credentials) -> None:
+        self._files = files
+        self._credentials = credentials
+
+    def read(self) -> bytes:
+        """What ``use`` wants. May block; raises nothing."""
+        result: Bundle | str
+        try:
+            result = self._files.read()
+        except OSError as error:
+            result = str(error)
+        return pickle.dumps(result)
+
+    def use(self, data: bytes) -> bool:
+        """Use what was read by this program; False if it can't be used: all stays as it was."""
+        result = pickle.loads(data) if data else "reading the files failed"
+        if isinstance(result, str):
+            return self._keep(result)
+        try:
+            self._credentials.use(result)
+        except StartError as error:
+            return self._keep(str(error))
+        logger.info("SIGHUP: the certificates were loaded anew")
+        return True
+
+    def give_up(self) -> None:
+        """Reading took too long."""
+        self._keep(f"reading the files takes more than {READ_TIMEOUT} s")
+
+    def _keep(self, reason: str) -> bool:
+        logger.error("SIGHUP: the certificates stay as they were: %s", reason)
+        return False

@@ -1,0 +1,163 @@
+"""One process that serves: one trio run with one ring.
+
+Rules:
+
+1. A first SIGINT or SIGTERM drains: no connection is accepted any more, idle ones end, and what is
+   being served has the graceful timeout to finish. A second one, or the end of that time, cancels
+   what is left. Every connection ends with close_notify all the same.
+2. SIGHUP loads the certificates anew, for connections that are accepted from then on. That is
+   done in threads: neither files that are slow nor certificates that are many stop the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from ringtls import RingUnavailableError, SocketListener, SocketStream, TlsStream
+from ringtls._accepting import ACCEPTORS, accept_forever
+
+from .connections import Connections, Limits
+from .credentials import Credentials
+from .errors import StartError
+from .handling import Service, serve_connection
+from .reloading import READ_TIMEOUT, Reloader
+from .supervisor import SIGNALS
+
+__all__ = ["Orders", "Server", "own_signals", "serve"]
+
+logger = logging.getLogger("ringtls.server")
+
+#: What a process is told: numbers of signals, and what a supervisor had read after SIGHUP.
+Orders = AsyncIterator[int | bytes]
+
+
+@dataclass(frozen=True)
+class Server:
+    """What all processes of a server have in common."""
+
+    service: Service
+    credentials: Credentials
+    reloader: Reloader
+    limits: Limits
+    graceful_timeout: float
+
+
+@contextmanager
+def own_signals() -> Iterator[AsyncIterator[int]]:
+    """The signals that this process gets. From the end on it ignores them.
+
+    Their default actions would kill it when all is served, but the exit status is not given yet.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none is to meet the handlers below
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    with trio.open_signal_receiver(*SIGNALS) as received:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield received
+
+
+async def serve(
+    server: Server,
+    sockets: list[socket.socket],
+    orders: AbstractContextManager[Orders],
+    on_ready: Callable[[], object],
+) -> None:
+    """Serve those who connect to the sockets, until a signal ends it.
+
+    Raises:
+      StartError: there is no io_uring here.
+    """
+    try:
+        listeners = [SocketListener(sock) for sock in sockets]
+    except RingUnavailableError as error:
+        raise StartError(error.strerror) from error
+    await _Process(server, listeners).run(orders, on_ready)
+
+
+class _Process:
+    def __init__(self, server: Server, listeners: list[SocketListener]) -> None:
+        self._server = server
+        self._service = server.service
+        self._listeners = listeners
+        self._connections = Connections(server.limits)
+        self._accepting = trio.CancelScope()
+        self._reloading = trio.Lock()
+        self._to_be_read = False
+
+    async def run(
+        self, orders: AbstractContextManager[Orders], on_ready: Callable[[], object]
+    ) -> None:
+        with orders as received:
+            async with self._service.running(), trio.open_nursery() as watch:
+                watch.start_soon(self._connections.sweep)
+                async with trio.open_nursery() as nursery:
+                    watch.start_soon(self._obey, received, watch, nursery)
+                    on_ready()
+                    with self._accepting:
+                        await self._accept(nursery)
+                    for listener in self._listeners:
+                        await listener.aclose()
+                watch.cancel_scope.cancel()
+
+    async def _accept(self, nursery: trio.Nursery) -> None:
+        def begin(stream: SocketStream) -> None:
+            nursery.start_soon(self._serve, stream)
+
+        async with trio.open_nursery() as acceptors:
+            for listener in self._listeners:
+                accept = partial(self._accept_one, listener)
+                for _ in range(ACCEPTORS):
+                    acceptors.start_soon(accept_forever, accept, begin, self._connections.give_way)
+
+    async def _accept_one(self, listener: SocketListener) -> SocketStream:
+        await self._connections.until_there_is_room()
+        return await listener.accept()
+
+    # Orders
+
+    async def _obey(self, orders: Orders, watch: trio.Nursery, connections: trio.Nursery) -> None:
+        while (order := await anext(orders)) not in (signal.SIGINT, signal.SIGTERM):
+            if isinstance(order, bytes):
+                watch.start_soon(self._use, order)
+            elif not self._to_be_read:
+                self._to_be_read = True
+                watch.start_soon(self._reload)
+        self._accepting.cancel()
+        self._connections.drain()
+        timeout = self._server.graceful_timeout
+        name = signal.Signals(order).name
+        logger.info("%s: finishing what is being served, for at most %g s", name, timeout)
+        with trio.move_on_after(timeout):
+            while await anext(orders) not in (signal.SIGINT, signal.SIGTERM):
+                pass  # nobody comes for whom a certificate would matter
+        if left := self._connections.uncut:
+            many = "connection is" if left == 1 else "connections are"
+            logger.warning("%d %s cut short", left, many)
+        connections.cancel_scope.cancel()
+
+    async def _reload(self) -> None:
+        async with self._reloading:
+            self._to_be_read = False  # what changes from now on is for the next time
+            reloader = self._server.reloader
+            with trio.move_on_after(READ_TIMEOUT):
+                data = await trio.to_thread.run_sync(reloader.read, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(reloader.use, data)
+                return
+            reloader.give_up()
+
+    async def _use(self, data: bytes) -> None:
+        async with self._reloading:
+            await trio.to_thread.run_sync(self._server.reloader.use, data)
+
+    async def _serve(self, below: SocketStream) -> None:
+        context = self._server.credentials.context
+        stream = TlsStream(below, context, server_side=True, https_compatible=True)
+        await serve_connection(self._server.service, self._connections, stream)
