@@ -19,13 +19,14 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-__all__ = ["ACCEPTORS", "accept_forever"]
+__all__ = ["ACCEPTORS", "SHORTAGES", "SHORTAGE_PAUSE", "accept_forever"]
 
 logger = logging.getLogger("ringtls")
 
 #: Tasks that accept from each listener: so many connections can be taken in one tick.
 ACCEPTORS = 8
 
+#: What is said when there is no more to give (rule 1).
 SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 #: Seconds until an acceptor tries again.

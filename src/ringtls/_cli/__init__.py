@@ -18,7 +18,7 @@ __all__ = ["main"]
 COMMANDS = ("serve", "demo", "doctor")
 
 #: What ``ringtls[server]`` installs; not all commands need it.
-EXTRA = {"cryptography", "h11"}
+EXTRA = {"cryptography", "httptools", "prometheus_client"}
 
 INSTALLATION = "pip install 'ringtls[server]'"
 

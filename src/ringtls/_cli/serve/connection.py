@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection of ``ringtls serve``. h11 keeps the state of the protocol.
+"""One HTTP/1.1 connection of ``ringtls serve``.
 
 Rules:
 
@@ -7,6 +7,9 @@ Rules:
 2. While the server drains, a connection ends after its response.
 3. A response that can't be completed ends the connection, cleanly: Content-Length tells the
    client that something is missing, and a reset would take from it what it has not read yet.
+4. Of a file, one piece is read and sent at a time, when the kernel has the one before. So a peer
+   that takes in nothing costs little memory. So does one that sends requests without reading
+   the answers: what came behind a request waits until the answer is gone.
 """
 
 from __future__ import annotations
@@ -15,174 +18,220 @@ import email.utils
 import http
 import logging
 import time
-from contextlib import closing
 from pathlib import Path
 
-import h11
-import trio
+from ..server import SHORTAGES, Connection, Service, Wait, access_logger
+from .files import PIECE, FileCache, Found, Page, Policy, Representation, read_piece
+from .opening import Directory
+from .paths import BadTargetError, path_of
+from .requests import BadRequestError, Request, RequestReader
+from .responses import Response, error_response, is_plain, page_response, respond
 
-from ..server import Connection, Service, Wait, access_logger
-from .responses import Request, Response, check_root, error_response, respond
-
-__all__ = ["Files"]
+__all__ = ["FileService"]
 
 logger = logging.getLogger("ringtls.server")
 
-#: Bytes that h11 is given at a time: it has no limit for what is complete at once.
 RECEIVE_SIZE = 16384
 
+#: How often a file is tried to be opened again when descriptors run short.
+SHORTAGE_RETRIES = 10
 
-class Files(Service):
-    """Serves what is below a directory.
+_STATUS_LINES = {
+    status: f"HTTP/1.1 {status.value} {status.phrase}\r\nDate: ".encode()
+    for status in http.HTTPStatus
+}
 
-    Raises:
-      StartError: it can't be read.
-    """
+_CLOSE = b"Connection: close\r\n"
+_KEEP_ALIVE = b"Connection: keep-alive\r\n"
+
+
+class FileService(Service):
+    """Serves what is in a directory."""
 
     alpn = ("http/1.1",)
 
-    def __init__(self, directory: Path) -> None:
-        self._root = check_root(directory)
+    def __init__(self, directory: Path, policy: Policy) -> None:
+        self._directory = directory
+        self._policy = policy
+        self._cache: FileCache
+        self._buffers: list[bytearray] = []  # for pieces of files
+        self._second = 0
+        self._date = b""
+
+    def prepare(self) -> None:
+        self._cache = FileCache(Directory(self._directory), self._policy)
 
     async def handle(self, connection: Connection) -> None:
-        await _Connection(self._root, connection).serve()
+        stream, reader = connection.stream, RequestReader()
+        wait = Wait.FIRST_REQUEST
+        try:
+            while True:
+                request = reader.next()
+                while request is None:
+                    if not reader.has_begun:
+                        connection.begin(wait)
+                    elif connection.waits_for is not Wait.REQUEST:
+                        connection.begin(Wait.REQUEST)
+                    data = await stream.receive_some(RECEIVE_SIZE)
+                    if not data:
+                        if reader.has_begun:
+                            logger.info("%s: ended within a request", connection.peer)
+                        return
+                    request = reader.feed(data)
+                connection.begin(Wait.ROOM)
+                if not await self._serve(connection, request) or connection.draining:
+                    return
+                if reader.has_more:  # rule 4
+                    await stream.wait_sent()
+                wait = Wait.NEXT_REQUEST
+        except BadRequestError as error:
+            logger.info("%s: bad request: %s", connection.peer, error)
+            connection.begin(Wait.ROOM)
+            await self._send_error(connection, error.status)
 
     async def say_last(self, connection: Connection) -> None:
-        await connection.stream.send_all(_REQUEST_TIMEOUT)
+        await self._send_error(connection, http.HTTPStatus.REQUEST_TIMEOUT)
 
+    async def _send_error(self, connection: Connection, status: http.HTTPStatus) -> None:
+        response = _method_not_allowed() if status == 405 else error_response(status)
+        assert isinstance(response.body, bytes)
+        await connection.stream.send_all(self._head(response, _CLOSE) + response.body)
 
-class _Connection:
-    """The requests of one connection, one after the other."""
-
-    def __init__(self, root: Path, connection: Connection) -> None:
-        self._root = root
-        self._connection = connection
-        self._stream = connection.stream
-        self._peer = connection.peer
-        self._http = h11.Connection(h11.SERVER)
-        self._sent = 0  # of the body of the response at hand
-
-    async def serve(self) -> None:
-        """Answer requests until there is no other on this connection.
-
-        Raises:
-          trio.BrokenResourceError: the connection broke.
-        """
+    async def _serve(self, connection: Connection, request: Request) -> bool:
+        """Answer a request. False if it was the last of this connection."""
+        keep_alive = request.keep_alive and not request.has_body and not connection.draining
+        if keep_alive and request.version == "1.1":
+            found = self._cache.get(request.target)
+            if found and found.plain.content is not None and is_plain(request, found):
+                await connection.stream.send_all(self._whole(found.plain))
+                self._log_access(connection, request, http.HTTPStatus.OK, found.plain.size)
+                return True
+        response = await self._respond(connection, request)
+        field = b"" if keep_alive and request.version == "1.1" else _KEEP_ALIVE
+        head = self._head(response, field if keep_alive else _CLOSE)
+        sent = 0
         try:
-            await self._serve_requests()
-        except h11.RemoteProtocolError as error:
-            logger.info("%s: bad request: %s", self._peer, error)
-            await self._send(error_response(http.HTTPStatus(error.error_status_hint)), close=True)
+            if request.method == b"HEAD":
+                await connection.stream.send_all(head)
+            elif isinstance(response.body, bytes):
+                await connection.stream.send_all(head + response.body)
+                sent = len(response.body)
+            else:
+                await connection.stream.send_all(head)
+                while sent < response.length:
+                    piece = await self._send_piece(connection, response, sent)
+                    if not piece:
+                        logger.warning(
+                            "%s: a file became shorter while it was sent", connection.peer
+                        )
+                        return False
+                    sent += piece
+        finally:
+            self._log_access(connection, request, response.status, sent)
+        return keep_alive
 
-    async def _serve_requests(self) -> None:
-        wait = Wait.FIRST_REQUEST
-        while True:
-            if not self._http.trailing_data[0]:
-                self._connection.begin(wait)
-                await self._receive()
-            self._connection.begin(Wait.REQUEST)
-            event = await self._next_event()
-            if not isinstance(event, h11.Request):
-                return
-            await self._serve_request(event)
-            if self._connection.draining or self._http.our_state is not h11.DONE:
-                return
-            self._http.start_next_cycle()
-            wait = Wait.NEXT_REQUEST
+    async def _respond(self, connection: Connection, request: Request) -> Response:
+        if request.method not in (b"GET", b"HEAD"):
+            return _method_not_allowed()
+        try:
+            path, query = path_of(request.target)
+            found = self._cache.get(path) or await self._find(connection, path)
+        except BadTargetError as error:
+            raise BadRequestError(http.HTTPStatus.BAD_REQUEST, str(error)) from None
+        except FileNotFoundError:
+            return error_response(http.HTTPStatus.NOT_FOUND)
+        except PermissionError:
+            return error_response(http.HTTPStatus.FORBIDDEN)
+        except OSError as error:
+            logger.error("can't serve %s: %s", request.target.decode("latin-1"), error)
+            return error_response(http.HTTPStatus.INTERNAL_SERVER_ERROR)
+        return respond(request, found) if isinstance(found, Found) else page_response(found, query)
 
-    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """The next event that is not NEED_DATA."""
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            await self._receive()
-        return event
-
-    async def _receive(self) -> None:
-        self._http.receive_data(await self._stream.receive_some(RECEIVE_SIZE))
-
-    async def _serve_request(self, event: h11.Request) -> None:
-        self._connection.begin(Wait.NOTHING)
-        has_body = not isinstance(self._http.next_event(), h11.EndOfMessage)
-        request = _request(event)
-        response = await trio.to_thread.run_sync(respond, self._root, request)
-        with closing(response.body):
+    async def _find(self, connection: Connection, path: bytes) -> Found | Page:
+        for _ in range(SHORTAGE_RETRIES):
             try:
-                await self._send(response, close=has_body or self._connection.draining)
-            finally:
-                self._log_access(request, response)
+                return await self._cache.find(path)
+            except OSError as error:
+                if error.errno not in SHORTAGES:
+                    raise
+            await connection.make_room()
+        return await self._cache.find(path)
 
-    async def _send(self, response: Response, *, close: bool) -> None:
-        """Send a response; if it could not be completed (rule 5), h11's state says so."""
-        self._sent = 0
-        headers = [("Date", email.utils.formatdate(usegmt=True)), ("Server", "ringtls")]
-        headers += response.headers
-        if close:
-            headers.append(("Connection", "close"))
-        head = h11.Response(
-            status_code=response.status, headers=headers, reason=response.status.phrase
+    async def _send_piece(self, connection: Connection, response: Response, sent: int) -> int:
+        """Send the next piece of a file (rule 4), and return how long it is."""
+        file = response.body
+        assert isinstance(file, Representation)
+        buffer = self._buffers.pop() if self._buffers else bytearray(PIECE)
+        try:
+            with memoryview(buffer)[: response.length - sent] as memory:
+                size = await read_piece(file.file, memory, response.start + sent)
+                connection.begin(Wait.ROOM)
+                with memory[:size] as piece:
+                    await connection.stream.send_all(piece)
+        finally:
+            self._buffers.append(buffer)
+        await connection.stream.wait_sent()
+        return size
+
+    def _whole(self, file: Representation) -> bytes:
+        """The answer to a plain request for a small file: the same for a second."""
+        date, answer = file.whole
+        if date is not self._now():
+            assert file.content is not None
+            fields = b"%bContent-Type: %b\r\nAccept-Ranges: bytes\r\nContent-Length: %d\r\n" % (
+                file.fields,
+                file.media_type,
+                file.size,
+            )
+            response = Response(http.HTTPStatus.OK, fields)
+            answer = self._head(response, b"") + file.content
+            file.whole = self._date, answer
+        return answer
+
+    def _head(self, response: Response, connection_field: bytes) -> bytes:
+        return b"%b%b\r\nServer: ringtls\r\n%b%b\r\n" % (
+            _STATUS_LINES[response.status],
+            self._now(),
+            response.fields,
+            connection_field,
         )
-        body = response.body
-        await self._send_all(self._http.send(head) + self._data(body.start))
-        while self._sent < body.length:
-            piece = await trio.to_thread.run_sync(body.read, self._sent)
-            if not piece:
-                logger.warning("%s: a file became shorter while it was sent", self._peer)
-                return
-            await self._send_all(self._data(piece))
-        self._http.send(h11.EndOfMessage())
 
-    def _data(self, piece: bytes) -> bytes:
-        if not piece:
-            return b""
-        self._sent += len(piece)
-        return self._http.send(h11.Data(data=piece))
+    def _now(self) -> bytes:
+        """The value of Date; the same object for a second."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._date = email.utils.formatdate(second, usegmt=True).encode()
+        return self._date
 
-    async def _send_all(self, data: bytes) -> None:
-        self._connection.begin(Wait.ROOM)
-        await self._stream.send_all(data)
-
-    def _log_access(self, request: Request, response: Response) -> None:
+    def _log_access(
+        self, connection: Connection, request: Request, status: http.HTTPStatus, sent: int
+    ) -> None:
         """The combined format of Apache and others."""
         if not access_logger.isEnabledFor(logging.INFO):
             return
-        host = self._peer.rsplit(":", 1)[0]
+        headers = request.headers
         access_logger.info(
             '%s - - [%s] "%s %s HTTP/%s" %d %d "%s" "%s"',
-            host,
+            connection.peer.rsplit(":", 1)[0],
             time.strftime("%d/%b/%Y:%H:%M:%S %z"),
-            request.method,
+            request.method.decode("ascii"),
             _printable(request.target),
             request.version,
-            response.status,
-            self._sent,
-            _printable(request.headers.get("referer", "-")),
-            _printable(request.headers.get("user-agent", "-")),
+            status,
+            sent,
+            _printable(headers.get(b"referer", b"-")),
+            _printable(headers.get(b"user-agent", b"-")),
         )
 
 
-def _request(event: h11.Request) -> Request:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in event.headers:
-        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Request(
-        event.method.decode("ascii"),
-        event.target.decode("ascii"),
-        event.http_version.decode("ascii"),
-        headers,
-    )
+def _method_not_allowed() -> Response:
+    return error_response(http.HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
 
 
-def _printable(text: str) -> str:
+def _printable(text: bytes) -> str:
     """A text of the client's that can't end its field, or its line, in a log."""
     return "".join(
-        char
-        if char.isascii() and char.isprintable() and char not in '"\\'
-        else f"\\x{ord(char):02x}"
-        for char in text
+        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
+        for byte in text
     )
-
-
-_REQUEST_TIMEOUT = (
-    b"HTTP/1.1 408 Request Timeout\r\nServer: ringtls\r\nContent-Length: 0\r\n"
-    b"Connection: close\r\n\r\n"
-)

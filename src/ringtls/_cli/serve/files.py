@@ -1,101 +1,293 @@
-"""From the target of a request to a file below the served directory.
+"""The files that are served, as they are kept open.
 
 Rules:
 
-1. A target is split at its slashes first and percent-decoded then. A part that decodes to
-   something with a slash or NUL in it, or that is empty, "." or "..", names nothing.
-2. Symlinks are followed, and where that ends must be below the directory.
-3. Only regular files are opened: a FIFO would block, and opening a device may have effects.
-
-All functions here do disk I/O, so they are called in a thread.
+1. What a target leads to is remembered with its open descriptor and all that answers need. So a
+   request for what was asked for before does no disk I/O.
+2. Once in CHECK_INTERVAL it is opened again, and taken for the same only if the status says so:
+   device, inode, size, and times of its content and its status. They are no sign for what
+   changed a moment ago: it may change again within one tick of the clock they are read from.
+3. What is small is kept in memory; of the rest, pieces are read when they are sent: on the spot
+   if they are in the page cache (RWF_NOWAIT), in a thread if the disk has to be asked.
+4. The cache is bounded, in entries and in bytes. What was not asked for longest is forgotten:
+   each check puts an entry to the end of the queue. A file that is being sent stays open.
+5. A target that leads to nothing is not remembered: anybody can make up as many as he likes.
 """
 
 from __future__ import annotations
 
+import email.utils
+import errno
+import html
+import http
+import mimetypes
 import os
-import stat
-import urllib.parse
-from pathlib import Path
-from typing import Self
+import resource
+import time
+from dataclasses import dataclass
+from functools import partial
 
-__all__ = ["PIECE", "OpenFile", "quoted", "resolve", "segments_of"]
+import trio
+
+from .opening import Directory, OpenFile
+from .paths import quoted, segments_of
+
+__all__ = ["PIECE", "FileCache", "Found", "Page", "Policy", "Representation", "read_piece"]
+
+INDEX = "index.html"
+
+#: Seconds; see rule 2.
+CHECK_INTERVAL = 1.0
+
+#: Bytes of a file up to which it is kept in memory, and bytes of all of those.
+SMALL = 128 * 1024
+MEMORY_LIMIT = 32 * 1024 * 1024
+
+#: Entries, and so descriptors but for precompressed files; and how many of the descriptors that
+#: there may be they are at most.
+ENTRIES = 1024
+SHARE = 1 / 8
 
 #: Bytes of a file that are read, and then sent, at a time.
-PIECE = 256 * 1024
+PIECE = 128 * 1024
+
+#: Suffixes of files that hold another's content in another coding (RFC 9110, section 8.4.1),
+#: the preferred first.
+CODINGS = (("br", ".br"), ("gzip", ".gz"))
+
+#: What may be asked for though it is hidden (RFC 8615).
+WELL_KNOWN = ".well-known"
 
 
-def segments_of(path: str) -> list[str]:
-    """The names in the path of a target; the last is empty if the path ends with a slash.
-
-    Raises:
-      FileNotFoundError: the path can't name a file (rule 1).
-    """
-    if not path.startswith("/"):
-        raise FileNotFoundError(path)
-    segments = [os.fsdecode(urllib.parse.unquote_to_bytes(part)) for part in path[1:].split("/")]
-    for segment in segments:
-        if segment in (".", "..") or "/" in segment or "\0" in segment:
-            raise FileNotFoundError(path)
-    if "" in segments[:-1]:
-        raise FileNotFoundError(path)
-    return segments
-
-
-def quoted(segments: list[str]) -> str:
-    """The path that ``segments_of`` takes apart."""
-    return "/" + "/".join(urllib.parse.quote(os.fsencode(segment)) for segment in segments)
-
-
-def resolve(root: Path, segments: list[str]) -> Path:
-    """The real path of an existing file or directory; ``root`` must be a real path too.
-
-    Raises:
-      OSError: among others FileNotFoundError if it is not below ``root`` (rule 2).
-    """
-    path = Path(os.path.realpath(root.joinpath(*segments), strict=True))
-    if not path.is_relative_to(root):
-        raise FileNotFoundError(path)
-    return path
-
-
-class OpenFile:
-    """A regular file that is open for reading. It must be closed.
-
-    Args:
-      path: as ``resolve`` returns it.
-
-    Raises:
-      OSError: among others FileNotFoundError if it is not a regular file (rule 3).
+@dataclass(frozen=True)
+class Policy:
+    """What of a directory is served, and how.
 
     Attributes:
-      stat: what it was when it was opened.
+      hidden: also names that begin with a dot.
+      listing: a directory without an index.html is listed.
+      precompressed: what has a file with ".br" or ".gz" beside it is sent from there to those who
+        understand it.
+      spa: what leads to nothing is answered with /index.html.
+      cache_control: the value of this header, if any.
     """
 
-    def __init__(self, path: Path) -> None:
-        _check_regular(os.lstat(path), path)
-        # The name may stand for another file by now: hence the flags, and a second check.
-        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    hidden: bool = False
+    listing: bool = True
+    precompressed: bool = False
+    spa: bool = False
+    cache_control: str = ""
+
+
+class Representation:
+    """A file as it is sent: with the fields of the head that depend on it alone."""
+
+    __slots__ = ("content", "etag", "fields", "file", "media_type", "modified", "size", "whole")
+
+    def __init__(self, file: OpenFile, media_type: str, coding: str, more_fields: str) -> None:
+        status = file.status
+        self.file = file
+        self.size = status.st_size
+        self.etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}{coding and "-" + coding}"'
+        self.modified = int(status.st_mtime)
+        self.media_type = media_type.encode()
+        fields = f"ETag: {self.etag}\r\n"
+        fields += f"Last-Modified: {email.utils.formatdate(self.modified, usegmt=True)}\r\n"
+        if coding:
+            fields += f"Content-Encoding: {coding}\r\n"
+        self.fields = (fields + more_fields).encode()
+        self.content: bytes | None = None
+        if self.size <= SMALL:
+            self.content = os.pread(file.descriptor, self.size, 0)
+        #: The answer to a plain request, and the date in it.
+        self.whole: tuple[bytes, bytes] = b"", b""
+
+    @property
+    def memory(self) -> int:
+        """Bytes; the whole answer is kept too."""
+        return 0 if self.content is None else 2 * len(self.content)
+
+
+class Found:
+    """A file that a path leads to."""
+
+    __slots__ = ("by_coding", "checked_at", "identity", "plain")
+
+    def __init__(self, plain: Representation, by_coding: dict[str, Representation]) -> None:
+        self.plain = plain
+        self.by_coding = by_coding
+        self.identity: object = tuple(
+            representation.file.identity for representation in (plain, *by_coding.values())
+        )
+        if plain.modified > time.time() - CHECK_INTERVAL:
+            self.identity = object()
+        self.checked_at = time.monotonic()
+
+    @property
+    def memory(self) -> int:
+        return sum(each.memory for each in (self.plain, *self.by_coding.values()))
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is answered instead of a file: a listing, or a redirect to the directory's own path."""
+
+    status: http.HTTPStatus
+    content: bytes = b""
+    location: str = ""
+
+
+class FileCache:
+    """See the rules."""
+
+    def __init__(self, directory: Directory, policy: Policy) -> None:
+        self._directory = directory
+        self._policy = policy
+        self._found: dict[bytes, Found] = {}
+        self._memory = 0
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._entries = min(ENTRIES, int(descriptors * SHARE))
+
+    def get(self, path: bytes) -> Found | None:
+        """What is known of a path, if it need not be looked at."""
+        found = self._found.get(path)
+        if found is None or time.monotonic() - found.checked_at > CHECK_INTERVAL:
+            return None
+        return found
+
+    async def find(self, path: bytes) -> Found | Page:
+        """What a path leads to.
+
+        Raises:
+          BadTargetError, FileNotFoundError, PermissionError
+          OSError: this machine is to blame.
+        """
+        known = self._found.get(path)
+        if known is not None:
+            known.checked_at = time.monotonic()  # the others go on with it meanwhile
         try:
-            self.stat = os.fstat(self._fd)
-            _check_regular(self.stat, path)
-        except BaseException:
-            self.close()
+            found = await trio.to_thread.run_sync(self._look_up, path)
+        except OSError:
+            self._forget(path)
             raise
+        if known is not None and isinstance(found, Found) and found.identity == known.identity:
+            found = known
+        self._forget(path)
+        if isinstance(found, Found):
+            self._remember(path, found)
+        return found
 
-    def read(self, offset: int, size: int) -> bytes:
-        """At most PIECE bytes, and less than asked for only for that or where the file ends."""
-        return os.pread(self._fd, min(size, PIECE), offset)
+    def _forget(self, path: bytes) -> None:
+        found = self._found.pop(path, None)
+        if found is not None:
+            self._memory -= found.memory
 
-    def close(self) -> None:
-        os.close(self._fd)
+    def _remember(self, path: bytes, found: Found) -> None:
+        self._forget(path)
+        self._found[path] = found
+        self._memory += found.memory
+        while len(self._found) > self._entries or self._memory > MEMORY_LIMIT:
+            self._forget(next(iter(self._found)))
 
-    def __enter__(self) -> Self:
-        return self
+    # In a thread
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def _look_up(self, path: bytes) -> Found | Page:
+        segments = segments_of(path)
+        try:
+            return self._look_at(segments)
+        except FileNotFoundError:
+            if not self._policy.spa or self._is_hidden(segments):
+                raise
+            return self._file(self._directory.open([INDEX]), [INDEX])
+
+    def _look_at(self, segments: list[str]) -> Found | Page:
+        if self._is_hidden(segments):
+            raise FileNotFoundError(segments)
+        file = self._directory.open(segments)
+        if not file.is_directory:
+            return self._file(file, segments)
+        if segments[-1]:
+            return Page(http.HTTPStatus.MOVED_PERMANENTLY, location=quoted([*segments, ""]))
+        index = [*segments[:-1], INDEX]
+        try:
+            index_file = self._directory.open(index)
+        except FileNotFoundError:
+            if not self._policy.listing:
+                raise
+            return Page(http.HTTPStatus.OK, self._listing(file, segments))
+        return self._file(index_file, index)
+
+    def _is_hidden(self, segments: list[str]) -> bool:
+        if self._policy.hidden:
+            return False
+        public = segments[1:] if segments[0] == WELL_KNOWN else segments
+        return any(name.startswith(".") for name in public)
+
+    def _file(self, file: OpenFile, segments: list[str]) -> Found:
+        if file.is_directory:
+            raise FileNotFoundError(segments)
+        fields = ""
+        if self._policy.cache_control:
+            fields += f"Cache-Control: {self._policy.cache_control}\r\n"
+        codings = self._codings(segments) if self._policy.precompressed else {}
+        if codings:
+            fields += "Vary: Accept-Encoding\r\n"
+        media_type = _media_type(segments[-1])
+        return Found(
+            Representation(file, media_type, "", fields),
+            {
+                coding: Representation(other, media_type, coding, fields)
+                for coding, other in codings.items()
+            },
+        )
+
+    def _codings(self, segments: list[str]) -> dict[str, OpenFile]:
+        found = {}
+        for coding, suffix in CODINGS:
+            try:
+                file = self._directory.open([*segments[:-1], segments[-1] + suffix])
+            except (FileNotFoundError, PermissionError):
+                continue
+            if not file.is_directory:
+                found[coding] = file
+        return found
+
+    def _listing(self, directory: OpenFile, segments: list[str]) -> bytes:
+        title = html.escape(f"Index of /{'/'.join(segments)}")
+        lines = ["<!DOCTYPE html>", '<meta charset="utf-8">', f"<title>{title}</title>"]
+        lines += [f"<h1>{title}</h1>", "<ul>"]
+        if len(segments) > 1:
+            lines.append('<li><a href="../">../</a>')
+        with os.scandir(directory.descriptor) as entries:
+            names = sorted(entry.name + "/" * _is_directory(entry) for entry in entries)
+        for name in names:
+            if self._is_hidden([*segments[:-1], name]):
+                continue
+            link = quoted([*segments[:-1], *name.split("/")])
+            lines.append(f'<li><a href="{html.escape(link)}">{html.escape(name)}</a>')
+        lines.append("</ul>\n")
+        return "\n".join(lines).encode(errors="replace")  # names of files need not be UTF-8
 
 
-def _check_regular(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise FileNotFoundError(path)
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a symlink to itself
+        return False
+
+
+def _media_type(name: str) -> str:
+    kind, encoding = mimetypes.guess_type(name)
+    if kind is None or encoding is not None:  # a compressed file is served as it is
+        return "application/octet-stream"
+    return kind
+
+
+async def read_piece(file: OpenFile, buffer: memoryview, offset: int) -> int:
+    """Read into a buffer, and return how much that was (rule 3); 0 where the file ends."""
+    try:
+        return os.preadv(file.descriptor, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+    return await trio.to_thread.run_sync(partial(os.preadv, file.descriptor, [buffer], offset))

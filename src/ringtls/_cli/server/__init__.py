@@ -5,6 +5,8 @@ then: listening (addresses, sockets that are inherited), workers under a supervi
 and their reload, the drain, limits for peers, the log.
 """
 
+from ringtls._accepting import SHORTAGES
+
 from .command import add_options, run_server
 from .connections import Connection, Cut, Wait
 from .errors import StartError
@@ -12,6 +14,7 @@ from .handling import Service
 from .logs import access_logger
 
 __all__ = [
+    "SHORTAGES",
     "Connection",
     "Cut",
     "Service",

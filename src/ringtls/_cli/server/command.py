@@ -109,7 +109,6 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     Raises:
       OSError: the server can't start.
     """
-    service.check()
     files = _files(arguments)
     credentials = Credentials(files.read(), service.alpn)
     server = Server(
@@ -138,8 +137,10 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
 
     with ExitStack() as stack:
         shares = open_sockets(arguments.bind or [DEFAULT_ADDRESS], arguments.workers or 1, stack)
-        _set_up_logging(arguments)  # which takes descriptors that might be meant to be inherited
+        # From here on descriptors are taken that might have been meant to be inherited.
         _raise_file_limit()
+        service.prepare()
+        _set_up_logging(arguments)
         addresses = [_address(sock) for sock in shares[0]]
         announce = partial(_announce, addresses, credentials.development_ca)
         if arguments.workers is not None:

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ringtls._accepting import SHORTAGE_PAUSE
+
 if TYPE_CHECKING:
     from ringtls import TlsStream
 
@@ -114,6 +116,11 @@ class Connection:
     def timeout_of(self, wait: Wait) -> float:
         """Seconds that it may wait for something."""
         return self._table.timeouts[wait]
+
+    async def make_room(self) -> None:
+        """Have other connections give way, since descriptors run short; then try again."""
+        self._table.give_way()
+        await trio.sleep(SHORTAGE_PAUSE)
 
     @property
     def draining(self) -> bool:

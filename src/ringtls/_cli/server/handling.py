@@ -52,8 +52,12 @@ class Service:
 
     alpn: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Raise StartError if this can't be served. Called before anything else."""
+    def prepare(self) -> None:
+        """Open what is needed; called once, before there are workers.
+
+        Raises:
+          StartError: this can't be served.
+        """
 
     def running(self) -> AbstractAsyncContextManager[object]:
         """A context in which the connections of one process are served."""

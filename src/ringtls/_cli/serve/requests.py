@@ -1,0 +1,224 @@
+"""The heads of requests, read from a connection. httptools (llhttp) parses them, strictly.
+
+Rules (RFC 9112):
+
+1. The parser is given one head at a time, to its empty line. So what it makes of a head can
+   depend on nothing that is before or behind it.
+2. A head is at most HEAD_LIMIT bytes long, empty lines before it included, its first line at most
+   LINE_LIMIT, and it has at most FIELDS_LIMIT headers of different names.
+3. What two programs could understand in two ways is refused, and the connection ended: both
+   Content-Length and Transfer-Encoding, or two of a kind; a bare LF or CR; folded lines; white
+   space before a colon; more or less than one Host; another version than 1.1 and 1.0; control
+   characters.
+4. A request with a body is the last of its connection: the body is not read.
+"""
+
+from __future__ import annotations
+
+import http
+import re
+from functools import lru_cache
+
+import httptools
+
+__all__ = ["BadRequestError", "Request", "RequestReader"]
+
+#: Bytes.
+HEAD_LIMIT = 16 * 1024
+LINE_LIMIT = 8 * 1024
+
+FIELDS_LIMIT = 100
+
+#: A method that there might be (RFC 9110, section 9.1), as nginx has it.
+_METHOD = re.compile(rb"[A-Z_-]+ ")
+
+_HOST = re.compile(rb"(\[[0-9A-Za-z:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(:[0-9]*)?")
+
+END_OF_HEAD = b"\r\n\r\n"
+
+
+class BadRequestError(Exception):
+    """What came is not a request that can be answered; the connection is to be ended."""
+
+    def __init__(self, status: http.HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Request:
+    """The head of a request.
+
+    Attributes:
+      headers: by names in lower case; those with the same name are joined by commas.
+      version: "1.1" or "1.0".
+      keep_alive: whether another request may follow.
+      has_body: see rule 4.
+    """
+
+    __slots__ = ("has_body", "headers", "keep_alive", "method", "target", "version")
+
+    def __init__(self, target: bytes) -> None:
+        self.target = target
+        self.headers: dict[bytes, bytes] = {}
+        self.method = b""
+        self.version = ""
+        self.keep_alive = False
+        self.has_body = False
+
+
+class RequestReader:
+    """Turns what is received into requests.
+
+    Attributes:
+      has_begun: whether something of the next request has come.
+    """
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._unparsed = b""
+        self._head = b""  # what the parser has of it
+        self._target = b""
+        self._request: Request | None = None
+        self._is_complete = False
+        self.has_begun = False
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something came behind the last request."""
+        return bool(self._unparsed)
+
+    def feed(self, data: bytes) -> Request | None:
+        """Take in what was received when ``next`` had nothing left; and that."""
+        self._unparsed = data
+        return self.next()
+
+    def next(self) -> Request | None:
+        """The next request that has come whole.
+
+        Raises:
+          BadRequestError: there can be none on this connection.
+        """
+        while self._unparsed:
+            data, self._unparsed = self._unparsed, b""
+            self.has_begun = True
+            stop = _stop_of_head(self._head, data)
+            if stop < len(data):
+                data, self._unparsed = data[:stop], data[stop:]
+            self._head += data
+            if len(self._head) > HEAD_LIMIT:
+                raise self._too_long()
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade:  # it is not done, and what follows is HTTP
+                self._parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError as error:
+                raise self._bad(error) from None
+            if self._is_complete:
+                return self._take()
+        return None
+
+    def _take(self) -> Request:
+        request, self._request = self._request, None
+        assert request is not None
+        head, self._head = self._head, b""
+        self._is_complete = self.has_begun = False
+        self._check(request, head)
+        return request
+
+    def _check(self, request: Request, head: bytes) -> None:
+        """What the parser has let pass (rule 3)."""
+        if head.startswith((b"\r", b"\n")):
+            head = head.lstrip(b"\r\n")
+        end = head.index(b"\r\n")
+        if head[end - 9 : end - 1] != b" HTTP/1." or request.version not in ("1.1", "1.0"):
+            status = http.HTTPStatus.BAD_REQUEST
+            if head[end - 9 : end - 3] == b" HTTP/" and request.version != "0.9":
+                status = http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+            raise BadRequestError(status, "the version is neither HTTP/1.1 nor HTTP/1.0")
+        if end > LINE_LIMIT:
+            raise BadRequestError(
+                http.HTTPStatus.REQUEST_URI_TOO_LONG, "the first line is too long"
+            )
+        headers = request.headers
+        if len(headers) > FIELDS_LIMIT:
+            status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise BadRequestError(status, f"there are more than {FIELDS_LIMIT} headers")
+        host = headers.get(b"host")
+        if host is None:
+            if request.version == "1.1":
+                raise BadRequestError(http.HTTPStatus.BAD_REQUEST, "there is no Host")
+        elif not _is_host(host):
+            raise BadRequestError(http.HTTPStatus.BAD_REQUEST, "Host is none, or more than one")
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None:
+            if request.version == "1.0":
+                reason = "HTTP/1.0 has no Transfer-Encoding"
+                raise BadRequestError(http.HTTPStatus.BAD_REQUEST, reason)
+            if coding.lower() != b"chunked":
+                reason = "another Transfer-Encoding than chunked"
+                raise BadRequestError(http.HTTPStatus.NOT_IMPLEMENTED, reason)
+            request.has_body = True
+        elif b"content-length" in headers:
+            request.has_body = int(headers[b"content-length"]) != 0
+        if request.method == b"CONNECT":  # what follows is meant for somebody else
+            request.has_body = True
+
+    def _too_long(self) -> BadRequestError:
+        if b"\r\n" in self._head.lstrip(b"\r\n"):
+            status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        else:
+            status = http.HTTPStatus.REQUEST_URI_TOO_LONG
+        return BadRequestError(status, f"the head is longer than {HEAD_LIMIT} bytes")
+
+    def _bad(self, error: httptools.HttpParserError) -> BadRequestError:
+        status = http.HTTPStatus.BAD_REQUEST
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(
+            self._head.lstrip(b"\r\n")
+        ):
+            status = http.HTTPStatus.METHOD_NOT_ALLOWED
+        return BadRequestError(status, str(error))
+
+    # What the parser calls
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        request = self._request
+        if request is None:
+            request = self._begin()
+        name = name.lower()
+        if name in request.headers:
+            value = request.headers[name] + b", " + value
+        request.headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        request = self._request
+        if request is None:
+            request = self._begin()
+        parser = self._parser
+        request.method = parser.get_method()
+        request.version = parser.get_http_version()
+        request.keep_alive = parser.should_keep_alive()
+        self._is_complete = True
+
+    def _begin(self) -> Request:
+        self._request = request = Request(self._target)
+        self._target = b""
+        return request
+
+
+def _stop_of_head(before: bytes, data: bytes) -> int:
+    """How much of ``data`` belongs to the head that has begun before it."""
+    if before:
+        before = before[-3:]
+        across = (before + data[:3]).find(END_OF_HEAD)
+        if across >= 0:
+            return across + len(END_OF_HEAD) - len(before)
+    end = data.find(END_OF_HEAD)
+    return len(data) if end < 0 else end + len(END_OF_HEAD)
+
+
+@lru_cache(maxsize=256)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
