@@ -28,6 +28,7 @@ import trio
 
 from ringtls import TlsStream
 from ringtls._cli.certificates import make_certificate
+from ringtls._cli.serve import files
 from ringtls._cli.serve.connection import FileService
 from ringtls._cli.serve.files import Policy
 from ringtls._cli.serve.opening import Directory, OpenFile
@@ -36,8 +37,10 @@ from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
 from ringtls._cli.server import StartError, Wait, connections, handling
 from ringtls._cli.server.command import TIMEOUTS
 from ringtls._cli.server.connections import Connections, Limits
-from ringtls._cli.server.handling import serve_connection
+from ringtls._cli.server.figures import Figures
+from ringtls._cli.server.handling import Handler, serve_connection
 from ringtls._cli.server.listening import Address, Inherited, open_sockets, parse_bind
+from ringtls._cli.server.metrics import Metrics
 
 from .conftest import Contexts
 from .support.hostile import TABLE, Hostile, answers
@@ -52,6 +55,7 @@ from .support.server import (
     head,
     read_to_end,
     starting,
+    wait_until,
     wait_until_refused,
 )
 from .support.streams import reset, socket_streams, tls_over
@@ -609,6 +613,122 @@ def test_large_file_in_little_memory(start: Start, tmp_path: Path) -> None:
     assert int(match[1]) < 150 * 1024
 
 
+# Options
+
+
+def test_what_is_served_by_option(start: Start, site: Path) -> None:
+    server = start("--no-listing", "--hidden", "--cache-control", "max-age=60")
+    assert server.get("/sub/")[0].status == 404
+    response, body = server.get("/.hidden")
+    assert (response.status, body) == (200, b"secret")
+    assert response.headers["Cache-Control"] == "max-age=60"
+    assert server.get("/indexed/")[1] == b"<p>index"
+    listing = start().get("/")[1]
+    assert b"text.txt" in listing
+    assert b"hidden" not in listing
+    assert start().get("/.well-known/public")[1] == TEXT
+
+
+def test_single_page_application(start: Start, site: Path) -> None:
+    server = start("--spa", directory=site / "indexed")
+    for target in ("/", "/no", "/no/such/path/", "/index.html"):
+        response, body = server.get(target)
+        assert (response.status, body) == (200, b"<p>index")
+    for target in ("/.hidden", "/%zz"):
+        assert server.get(target)[0].status in (400, 404)
+
+
+def test_precompressed(start: Start, tmp_path: Path) -> None:
+    for name, content in [("a.css", b"plain"), ("a.css.gz", b"gzip"), ("a.css.br", b"brotli")]:
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "b").write_bytes(b"alone")
+    server = start("--precompressed", directory=tmp_path)
+    etags = set()
+    for accepted, coding, content in [
+        ("", None, b"plain"),
+        ("gzip, deflate, br", "br", b"brotli"),
+        ("GZIP", "gzip", b"gzip"),
+        ("br;q=0, gzip;q=0.1", "gzip", b"gzip"),
+        ("br;q=0.000", None, b"plain"),
+    ]:
+        response, body = server.get("/a.css", Accept_Encoding=accepted)
+        assert (response.headers["Content-Encoding"], body) == (coding, content)
+        assert response.headers["Vary"] == "Accept-Encoding"
+        assert response.headers["Content-Type"] == "text/css"
+        etags.add(response.headers["ETag"])
+    assert len(etags) == 3
+    assert server.get("/b", Accept_Encoding="br")[0].headers["Vary"] is None
+    assert start(directory=tmp_path).get("/a.css", Accept_Encoding="br")[1] == b"plain"
+
+
+def test_preconditions(shared: Server) -> None:
+    headers = shared.get("/text.txt")[0].headers
+    for conditions, status in [
+        ({"If_Match": headers["ETag"]}, 200),
+        ({"If_Match": "*"}, 200),
+        ({"If_Match": '"other"'}, 412),
+        ({"If_Unmodified_Since": headers["Last-Modified"]}, 200),
+        ({"If_Unmodified_Since": "Thu, 01 Jan 1970 00:00:00 GMT"}, 412),
+    ]:
+        assert shared.get("/text.txt", **conditions)[0].status == status, conditions
+
+
+def test_keep_alive_of_http_1_0(shared: Server) -> None:
+    request = b"GET /text.txt HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    with shared.tls() as sock:
+        sock.sendall(request + b"GET /text.txt HTTP/1.0\r\n\r\n")
+        answer = read_to_end(sock)
+    assert answer.count(TEXT) == 2
+    assert answer.count(b"\r\nConnection: keep-alive\r\n") == 1
+
+
+def test_a_head_in_single_bytes(shared: Server) -> None:
+    with shared.tls() as sock:
+        for byte in b"\r\n" + head("/text.txt") + head("/no", "Connection: close"):
+            sock.sendall(bytes([byte]))
+        answer = read_to_end(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"404"]
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_a_changed_file_is_noticed(start: Start, tmp_path: Path, size: int) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"a" * size)
+    server = start(directory=tmp_path)
+    with server.client() as client:
+
+        def content() -> bytes:
+            client.request("GET", "/file")
+            return client.getresponse().read()
+
+        assert content() == b"a" * size
+        file.write_bytes(b"b" * size)
+        wait_until(lambda: content() == b"b" * size)
+        (tmp_path / "new").write_bytes(b"c" * (size + 1))
+        (tmp_path / "new").replace(file)
+        wait_until(lambda: content() == b"c" * (size + 1))
+        file.unlink()
+        wait_until(lambda: content() == b"404 Not Found\n")
+
+
+async def test_files_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "ENTRIES", 3)
+    monkeypatch.setattr(files, "MEMORY_LIMIT", 1000)
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(b"x" * 100)
+    (tmp_path / "large").write_bytes(b"x" * 600)
+    cache = files.FileCache(Directory(tmp_path), Policy())
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(5):
+        await cache.find(f"/{number}".encode())
+    assert cache.get(b"/1") is None
+    assert cache.get(b"/2") is not None
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    await cache.find(b"/large")  # is more than there may be by itself
+    assert cache.get(b"/4") is None
+    assert len(os.listdir("/proc/self/fd")) in (before, before + 1)  # a thread keeps its result
+
+
 # The drain
 
 
@@ -812,14 +932,19 @@ class Served:
         self.client = client
         self.connections = Connections(Limits({**TIMEOUTS, **timeouts}))
         self._server = server
-        self._service = FileService(root, Policy())
-        self._service.prepare()
+        service = FileService(root, Policy())
+        metrics = Metrics()
+        figures = Figures(metrics, [])
+        service.add_metrics(metrics)
+        service.prepare()
+        metrics.share(1)
+        self._handler = Handler(service, self.connections, figures)
         self.ended = trio.Event()
 
     async def serve(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.connections.sweep)
-            await serve_connection(self._service, self.connections, self._server)
+            await serve_connection(self._handler, self._server)
             nursery.cancel_scope.cancel()
         self.ended.set()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import errno
 import fcntl
 import json
@@ -9,23 +11,44 @@ import logging
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
+from ringtls._cli import certificates
+from ringtls._cli.certificates import make_certificate
 from ringtls._cli.server import logs
 from ringtls._cli.server.logs import LineHandler
 
 from .conftest import Contexts
-from .support.server import PATIENCE, TEXT, Start, starting, wait_until
+from .support.server import (
+    PATIENCE,
+    TEXT,
+    Server,
+    Start,
+    fails,
+    head,
+    read_to_end,
+    starting,
+    wait_until,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +95,48 @@ def test_idle_connections_give_way_when_descriptors_run_short(start: Start) -> N
     assert "Traceback" not in log
 
 
+def test_the_longest_waiting_give_way_to_others(start: Start) -> None:
+    server = start("--max-connections", "4")
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(server.tcp()) for _ in range(8)]
+        assert server.works()
+        assert waiting[0].recv(1) == b""
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("option", ["--handshake-timeout", "--idle-timeout"])
+def test_timeouts(start: Start, option: str) -> None:
+    server = start(option, "0.1")
+    if option == "--handshake-timeout":
+        with server.tcp() as tcp:
+            assert tcp.recv(1) == b""
+    else:
+        with server.tls() as sock:
+            sock.sendall(head("/text.txt"))
+            assert read_to_end(sock).endswith(TEXT)
+
+
+def test_faults_all_at_once(start: Start) -> None:
+    """Slow heads, slow readers, floods, reloads and crashes: an honest client is answered."""
+    server = start(*WORKERS, "--max-connections", "64")
+    with ExitStack() as stack:
+        for turn in range(4):
+            for _ in range(40):
+                stack.enter_context(server.tcp())
+            for _ in range(10):
+                slow_head = stack.enter_context(server.tls())
+                slow_head.sendall(b"GET / HT")
+                slow_reader = stack.enter_context(server.tls(receive_buffer=4096))
+                slow_reader.sendall(100 * head("/text.txt"))
+            server.process.send_signal(signal.SIGHUP)
+            worker, *_ = server.workers()
+            os.kill(worker, signal.SIGKILL)
+            server.wait_for_log(f"process {worker} was killed")
+            assert server.works(), turn
+    assert server.stop() == 0
+    assert "Traceback" not in server.log()
+
+
 # Reloading
 
 
@@ -79,9 +144,8 @@ def test_idle_connections_give_way_when_descriptors_run_short(start: Start) -> N
 def test_a_fifo_for_a_certificate_stops_nothing(
     start: Start, contexts: Contexts, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
-    certificate = tmp_path / "certificate.pem"
-    certificate.write_bytes(contexts.certificate.read_bytes())
-    server = start(*mode, "--certfile", str(certificate))
+    certificate = Path(shutil.copy(contexts.certificate, tmp_path / "certificate.pem"))
+    server = start(*mode, contexts=dataclasses.replace(contexts, certificate=certificate))
     certificate.unlink()
     os.mkfifo(certificate)
     for _ in range(3):
@@ -250,3 +314,351 @@ def test_a_command_says_what_it_needs() -> None:
         [sys.executable, "-c", NO_EXTRA, "--help"], capture_output=True, text=True, timeout=PATIENCE
     )
     assert run.returncode == 0
+
+
+# Certificates
+
+
+def names_of(server: Server, name: str, ca: Path) -> list[str]:
+    """The names in the certificate that a client gets that asks for a name."""
+    context = ssl.create_default_context(cafile=str(ca))
+    context.check_hostname = False
+    with context.wrap_socket(server.tcp(), server_hostname=name) as sock:
+        certificate = sock.getpeercert()
+        assert certificate is not None
+        return [str(pair[1]) for pair in certificate["subjectAltName"]]
+
+
+def test_the_name_decides_on_the_certificate(
+    start: Start, contexts: Contexts, tmp_path: Path
+) -> None:
+    made = {}
+    for name in ("first.example", "*.wild.example", "certbot.example"):
+        directory = tmp_path / name
+        directory.mkdir()
+        made[name] = make_certificate(directory, [name])
+    pems = tmp_path / "pems"
+    (pems / "certbot.example").mkdir(parents=True)
+    wild, certbot = made["*.wild.example"], made["certbot.example"]
+    (pems / "wild.pem").write_bytes(wild.certificate.read_bytes() + wild.key.read_bytes())
+    certbot.certificate.rename(pems / "certbot.example" / "fullchain.pem")
+    certbot.key.rename(pems / "certbot.example" / "privkey.pem")
+    first = made["first.example"]
+    files = ["--certfile", str(first.certificate), "--keyfile", str(first.key)]
+    server = start(*files, "--cert-dir", str(pems))
+    for asked, name in [
+        ("first.example", "first.example"),
+        ("FIRST.example", "first.example"),
+        ("a.wild.example", "*.wild.example"),
+        ("certbot.example", "certbot.example"),
+    ]:
+        assert names_of(server, asked, made[name].ca) == [name]
+    for asked in ("other.example", "a.b.wild.example", "localhost"):
+        assert "localhost" in names_of(server, asked, contexts.ca)
+    later = tmp_path / "later"
+    later.mkdir()
+    added = make_certificate(later, ["later.example"])
+    added.certificate.rename(pems / "later.crt")
+    added.key.rename(pems / "later.key")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("the certificates were loaded anew")
+    assert names_of(server, "later.example", added.ca) == ["later.example"]
+
+
+def test_tickets_are_good_after_a_reload(start: Start, contexts: Contexts) -> None:
+    server = start(*WORKERS)
+    with server.tls() as sock:
+        sock.sendall(head("/text.txt", "Connection: close"))
+        read_to_end(sock)
+        session = sock.session
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.log().count("the certificates were loaded anew") == 3)
+    for _ in range(8):
+        with contexts.client.wrap_socket(
+            server.tcp(), server_hostname="localhost", session=session
+        ) as sock:
+            assert sock.session_reused
+
+
+@dataclass
+class Authority:
+    """One for clients."""
+
+    directory: Path
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def make(cls, directory: Path) -> Authority:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "clients")])
+        certificate = (
+            certificates._builder(name, name, key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        self = cls(directory, key, certificate)
+        self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        return self
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "clients.pem"
+
+    def sign(self, name: str) -> tuple[x509.Certificate, Path]:
+        """A certificate, and the file with it and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "example"),
+                x509.NameAttribute(NameOID.COMMON_NAME, name),
+            ]
+        )
+        signed = certificates._builder(subject, self.certificate.subject, key.public_key()).sign(
+            self.key, hashes.SHA256()
+        )
+        path = self.directory / f"{name}.pem"
+        path.write_bytes(
+            signed.public_bytes(serialization.Encoding.PEM)
+            + key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return signed, path
+
+    def revoke(self, *revoked: x509.Certificate) -> Path:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - datetime.timedelta(hours=1))
+            .next_update(now + datetime.timedelta(days=1))
+        )
+        for certificate in revoked:
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder()
+                .serial_number(certificate.serial_number)
+                .revocation_date(now - datetime.timedelta(hours=1))
+                .build()
+            )
+        path = self.directory / "crl.pem"
+        path.write_bytes(
+            builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        )
+        return path
+
+
+def is_served(server: Server, contexts: Contexts, certificate: Path | None) -> bool:
+    context = ssl.create_default_context(cafile=str(contexts.ca))
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    try:
+        with context.wrap_socket(server.tcp(), server_hostname="localhost") as sock:
+            sock.sendall(head("/text.txt", "Connection: close"))
+            return read_to_end(sock).endswith(TEXT)
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def test_clients_need_a_certificate(start: Start, contexts: Contexts, tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path)
+    _, good = authority.sign("good")
+    revoked_certificate, revoked = authority.sign("revoked")
+    _, unknown = authority.sign("unknown")
+    (tmp_path / "other").mkdir()
+    _, foreign = Authority.make(tmp_path / "other").sign("good")
+    crl = authority.revoke()
+    allow = ["--client-allow", "CN=good", "--client-allow", "O=example,CN=good"]
+    server = start(
+        *("--client-ca", str(authority.path), "--client-crl", str(crl), "--access-log"),
+        *(*allow, "--client-allow", "revoked"),
+    )
+    assert is_served(server, contexts, good)
+    assert is_served(server, contexts, revoked)
+    for certificate in (unknown, foreign, None):
+        assert not is_served(server, contexts, certificate)
+    server.wait_for_log("not allowed: O=example,CN=unknown")
+    authority.revoke(revoked_certificate)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("the certificates were loaded anew")
+    assert is_served(server, contexts, good)
+    assert not is_served(server, contexts, revoked)
+    assert server.stop() == 0
+    assert "127.0.0.1 - O=example,CN=good [" in server.stdout.read()
+
+
+def test_clients_may_have_a_certificate(start: Start, contexts: Contexts, tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path)
+    _, good = authority.sign("good")
+    server = start("--client-ca", str(authority.path), "--client-cert", "optional")
+    assert is_served(server, contexts, None)
+    assert is_served(server, contexts, good)
+
+
+# Sockets
+
+
+@both_modes
+def test_local_socket(
+    start: Start, contexts: Contexts, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    server = start(*mode, "--bind", f"unix:{path}")
+    assert server.stdout.readline() == f"Running on unix:{path} (CTRL + C to quit)\n"
+    for _ in range(4):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            with contexts.client.wrap_socket(sock, server_hostname="localhost") as tls:
+                tls.sendall(head("/text.txt", "Connection: close"))
+                assert read_to_end(tls).endswith(TEXT)
+    said = fails("--bind", f"unix:{path}")
+    assert said.startswith(f"ringtls: can't listen on unix:{path}: Address already in use; ")
+    assert path.exists()
+    assert server.stop() == 0
+    assert not path.exists()
+    assert "Traceback" not in server.log()
+
+
+@both_modes
+def test_systemd_is_told(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(PATIENCE)
+        server = start(
+            *mode, env={**os.environ, "NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "200000"}
+        )
+        told = []
+
+        def is_told(assignment: str) -> bool:
+            while assignment not in told:
+                told.extend(manager.recv(1000).decode().splitlines())
+            told.remove(assignment)
+            return True
+
+        assert is_told("READY=1")
+        assert is_told("WATCHDOG=1")
+        server.process.send_signal(signal.SIGHUP)
+        assert is_told("RELOADING=1")
+        assert is_told("READY=1")
+        assert is_told("WATCHDOG=1")
+        server.process.send_signal(signal.SIGTERM)
+        assert is_told("STOPPING=1")
+        assert server.wait() == 0
+
+
+# Metrics
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def port_of_metrics(server: Server) -> int:
+    match = re.fullmatch(r"Metrics on http://127.0.0.1:(\d+)/metrics\n", server.stdout.readline())
+    assert match
+    return int(match[1])
+
+
+@both_modes
+def test_metrics(start: Start, mode: tuple[str, ...]) -> None:
+    server = start(*mode, "--metrics", "127.0.0.1:0")
+    port = port_of_metrics(server)
+    for _ in range(8):
+        assert server.works()
+    server.get("/no")
+    with server.tcp() as sock:
+        sock.sendall(head("/"))
+        sock.recv(100)
+
+    def has(line: str) -> bool:
+        return line in ask(port, "/metrics")[1].splitlines()
+
+    wait_until(lambda: has('ringtls_requests_total{status="200"} 8.0'))
+    wait_until(lambda: has('ringtls_requests_total{status="404"} 1.0'))
+    wait_until(lambda: has('ringtls_handshake_failures_total{reason="HTTP_REQUEST"} 1.0'))
+    wait_until(lambda: has('ringtls_ends_total{outcome="clean"} 9.0'))
+    text = ask(port, "/metrics")[1]
+    assert re.search(
+        r'^ringtls_handshakes_total{cipher="TLS_\w+",resumed="no",version="TLSv1.3"} 9.0$',
+        text,
+        re.M,
+    )
+    assert "# TYPE ringtls_connections_open gauge" in text
+    if mode:  # a new process goes on counting
+        for worker in server.workers():
+            os.kill(worker, signal.SIGKILL)
+            server.wait_for_log(f"process {worker} was killed")
+        wait_until(lambda: has('ringtls_requests_total{status="200"} 8.0'))
+    assert ask(port, "/healthz") == (200, "ok\n")
+    assert ask(port, "/")[0] == 404
+    assert server.stop() == 0
+
+
+def test_health_while_draining(start: Start, site: Path) -> None:
+    server = start("--metrics", "127.0.0.1:0", "--graceful-timeout", "3600")
+    port = port_of_metrics(server)
+    with server.tls() as busy:
+        busy.sendall(b"GET /text.txt HTTP/1.1\r\n")
+        assert server.works()  # so the other has been read, too
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(port, "/healthz") == (503, "draining\n"))
+        busy.sendall(b"Host: localhost\r\n\r\n")
+        assert read_to_end(busy).endswith(TEXT)
+    assert server.wait() == 0
+
+
+# Options
+
+
+def test_json_logs(start: Start) -> None:
+    server = start("--log-format", "json", "--access-log")
+    server.get("/text.txt", User_Agent="a")
+    assert server.stop() == 0
+    accessed = json.loads(server.stdout.read())
+    assert accessed.pop("time")
+    assert accessed.pop("peer").startswith("127.0.0.1:")
+    assert accessed == {
+        "level": "INFO",
+        "logger": "ringtls.access",
+        "identity": "",
+        "method": "GET",
+        "target": "/text.txt",
+        "version": "1.1",
+        "status": 200,
+        "sent": 10,
+        "referrer": "-",
+        "agent": "a",
+    }
+    (line,) = server.log().splitlines()
+    assert json.loads(line)["message"].startswith("SIGTERM: ")
+
+
+def test_check(contexts: Contexts, site: Path, tmp_path: Path) -> None:
+    files = ["--certfile", str(contexts.certificate), "--keyfile", str(contexts.key)]
+    command = [sys.executable, "-m", "ringtls", "serve", "--check", "-d", str(site), *files]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert re.fullmatch(r"The configuration is good. Certificates for: .*localhost.*\n", run.stdout)
+    assert "no such" in fails("--check", "-d", str(tmp_path / "no"), *files).lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keyfile", "k"], "--keyfile needs --certfile"),
+        (["--certfile", "a", "--certfile", "b", "--keyfile", "k"], "give as many --keyfile as"),
+        (["--client-crl", "c"], "--client-crl needs --client-ca"),
+        (["--client-allow", "c"], "--client-allow needs --client-ca"),
+    ],
+)
+def test_options_that_do_not_fit(arguments: list[str], said: str) -> None:
+    assert fails(*arguments).startswith(f"ringtls: {said}")

@@ -150,7 +150,9 @@ def starting(contexts: Contexts, site: Path, log_directory: Path) -> Iterator[St
     """A function that starts servers, which all end with the context."""
     servers: list[Server] = []
 
-    def start(*arguments: str, directory: Path = site, **options: Any) -> Server:
+    def start(
+        *arguments: str, directory: Path = site, contexts: Contexts = contexts, **options: Any
+    ) -> Server:
         log = log_directory / f"stderr-{len(servers)}"
         servers.append(Server(contexts, directory, log, *arguments, **options))
         return servers[-1]

@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +65,13 @@ def read_cached_certificate() -> tuple[Path, bytes, bytes]:
         return files.ca, files.certificate.read_bytes(), files.key.read_bytes()
 
 
-def make_certificate(directory: Path) -> Certificate:
-    """Write a new authority and a certificate for localhost and this host into a directory.
+def make_certificate(directory: Path, names: Sequence[str] = ()) -> Certificate:
+    """Write a new authority and a certificate into a directory.
 
     The authority's key is not kept, so it can't be used to sign anything else.
+
+    Args:
+      names: in the DNS; by default those of localhost and this host, with their addresses.
     """
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = _name(f"ringtls development CA on {socket.gethostname()}")
@@ -79,12 +83,13 @@ def make_certificate(directory: Path) -> Certificate:
         .sign(ca_key, hashes.SHA256())
     )
     key = ec.generate_private_key(ec.SECP256R1())
+    subject = [x509.DNSName(name) for name in names] or _subject_names()
     certificate = (
         _builder(_name("ringtls development"), ca_name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(_PURPOSES), critical=False)
-        .add_extension(x509.SubjectAlternativeName(_subject_names()), critical=False)
+        .add_extension(x509.SubjectAlternativeName(subject), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False
         )
@@ -115,7 +120,7 @@ def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _subject_names() -> list[x509.GeneralName]:
+def _subject_names() -> Sequence[x509.GeneralName]:
     return [
         x509.DNSName("localhost"),
         x509.DNSName(socket.gethostname()),

@@ -20,12 +20,12 @@ import logging
 import time
 from pathlib import Path
 
-from ..server import SHORTAGES, Connection, Service, Wait, access_logger
+from ..server import SHORTAGES, Connection, Metrics, Service, Wait, access_logger
 from .files import PIECE, FileCache, Found, Page, Policy, Representation, read_piece
 from .opening import Directory
 from .paths import BadTargetError, path_of
-from .requests import BadRequestError, Request, RequestReader
-from .responses import Response, error_response, is_plain, page_response, respond
+from .requests import BadRequestError, Known, Request, RequestReader
+from .responses import Response, error_response, page_response, respond
 
 __all__ = ["FileService"]
 
@@ -41,6 +41,8 @@ _STATUS_LINES = {
     for status in http.HTTPStatus
 }
 
+_STATUS_TEXTS = {status: str(status.value) for status in http.HTTPStatus}
+
 _CLOSE = b"Connection: close\r\n"
 _KEEP_ALIVE = b"Connection: keep-alive\r\n"
 
@@ -54,40 +56,65 @@ class FileService(Service):
         self._directory = directory
         self._policy = policy
         self._cache: FileCache
+        self._known = Known()
         self._buffers: list[bytearray] = []  # for pieces of files
         self._second = 0
         self._date = b""
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        statuses = [str(status.value) for status in http.HTTPStatus]
+        self._requests = metrics.counter(
+            "ringtls_requests", "Requests that were answered.", status=statuses
+        )
 
     def prepare(self) -> None:
         self._cache = FileCache(Directory(self._directory), self._policy)
 
     async def handle(self, connection: Connection) -> None:
-        stream, reader = connection.stream, RequestReader()
+        stream, reader, known = connection.stream, RequestReader(), self._known
         wait = Wait.FIRST_REQUEST
         try:
             while True:
-                request = reader.next()
-                while request is None:
-                    if not reader.has_begun:
-                        connection.begin(wait)
-                    elif connection.waits_for is not Wait.REQUEST:
-                        connection.begin(Wait.REQUEST)
-                    data = await stream.receive_some(RECEIVE_SIZE)
-                    if not data:
-                        if reader.has_begun:
-                            logger.info("%s: ended within a request", connection.peer)
+                connection.begin(wait)
+                data = await stream.receive_some(RECEIVE_SIZE)
+                request = known.get(data) or await self._read(connection, reader, data)
+                while request is not None:
+                    connection.begin(Wait.ROOM)
+                    if not await self._serve(connection, request) or connection.draining:
                         return
-                    request = reader.feed(data)
-                connection.begin(Wait.ROOM)
-                if not await self._serve(connection, request) or connection.draining:
+                    if not reader.has_begun:
+                        break
+                    await stream.wait_sent()  # rule 4
+                    request = await self._read(connection, reader)
+                else:
                     return
-                if reader.has_more:  # rule 4
-                    await stream.wait_sent()
                 wait = Wait.NEXT_REQUEST
         except BadRequestError as error:
             logger.info("%s: bad request: %s", connection.peer, error)
             connection.begin(Wait.ROOM)
             await self._send_error(connection, error.status)
+
+    async def _read(
+        self, connection: Connection, reader: RequestReader, data: bytes | None = None
+    ) -> Request | None:
+        """The next request, of which ``data`` is the beginning; None at the end of the stream.
+
+        Raises:
+          BadRequestError
+        """
+        if data is None:
+            request = reader.next()
+        else:
+            request = reader.feed(data)
+            if request is not None and not reader.has_begun:
+                self._known.remember(data, request)
+        if request is None and data != b"":
+            connection.begin(Wait.REQUEST)
+            while request is None and (data := await connection.stream.receive_some(RECEIVE_SIZE)):
+                request = reader.feed(data)
+            if request is None:
+                logger.info("%s: ended within a request", connection.peer)
+        return request
 
     async def say_last(self, connection: Connection) -> None:
         await self._send_error(connection, http.HTTPStatus.REQUEST_TIMEOUT)
@@ -95,17 +122,18 @@ class FileService(Service):
     async def _send_error(self, connection: Connection, status: http.HTTPStatus) -> None:
         response = _method_not_allowed() if status == 405 else error_response(status)
         assert isinstance(response.body, bytes)
+        self._requests.add(_STATUS_TEXTS[status])
         await connection.stream.send_all(self._head(response, _CLOSE) + response.body)
 
     async def _serve(self, connection: Connection, request: Request) -> bool:
         """Answer a request. False if it was the last of this connection."""
-        keep_alive = request.keep_alive and not request.has_body and not connection.draining
-        if keep_alive and request.version == "1.1":
+        if request.is_plain and not connection.draining:
             found = self._cache.get(request.target)
-            if found and found.plain.content is not None and is_plain(request, found):
+            if found is not None and found.is_simple:
                 await connection.stream.send_all(self._whole(found.plain))
-                self._log_access(connection, request, http.HTTPStatus.OK, found.plain.size)
+                self._note(connection, request, http.HTTPStatus.OK, found.plain.size)
                 return True
+        keep_alive = request.keep_alive and not request.has_body and not connection.draining
         response = await self._respond(connection, request)
         field = b"" if keep_alive and request.version == "1.1" else _KEEP_ALIVE
         head = self._head(response, field if keep_alive else _CLOSE)
@@ -127,7 +155,7 @@ class FileService(Service):
                         return False
                     sent += piece
         finally:
-            self._log_access(connection, request, response.status, sent)
+            self._note(connection, request, response.status, sent)
         return keep_alive
 
     async def _respond(self, connection: Connection, request: Request) -> Response:
@@ -204,24 +232,41 @@ class FileService(Service):
             self._date = email.utils.formatdate(second, usegmt=True).encode()
         return self._date
 
-    def _log_access(
+    def _note(
         self, connection: Connection, request: Request, status: http.HTTPStatus, sent: int
     ) -> None:
-        """The combined format of Apache and others."""
+        """Count it, and log it in the combined format of Apache and others."""
+        self._requests.add(_STATUS_TEXTS[status])
         if not access_logger.isEnabledFor(logging.INFO):
             return
         headers = request.headers
+        method, target = request.method.decode("ascii"), _printable(request.target)
+        referrer = _printable(headers.get(b"referer", b"-"))
+        agent = _printable(headers.get(b"user-agent", b"-"))
+        fields = {
+            "peer": connection.peer,
+            "identity": connection.identity,
+            "method": method,
+            "target": target,
+            "version": request.version,
+            "status": status.value,
+            "sent": sent,
+            "referrer": referrer,
+            "agent": agent,
+        }
         access_logger.info(
-            '%s - - [%s] "%s %s HTTP/%s" %d %d "%s" "%s"',
+            '%s - %s [%s] "%s %s HTTP/%s" %d %d "%s" "%s"',
             connection.peer.rsplit(":", 1)[0],
+            _printable(connection.identity.encode()) or "-",
             time.strftime("%d/%b/%Y:%H:%M:%S %z"),
-            request.method.decode("ascii"),
-            _printable(request.target),
+            method,
+            target,
             request.version,
             status,
             sent,
-            _printable(headers.get(b"referer", b"-")),
-            _printable(headers.get(b"user-agent", b"-")),
+            referrer,
+            agent,
+            extra={"fields": fields},
         )
 
 

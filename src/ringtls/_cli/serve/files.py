@@ -111,11 +111,13 @@ class Representation:
 class Found:
     """A file that a path leads to."""
 
-    __slots__ = ("by_coding", "checked_at", "identity", "plain")
+    __slots__ = ("by_coding", "checked_at", "identity", "is_simple", "plain")
 
     def __init__(self, plain: Representation, by_coding: dict[str, Representation]) -> None:
         self.plain = plain
         self.by_coding = by_coding
+        #: True if all plain requests are answered with the same bytes of memory.
+        self.is_simple = plain.content is not None and not by_coding
         self.identity: object = tuple(
             representation.file.identity for representation in (plain, *by_coding.values())
         )

@@ -11,6 +11,8 @@ Rules (RFC 9112):
    space before a colon; more or less than one Host; another version than 1.1 and 1.0; control
    characters.
 4. A request with a body is the last of its connection: the body is not read.
+5. The same bytes are the same request. So a head that came lately, whole and alone, is not parsed
+   again (``Known``).
 """
 
 from __future__ import annotations
@@ -21,13 +23,30 @@ from functools import lru_cache
 
 import httptools
 
-__all__ = ["BadRequestError", "Request", "RequestReader"]
+__all__ = ["BadRequestError", "Known", "Request", "RequestReader"]
 
 #: Bytes.
 HEAD_LIMIT = 16 * 1024
 LINE_LIMIT = 8 * 1024
 
 FIELDS_LIMIT = 100
+
+#: Rule 5: heads, and bytes of each.
+KNOWN_HEADS = 1024
+KNOWN_LENGTH = 2048
+
+#: Headers by which the answer to a request for a file is not always the same. (Where there are
+#: several codings, so is Accept-Encoding.)
+_DECISIVE = frozenset(
+    {
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
+    }
+)
 
 #: A method that there might be (RFC 9110, section 9.1), as nginx has it.
 _METHOD = re.compile(rb"[A-Z_-]+ ")
@@ -53,9 +72,10 @@ class Request:
       version: "1.1" or "1.0".
       keep_alive: whether another request may follow.
       has_body: see rule 4.
+      is_plain: all such requests for a file are answered the same, and another may follow.
     """
 
-    __slots__ = ("has_body", "headers", "keep_alive", "method", "target", "version")
+    __slots__ = ("has_body", "headers", "is_plain", "keep_alive", "method", "target", "version")
 
     def __init__(self, target: bytes) -> None:
         self.target = target
@@ -64,14 +84,21 @@ class Request:
         self.version = ""
         self.keep_alive = False
         self.has_body = False
+        self.is_plain = False
+
+
+class Known(dict[bytes, Request]):
+    """Requests by their heads (rule 5). It begins anew when it is full."""
+
+    def remember(self, head: bytes, request: Request) -> None:
+        if len(head) <= KNOWN_LENGTH and not request.has_body and request.keep_alive:
+            if len(self) >= KNOWN_HEADS:
+                self.clear()
+            self[head] = request
 
 
 class RequestReader:
-    """Turns what is received into requests.
-
-    Attributes:
-      has_begun: whether something of the next request has come.
-    """
+    """Turns what is received into requests."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
@@ -80,12 +107,11 @@ class RequestReader:
         self._target = b""
         self._request: Request | None = None
         self._is_complete = False
-        self.has_begun = False
 
     @property
-    def has_more(self) -> bool:
-        """Whether something came behind the last request."""
-        return bool(self._unparsed)
+    def has_begun(self) -> bool:
+        """Whether something has come behind the last request."""
+        return bool(self._unparsed or self._head)
 
     def feed(self, data: bytes) -> Request | None:
         """Take in what was received when ``next`` had nothing left; and that."""
@@ -100,7 +126,6 @@ class RequestReader:
         """
         while self._unparsed:
             data, self._unparsed = self._unparsed, b""
-            self.has_begun = True
             stop = _stop_of_head(self._head, data)
             if stop < len(data):
                 data, self._unparsed = data[:stop], data[stop:]
@@ -121,7 +146,7 @@ class RequestReader:
         request, self._request = self._request, None
         assert request is not None
         head, self._head = self._head, b""
-        self._is_complete = self.has_begun = False
+        self._is_complete = False
         self._check(request, head)
         return request
 
@@ -162,6 +187,13 @@ class RequestReader:
             request.has_body = int(headers[b"content-length"]) != 0
         if request.method == b"CONNECT":  # what follows is meant for somebody else
             request.has_body = True
+        request.is_plain = (
+            request.method == b"GET"
+            and request.version == "1.1"
+            and request.keep_alive
+            and not request.has_body
+            and _DECISIVE.isdisjoint(headers)
+        )
 
     def _too_long(self) -> BadRequestError:
         if b"\r\n" in self._head.lstrip(b"\r\n"):

@@ -21,24 +21,10 @@ from .requests import Request
 __all__ = [
     "Response",
     "error_response",
-    "is_plain",
     "page_response",
     "parse_range",
     "respond",
 ]
-
-#: Headers by which the answer to a request for a file is not always the same. (Where there are
-#: several codings, so is Accept-Encoding.)
-_DECISIVE = frozenset(
-    {
-        b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
-        b"if-range",
-        b"if-unmodified-since",
-        b"range",
-    }
-)
 
 #: The one form that clients may send (RFC 9110, section 5.6.7).
 _DATE = "%a, %d %b %Y %H:%M:%S GMT"
@@ -67,13 +53,6 @@ class Response:
 
 class UnsatisfiableRangeError(Exception):
     """A range that begins behind the end of the file."""
-
-
-def is_plain(request: Request, found: Found) -> bool:
-    """True if all such requests for a file are answered the same."""
-    return (
-        request.method == b"GET" and not found.by_coding and _DECISIVE.isdisjoint(request.headers)
-    )
 
 
 def error_response(status: http.HTTPStatus, fields: str = "") -> Response:

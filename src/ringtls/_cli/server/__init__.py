@@ -12,11 +12,13 @@ from .connections import Connection, Cut, Wait
 from .errors import StartError
 from .handling import Service
 from .logs import access_logger
+from .metrics import Metrics
 
 __all__ = [
     "SHORTAGES",
     "Connection",
     "Cut",
+    "Metrics",
     "Service",
     "StartError",
     "Wait",

@@ -22,10 +22,12 @@ import trio
 
 from . import logs
 from .connections import Limits, Wait
-from .credentials import Credentials, Files
+from .credentials import ClientCertificates, Credentials, Files
 from .errors import StartError
+from .figures import Figures
 from .handling import Service
-from .listening import Address, open_sockets, parse_bind
+from .listening import Address, Local, open_sockets, parse_bind
+from .metrics import Metrics
 from .notify import notify
 from .reloading import Reloader
 from .serving import Orders, Server, own_signals, serve
@@ -44,12 +46,28 @@ TIMEOUTS = {
     Wait.ROOM: 60.0,
 }
 
+#: Of the descriptors that there may be, so many are for connections if nobody says otherwise.
+CONNECTIONS_SHARE = 3 / 4
+
 
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _address_only(text: str) -> Address:
+    bind = parse_bind(text)
+    if not isinstance(bind, Address):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return bind
 
 
 def _workers(text: str) -> int:
@@ -62,45 +80,123 @@ def _workers(text: str) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the arguments that ``run_server`` knows."""
-    parser.add_argument(
+    listening = parser.add_argument_group("where and how to listen")
+    listening.add_argument(
         "--bind",
         type=parse_bind,
         action="append",
         metavar="HOST:PORT",
         help="where to listen; may be given several times, [HOST]:PORT for IPv6, port 0 for any "
-        "that is free, fd://NUMBER for a listening socket that is inherited, as from systemd "
-        f"(default: {DEFAULT_ADDRESS})",
+        "that is free, unix:PATH for a local socket, fd://NUMBER for a listening socket that is "
+        f"inherited, as from systemd (default: {DEFAULT_ADDRESS})",
     )
-    parser.add_argument(
+    listening.add_argument(
         "--workers",
         type=_workers,
         metavar="NUMBER",
         help="serve in this many processes, which are started again if they crash; 'auto' for one "
         "for each CPU (default: serve in this process alone)",
     )
-    parser.add_argument(
-        "--certfile",
-        type=Path,
-        metavar="FILE",
-        help="certificate chain in PEM form, loaded anew at SIGHUP (default: a development "
-        "certificate, made when needed)",
-    )
-    parser.add_argument(
-        "--keyfile",
-        type=Path,
-        metavar="FILE",
-        help="private key in PEM form (default: in the file of the certificate)",
-    )
-    parser.add_argument(
+    listening.add_argument(
         "--graceful-timeout",
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="how long requests may go on after SIGINT or SIGTERM (default: 10)",
     )
-    parser.add_argument(
+    certificates = parser.add_argument_group("certificates, loaded anew at SIGHUP")
+    certificates.add_argument(
+        "--certfile",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="certificate chain in PEM form; with several, the client's SNI decides, and the first "
+        "is for those that name no other (default: a development certificate, made when needed)",
+    )
+    certificates.add_argument(
+        "--keyfile",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="private key in PEM form, one for each --certfile in the same order (default: in the "
+        "file of the certificate)",
+    )
+    certificates.add_argument(
+        "--cert-dir",
+        type=Path,
+        metavar="DIR",
+        help="more certificates: NAME.pem or NAME.crt, with the key inside or in NAME.key, and "
+        "directories as certbot (fullchain.pem, privkey.pem) and Kubernetes (tls.crt, tls.key) "
+        "have them",
+    )
+    certificates.add_argument(
+        "--client-ca",
+        type=Path,
+        metavar="FILE",
+        help="ask clients for a certificate that one of these authorities has signed",
+    )
+    certificates.add_argument(
+        "--client-cert",
+        choices=("optional", "required"),
+        default="required",
+        help="with --client-ca: whether a client must have one (default: required)",
+    )
+    certificates.add_argument(
+        "--client-crl", type=Path, metavar="FILE", help="certificates of clients that are revoked"
+    )
+    certificates.add_argument(
+        "--client-allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="serve only clients whose certificate has this subject (CN=...,O=...), common name or "
+        "alternative name; may be given several times",
+    )
+    limits = parser.add_argument_group("limits for clients")
+    limits.add_argument(
+        "--max-connections",
+        type=_positive,
+        metavar="NUMBER",
+        help="for each worker; beyond it those give way that have waited longest for their client "
+        "(default: three quarters of the descriptors that there may be)",
+    )
+    for wait, (option, what) in _TIMEOUT_OPTIONS.items():
+        limits.add_argument(
+            option,
+            type=_seconds,
+            default=TIMEOUTS[wait],
+            metavar="SECONDS",
+            help=f"{what} (default: {TIMEOUTS[wait]:g})",
+        )
+    watching = parser.add_argument_group("watching it")
+    watching.add_argument(
+        "--metrics",
+        type=_address_only,
+        metavar="HOST:PORT",
+        help="serve /metrics, for Prometheus, and /healthz there, over plain HTTP",
+    )
+    watching.add_argument(
         "--access-log", action="store_true", help="write a line for each request to stdout"
     )
+    watching.add_argument(
+        "--log-format", choices=logs.FORMATS, default="text", help="of all logs (default: text)"
+    )
+    watching.add_argument(
+        "--check",
+        action="store_true",
+        help="see whether options and certificates are good, and exit",
+    )
+
+
+#: What each limit is for.
+_TIMEOUT_OPTIONS = {
+    Wait.HANDSHAKE: ("--handshake-timeout", "how long a handshake may take"),
+    Wait.REQUEST: ("--head-timeout", "how long a request's head may take"),
+    Wait.NEXT_REQUEST: ("--idle-timeout", "how long a connection may wait for its next request"),
+    Wait.ROOM: ("--send-timeout", "how long a client may take in nothing"),
+}
 
 
 def run_server(arguments: argparse.Namespace, service: Service) -> int:
@@ -110,20 +206,33 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
       OSError: the server can't start.
     """
     files = _files(arguments)
-    credentials = Credentials(files.read(), service.alpn)
-    server = Server(
-        service,
-        credentials,
-        Reloader(files, credentials),
-        Limits(TIMEOUTS),
-        arguments.graceful_timeout,
-    )
+    client_certificates = _client_certificates(arguments)
+    credentials = Credentials(files.read(), service.alpn, client_certificates)
+    if arguments.check:
+        service.prepare()
+        print(f"The configuration is good. Certificates for: {', '.join(credentials.names)}")
+        return 0
+    metrics = Metrics()
+    ciphers = [cipher["name"] for cipher in credentials.context.get_ciphers()]
+    figures = Figures(metrics, ciphers)
+    service.add_metrics(metrics)
 
     def serve_here(
         sockets: list[socket.socket],
         orders: AbstractContextManager[Orders],
         on_ready: Callable[[], object],
     ) -> None:
+        server = Server(
+            service,
+            credentials,
+            reloader,
+            _limits(arguments),
+            arguments.graceful_timeout,
+            metrics,
+            figures,
+            frozenset(arguments.client_allow),
+            metrics_sockets,
+        )
         trio.run(serve, server, sockets, orders, on_ready)
 
     def work(
@@ -133,19 +242,29 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
         on_ready: Callable[[], object],
     ) -> None:
         _set_up_logging(arguments, f"worker {number}")
+        os.environ.pop("NOTIFY_SOCKET", None)  # the supervisor speaks for all
+        metrics.begin(number - 1)
         serve_here(sockets, nullcontext(signals), on_ready)
 
+    reloader = Reloader(files, credentials)
+    metrics.share(arguments.workers or 1)
     with ExitStack() as stack:
         shares = open_sockets(arguments.bind or [DEFAULT_ADDRESS], arguments.workers or 1, stack)
+        observed = [] if arguments.metrics is None else [arguments.metrics]
+        metrics_sockets = [sock for share in open_sockets(observed, 1, stack) for sock in share]
         # From here on descriptors are taken that might have been meant to be inherited.
         _raise_file_limit()
         service.prepare()
         _set_up_logging(arguments)
-        addresses = [_address(sock) for sock in shares[0]]
-        announce = partial(_announce, addresses, credentials.development_ca)
+        announce = partial(
+            _announce,
+            [_bound_to(sock) for sock in shares[0]],
+            [Address(*sock.getsockname()[:2]) for sock in metrics_sockets],
+            credentials.development_ca,
+        )
         if arguments.workers is not None:
             timeout = arguments.graceful_timeout
-            return supervise(shares, work, server.reloader, timeout, announce)
+            return supervise(shares, work, reloader, timeout, announce)
         serve_here(shares[0], own_signals(), announce)
     return 0
 
@@ -154,15 +273,44 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
 
 
 def _files(arguments: argparse.Namespace) -> Files:
-    if arguments.certfile is None:
-        if arguments.keyfile is not None:
-            raise StartError("--keyfile needs --certfile")
-        return Files()
-    return Files([(arguments.certfile, arguments.keyfile)])
+    certificates, keys = arguments.certfile, arguments.keyfile
+    if keys and not certificates:
+        raise StartError("--keyfile needs --certfile")
+    if keys and len(keys) != len(certificates):
+        raise StartError("give as many --keyfile as --certfile, or none")
+    if arguments.client_crl is not None and arguments.client_ca is None:
+        raise StartError("--client-crl needs --client-ca")
+    if arguments.client_allow and arguments.client_ca is None:
+        raise StartError("--client-allow needs --client-ca")
+    return Files(
+        list(zip(certificates, keys or [None] * len(certificates), strict=True)),
+        arguments.cert_dir,
+        arguments.client_ca,
+        arguments.client_crl,
+    )
+
+
+def _client_certificates(arguments: argparse.Namespace) -> ClientCertificates:
+    if arguments.client_ca is None:
+        return ClientCertificates.NONE
+    return ClientCertificates[arguments.client_cert.upper()]
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    timeouts = {
+        wait: getattr(arguments, option.removeprefix("--").replace("-", "_"))
+        for wait, (option, _) in _TIMEOUT_OPTIONS.items()
+    }
+    timeouts[Wait.FIRST_REQUEST] = timeouts[Wait.REQUEST]
+    connections = arguments.max_connections
+    if connections is None:
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        connections = int(descriptors * CONNECTIONS_SHARE)
+    return Limits(timeouts, connections)
 
 
 def _set_up_logging(arguments: argparse.Namespace, worker: str = "") -> None:
-    logs.set_up("text", worker)
+    logs.set_up(arguments.log_format, worker)
     logging.getLogger("ringtls.server").setLevel(logging.INFO)
     if arguments.access_log:
         logs.access_logger.setLevel(logging.INFO)
@@ -175,15 +323,21 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _address(sock: socket.socket) -> Address:
-    host, port = sock.getsockname()[:2]
-    return Address(host, port)
+def _bound_to(sock: socket.socket) -> Address | Local:
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        return Address(*name[:2])
+    return Local(os.fsdecode(name).replace("\0", "@"))
 
 
-def _announce(addresses: list[Address], ca: Path | None) -> None:
-    for address in addresses:
-        print(f"Running on https://{address} (CTRL + C to quit)", flush=True)
-    if ca is not None:
+def _announce(places: list[Address | Local], observed: list[Address], ca: Path | None) -> None:
+    for place in sorted(places, key=lambda place: isinstance(place, Local)):
+        at = f"https://{place}" if isinstance(place, Address) else place
+        print(f"Running on {at} (CTRL + C to quit)", flush=True)
+    for address in observed:
+        print(f"Metrics on http://{address}/metrics", flush=True)
+    addresses = [place for place in places if isinstance(place, Address)]
+    if ca is not None and addresses:
         ip = ipaddress.ip_address(addresses[0].host)
         host = "localhost" if ip.is_loopback or ip.is_unspecified else socket.gethostname()
         url = f"https://{host}:{addresses[0].port}/"

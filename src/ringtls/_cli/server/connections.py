@@ -40,22 +40,24 @@ GIVE_WAY = 32
 NEVER = float("inf")
 
 
-class Wait(enum.Enum):
+class Wait(enum.IntEnum):
     """What a connection waits for."""
 
-    HANDSHAKE = "the handshake"
-    FIRST_REQUEST = "a first request"
-    REQUEST = "the rest of a request"
-    NEXT_REQUEST = "another request"
-    ROOM = "the peer to take in what was sent"
-    NOTHING = "nothing of the peer"
+    HANDSHAKE = 0
+    FIRST_REQUEST = 1
+    REQUEST = 2
+    """The rest of a request that has begun to come."""
+    NEXT_REQUEST = 3
+    ROOM = 4
+    """For the peer to take in what was sent."""
+    NOTHING = 5
 
 
 #: Rule 3.
-_IDLE = frozenset({Wait.HANDSHAKE, Wait.FIRST_REQUEST, Wait.NEXT_REQUEST})
+_IDLE = (Wait.HANDSHAKE, Wait.FIRST_REQUEST, Wait.NEXT_REQUEST)
 
 #: Rule 4.
-_GIVES_WAY = _IDLE | {Wait.REQUEST}
+_GIVES_WAY = (*_IDLE, Wait.REQUEST)
 
 
 class Cut(enum.Enum):
@@ -132,7 +134,8 @@ class Connections:
     """Those that are open now."""
 
     def __init__(self, limits: Limits) -> None:
-        self.timeouts = {Wait.NOTHING: NEVER, **limits.timeouts}
+        timeouts = {Wait.NOTHING: NEVER, **limits.timeouts}
+        self.timeouts = [timeouts[wait] for wait in Wait]  # members are its indexes
         self._limit = limits.connections
         self._open: set[Connection] = set()
         self._has_room = trio.Event()

@@ -21,10 +21,11 @@ from __future__ import annotations
 import enum
 import os
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID, NameOID
@@ -32,7 +33,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from ..certificates import read_cached_certificate
 from .errors import StartError
 
-__all__ = ["Bundle", "ClientCertificates", "Credentials", "Files", "Pair"]
+__all__ = ["Bundle", "ClientCertificates", "Credentials", "Files", "Pair", "identity_of"]
 
 #: In directories that ``--cert-dir`` finds: the names of certbot's files, and of Kubernetes'.
 _PAIRS_IN_DIRECTORIES = (("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key"))
@@ -197,6 +198,31 @@ class _Certificates:
         name = name.lower().removesuffix(".")
         found = self.by_name.get(name) or self.by_name.get(f"*.{name.partition('.')[2]}")
         return found or self.default
+
+
+def identity_of(certificate: Mapping[str, Any] | None) -> tuple[str, list[str]]:
+    """The subject of a client's certificate, as RFC 4514 writes it but in order; and its names.
+
+    Args:
+      certificate: as ssl.SSLSocket.getpeercert has it.
+    """
+    if not certificate:
+        return "", []
+    subject = [pair for part in certificate.get("subject", ()) for pair in part]
+    names = [value for kind, value in subject if kind == "commonName"]
+    names += [value for _, value in certificate.get("subjectAltName", ())]
+    return ",".join(f"{_SHORT.get(kind, kind)}={value}" for kind, value in subject), names
+
+
+#: RFC 4514, section 3.
+_SHORT = {
+    "commonName": "CN",
+    "countryName": "C",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+}
 
 
 # Files

@@ -13,17 +13,22 @@ from __future__ import annotations
 import fcntl
 import logging
 import socket
+import ssl
 import struct
 import termios
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 
 import trio
 
 from ringtls import TlsStream
 
 from .connections import Connection, Connections, Cut, Wait
+from .credentials import identity_of
+from .figures import Figures
+from .metrics import Metrics
 
-__all__ = ["Service", "serve_connection"]
+__all__ = ["Handler", "Service", "serve_connection"]
 
 logger = logging.getLogger("ringtls.server")
 
@@ -59,6 +64,9 @@ class Service:
           StartError: this can't be served.
         """
 
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Name what is counted; called once, before ``prepare``."""
+
     def running(self) -> AbstractAsyncContextManager[object]:
         """A context in which the connections of one process are served."""
         return nullcontext()
@@ -79,14 +87,30 @@ class Service:
         """
 
 
-async def serve_connection(service: Service, connections: Connections, stream: TlsStream) -> None:
+@dataclass(frozen=True)
+class Handler:
+    """What becomes of connections.
+
+    Attributes:
+      allowed: subjects or names of those clients that are served, of those with certificates; if
+        there are none, all are.
+    """
+
+    service: Service
+    connections: Connections
+    figures: Figures
+    allowed: frozenset[str] = frozenset()
+
+
+async def serve_connection(handler: Handler, stream: TlsStream) -> None:
     """Serve it until it ends (rule 1)."""
+    connections = handler.connections
     connection = Connection(stream, _peer_name(stream.transport_stream.socket), connections)
     connections.add(connection)
     try:
         async with stream:
             try:
-                await _serve_until_cut(service, connection)
+                await _serve_until_cut(handler, connection)
             except trio.BrokenResourceError as error:
                 logger.info("%s: %s", connection.peer, error)
             except Exception:
@@ -100,16 +124,18 @@ async def serve_connection(service: Service, connections: Connections, stream: T
         connections.remove(connection)
 
 
-async def _serve_until_cut(service: Service, connection: Connection) -> None:
+async def _serve_until_cut(handler: Handler, connection: Connection) -> None:
     with connection.scope:
         connection.begin(Wait.HANDSHAKE)
-        if not await _shake_hands(connection):
+        if not await _shake_hands(handler, connection):
             return
-        await service.handle(connection)
+        await handler.service.handle(connection)
     if connection.cut is Cut.TIMEOUT:
         _log_timeout(connection)
+        if connection.waits_for is Wait.HANDSHAKE:
+            handler.figures.failures.add("timeout")
         if connection.waits_for is Wait.REQUEST:
-            await service.say_last(connection)
+            await handler.service.say_last(connection)
     if connection.cut is not Cut.SHORTAGE and not _takes_nothing(connection):
         await _until_taken(connection)
 
@@ -118,14 +144,28 @@ def _takes_nothing(connection: Connection) -> bool:
     return connection.cut is Cut.TIMEOUT and connection.waits_for is Wait.ROOM
 
 
-async def _shake_hands(connection: Connection) -> bool:
-    """True if it succeeded."""
+async def _shake_hands(handler: Handler, connection: Connection) -> bool:
+    """True if it succeeded, and the client is allowed."""
+    stream = connection.stream
     try:
-        await connection.stream.do_handshake()
+        await stream.do_handshake()
     except trio.BrokenResourceError as error:
-        level = logging.DEBUG if _is_silent(connection) else logging.WARNING
+        if _is_silent(connection):
+            handler.figures.failures.add("silent")
+            level = logging.DEBUG
+        else:
+            handler.figures.count_failure(error.__cause__)
+            level = logging.WARNING
         logger.log(level, "%s: handshake failed: %s", connection.peer, _handshake_failure(error))
         return False
+    handler.figures.count_handshake(stream)
+    if stream.context.verify_mode is not ssl.CERT_NONE:
+        connection.identity, names = identity_of(stream.getpeercert())
+        known = {connection.identity, *names}
+        if connection.identity and handler.allowed and not known & handler.allowed:
+            handler.figures.failures.add("not allowed")
+            logger.warning("%s: not allowed: %s", connection.peer, connection.identity)
+            return False
     return True
 
 
@@ -189,6 +229,6 @@ def _peer_name(sock: socket.socket) -> str:
     except OSError:
         return "a peer that is gone"
     if not isinstance(address, tuple):
-        return "a local peer"
+        return "unix:"
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

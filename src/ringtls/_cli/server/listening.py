@@ -1,14 +1,16 @@
-"""Where ``ringtls serve`` listens: at addresses, and on sockets that it inherits.
+"""Where a server listens: at addresses, at paths, and on sockets that it inherits.
 
 Rules:
 
 1. Each worker has sockets of its own. For an address they are as many sockets with
-   SO_REUSEPORT, over which the kernel spreads the connections; an inherited socket is one queue
-   that all take from.
+   SO_REUSEPORT, over which the kernel spreads the connections; an inherited socket, or one at a
+   path, is one queue that all take from.
 2. A port that is in use is an error, also if its user has set SO_REUSEPORT, like another server
    with workers. So the first socket of an address binds and listens without it.
 3. Inherited sockets are looked at first: what is opened here takes the next free descriptor,
    which may be the one that was meant to be inherited.
+4. A socket that was left behind at a path, and at which nobody listens, makes room. At the end
+   the path is removed, unless it leads to somebody else's by then.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ import argparse
 import errno
 import os
 import socket
-from contextlib import ExitStack
+import stat
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import StartError
 
-__all__ = ["Address", "Bind", "Inherited", "open_sockets", "parse_bind"]
+__all__ = ["Address", "Bind", "Inherited", "Local", "open_sockets", "parse_bind"]
 
 #: As trio has it: what the kernel can take, which is less (net.core.somaxconn).
 BACKLOG = 65535
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,21 @@ class Inherited:
         return f"fd://{self.descriptor}"
 
 
-Bind = Address | Inherited
+@dataclass(frozen=True)
+class Local:
+    """A path to listen at: a socket of unix(7)."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Bind = Address | Inherited | Local
 
 
 def parse_bind(text: str) -> Bind:
-    """HOST:PORT, [HOST]:PORT for IPv6, or fd://NUMBER.
+    """HOST:PORT, [HOST]:PORT for IPv6, unix:PATH or fd://NUMBER.
 
     Raises:
       argparse.ArgumentTypeError
@@ -64,6 +79,10 @@ def parse_bind(text: str) -> Bind:
         if not (number.isascii() and number.isdigit()) or int(number) >= 1 << 31:
             raise argparse.ArgumentTypeError(f"{text!r} is not fd://NUMBER")
         return Inherited(int(number))
+    if text.startswith("unix:"):
+        if text == "unix:" or "\0" in text:
+            raise argparse.ArgumentTypeError(f"{text!r} is not unix:PATH")
+        return Local(text.removeprefix("unix:"))
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -83,9 +102,10 @@ def open_sockets(binds: list[Bind], workers: int, stack: ExitStack) -> list[list
     descriptors = [bind for bind in binds if isinstance(bind, Inherited)]
     if len(set(descriptors)) < len(descriptors):
         raise StartError("the same inherited socket is given twice with --bind")
-    inherited = [stack.enter_context(_inherited(bind)) for bind in descriptors]  # rule 3
+    queues = [stack.enter_context(_inherited(bind)) for bind in descriptors]  # rule 3
+    queues += [_local(bind, stack) for bind in binds if isinstance(bind, Local)]
     shares = [
-        [sock, *(stack.enter_context(sock.dup()) for _ in range(workers - 1))] for sock in inherited
+        [sock, *(stack.enter_context(sock.dup()) for _ in range(workers - 1))] for sock in queues
     ]
     for bind in binds:
         if isinstance(bind, Address):
@@ -99,10 +119,10 @@ def _inherited(bind: Inherited) -> socket.socket:
     except OSError as error:
         what = "is not open" if error.errno == errno.EBADF else "is not a socket"
         raise _unusable(bind, what) from error
-    is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
-    if not is_tcp or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    is_stream = sock.family in _FAMILIES and sock.type == socket.SOCK_STREAM
+    if not is_stream or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.detach()
-        raise _unusable(bind, "does not listen" if is_tcp else "is not a TCP socket")
+        raise _unusable(bind, "does not listen" if is_stream else "is not a TCP or local socket")
     return sock
 
 
@@ -111,6 +131,42 @@ def _unusable(bind: Inherited, what: str) -> StartError:
         f"can't listen on {bind}: this descriptor {what}; have it be a listening TCP socket when "
         "ringtls starts, as systemd does for ListenStream="
     )
+
+
+def _local(bind: Local, stack: ExitStack) -> socket.socket:
+    """See rule 4."""
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        try:
+            sock.bind(bind.path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_left_behind(bind.path):
+                raise
+            os.unlink(bind.path)
+            sock.bind(bind.path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StartError(f"can't listen on {bind}: {reason}; choose another with --bind") from error
+    stack.callback(_remove, bind.path, os.stat(bind.path).st_ino, os.getpid())
+    return sock
+
+
+def _is_left_behind(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(path)
+        except ConnectionRefusedError:
+            return stat.S_ISSOCK(os.lstat(path).st_mode)
+        except OSError:
+            return False
+    return False
+
+
+def _remove(path: str, inode: int, process: int) -> None:
+    with suppress(OSError):
+        if os.getpid() == process and os.lstat(path).st_ino == inode:
+            os.unlink(path)
 
 
 def _bound(address: Address, workers: int, stack: ExitStack) -> list[list[socket.socket]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,11 +27,18 @@ from ringtls._accepting import ACCEPTORS, accept_forever
 from .connections import Connections, Limits
 from .credentials import Credentials
 from .errors import StartError
-from .handling import Service, serve_connection
+from .figures import Figures
+from .handling import Handler, Service, serve_connection
+from .metrics import Metrics
+from .notify import notify, notify_reloading, watchdog_interval
+from .observation import answer
 from .reloading import READ_TIMEOUT, Reloader
 from .supervisor import SIGNALS
 
 __all__ = ["Orders", "Server", "own_signals", "serve"]
+
+#: Seconds between two samples of what the streams count.
+SAMPLE_INTERVAL = 1.0
 
 logger = logging.getLogger("ringtls.server")
 
@@ -48,6 +55,10 @@ class Server:
     reloader: Reloader
     limits: Limits
     graceful_timeout: float
+    metrics: Metrics
+    figures: Figures
+    allowed: frozenset[str]
+    metrics_sockets: Sequence[socket.socket]
 
 
 @contextmanager
@@ -85,9 +96,9 @@ async def serve(
 class _Process:
     def __init__(self, server: Server, listeners: list[SocketListener]) -> None:
         self._server = server
-        self._service = server.service
         self._listeners = listeners
         self._connections = Connections(server.limits)
+        self._handler = Handler(server.service, self._connections, server.figures, server.allowed)
         self._accepting = trio.CancelScope()
         self._reloading = trio.Lock()
         self._to_be_read = False
@@ -96,8 +107,13 @@ class _Process:
         self, orders: AbstractContextManager[Orders], on_ready: Callable[[], object]
     ) -> None:
         with orders as received:
-            async with self._service.running(), trio.open_nursery() as watch:
+            async with self._server.service.running(), trio.open_nursery() as watch:
                 watch.start_soon(self._connections.sweep)
+                watch.start_soon(self._sample)
+                for sock in self._server.metrics_sockets:
+                    watch.start_soon(self._observe, sock, watch)
+                if (interval := watchdog_interval()) is not None:
+                    watch.start_soon(_feed_watchdog, interval)
                 async with trio.open_nursery() as nursery:
                     watch.start_soon(self._obey, received, watch, nursery)
                     on_ready()
@@ -130,6 +146,7 @@ class _Process:
             elif not self._to_be_read:
                 self._to_be_read = True
                 watch.start_soon(self._reload)
+        notify("STOPPING=1")
         self._accepting.cancel()
         self._connections.drain()
         timeout = self._server.graceful_timeout
@@ -145,13 +162,16 @@ class _Process:
 
     async def _reload(self) -> None:
         async with self._reloading:
+            notify_reloading()
             self._to_be_read = False  # what changes from now on is for the next time
             reloader = self._server.reloader
             with trio.move_on_after(READ_TIMEOUT):
                 data = await trio.to_thread.run_sync(reloader.read, abandon_on_cancel=True)
                 await trio.to_thread.run_sync(reloader.use, data)
+                notify("READY=1")
                 return
             reloader.give_up()
+            notify("READY=1")
 
     async def _use(self, data: bytes) -> None:
         async with self._reloading:
@@ -160,4 +180,35 @@ class _Process:
     async def _serve(self, below: SocketStream) -> None:
         context = self._server.credentials.context
         stream = TlsStream(below, context, server_side=True, https_compatible=True)
-        await serve_connection(self._server.service, self._connections, stream)
+        await serve_connection(self._handler, stream)
+
+    # Figures
+
+    async def _sample(self) -> None:
+        while True:
+            self._server.figures.sample()
+            await trio.sleep(SAMPLE_INTERVAL)
+
+    async def _observe(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        """Not by the ring: these connections are not to be among the figures."""
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+        def begin(stream: trio.SocketStream) -> None:
+            nursery.start_soon(
+                answer, stream, self._render, lambda: not self._accepting.cancel_called
+            )
+
+        await accept_forever(listener.accept, begin)
+
+    def _is_healthy(self) -> bool:
+        return not self._accepting.cancel_called
+
+    def _render(self) -> bytes:
+        self._server.figures.sample()
+        return self._server.metrics.render()
+
+
+async def _feed_watchdog(interval: float) -> None:
+    while True:
+        notify("WATCHDOG=1")
+        await trio.sleep(interval)
