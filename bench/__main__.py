@@ -87,7 +87,8 @@ def _measure(
     for note in (*(each.note for each in candidates), *(work.note for work in works)):
         if note:
             results.note(note)
-    total = len(candidates) * (1 + with_ends) + len(plan(candidates, works, settings))
+    handlers = sum(candidate.has_handler for candidate in candidates)
+    total = handlers * (1 + with_ends) + len(plan(candidates, works, settings))
     progress = Progress(sys.stderr, total)
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         certificate = make_certificate(Path(directory))

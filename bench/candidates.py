@@ -17,6 +17,8 @@ class Candidate:
       name: the program's, a module of bench.servers.
       package, program: a Python package or a program that it needs, if any.
       note: what is not as with the others.
+      serves_files: has the works with files.
+      has_handler: has the works of a handler.
     """
 
     name: str
@@ -24,6 +26,8 @@ class Candidate:
     package: str = ""
     program: str = ""
     note: str = ""
+    serves_files: bool = False
+    has_handler: bool = True
 
     def missing(self) -> str:
         """What is missing and how to install it, or nothing."""
@@ -46,5 +50,7 @@ CANDIDATES = (
         program="nginx",
         note="nginx sends a download from a file in the page cache, the others from memory. It "
         "answers an upload before it has read it, and then reads it and throws it away.",
+        serves_files=True,
     ),
+    Candidate("ringtls_serve", "ringtls serve", serves_files=True, has_handler=False),
 )

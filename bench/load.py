@@ -74,7 +74,13 @@ class Wrk:
     @classmethod
     @contextmanager
     def running(
-        cls, server: Server, connections: int, *, pause: float = 0, headers: Sequence[str] = ()
+        cls,
+        server: Server,
+        connections: int,
+        path: str = "",
+        *,
+        pause: float = 0,
+        headers: Sequence[str] = (),
     ) -> Iterator[Wrk]:
         """Start it.
 
@@ -85,7 +91,7 @@ class Wrk:
         arguments += [f"--timeout={WRK_TIMEOUT}s", "-s", SCRIPT]
         for header in headers:
             arguments += ["-H", header]
-        arguments += [f"https://{HOST}:{server.port}/", "--", f"{pause * 1000}"]
+        arguments += [f"https://{HOST}:{server.port}/{path}", "--", f"{pause * 1000}"]
         with program(*arguments) as process:
             yield cls(process)
 

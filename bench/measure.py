@@ -49,6 +49,8 @@ def measure_works(
     progress: Progress,
 ) -> None:
     for candidate in candidates:
+        if not candidate.has_handler:
+            continue
         progress.begin(f"what {candidate.title} speaks")
         with _noting(results, candidate.title):
             results.traits[candidate.name] = probe(candidate, certificate, TICKETS)
@@ -73,6 +75,7 @@ def plan(
         for work in works
         for candidate in candidates
         if number == 1 or not work.once
+        if (candidate.serves_files if work.of_files else candidate.has_handler)
     ]
 
 

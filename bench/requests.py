@@ -44,8 +44,8 @@ PERF = "perf"
 UNTIL_TOLD = ("sh", "-c", "echo begin; read line")
 
 
-def keep_alive(server: Server, settings: Settings, *, connections: int) -> Figures:
-    with _kept_alive(server, connections) as wrk:
+def keep_alive(server: Server, settings: Settings, *, connections: int, path: str = "") -> Figures:
+    with _kept_alive(server, connections, path) as wrk:
         figures = _between_snapshots(server, settings)
         result = wrk.stop()
     return {**figures, "p50": result.p50, "p99": result.p99}
@@ -79,11 +79,11 @@ def system_calls(server: Server, settings: Settings, *, connections: int) -> Fig
 
 
 @contextmanager
-def _kept_alive(server: Server, connections: int) -> Iterator[Wrk]:
+def _kept_alive(server: Server, connections: int, path: str = "") -> Iterator[Wrk]:
     """wrk, when it uses so many connections."""
     pause = PAUSE_PER_CONNECTION * connections if connections > FEW_CONNECTIONS else 0
     while pause < WARM_UP_TIMEOUT:
-        with Wrk.running(server, connections, pause=pause) as wrk:
+        with Wrk.running(server, connections, path, pause=pause) as wrk:
             start = time.monotonic() + pause
             if _comes(lambda: server.snapshot().connections >= connections, pause or 1):
                 time.sleep(max(0, start - time.monotonic()))

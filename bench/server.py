@@ -4,7 +4,8 @@
 2. CPU time is the kernel's count for the process that serves (user and system, all its threads
    that are or were, in nanoseconds): clock_getcpuclockid(3).
 3. Requests are counted by the server, so that a part of its life can be measured: the Python
-   servers count in shared memory, nginx is asked for its stub_status on a port without TLS.
+   servers count in shared memory, nginx is asked for its stub_status on a port without TLS, and
+   ``ringtls serve`` for its metrics.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ STOP_TIMEOUT = 10
 
 ALL_CPUS = sorted(os.sched_getaffinity(0))
 
+#: In nginx's stub_status, and in the metrics of ringtls serve.
 STATUS = re.compile(r"Active connections: (\d+)\D+\d+ \d+ (\d+)")
+OPEN = re.compile(r"^ringtls_connections_open (\S+)$", re.MULTILINE)
+ANSWERED = re.compile(r"^ringtls_requests_total\{.*\} (\S+)$", re.MULTILINE)
 
 
 def server_cpu() -> int:
@@ -90,7 +94,8 @@ class Server:
         if self._status_port is None:
             return self._pid
         self._counts()  # so nginx has made its worker
-        return int(Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text())
+        children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text()
+        return int(children or self._pid)
 
     @property
     def memory(self) -> int:
@@ -112,12 +117,14 @@ class Server:
         """Requests answered, and connections that are open."""
         if self._status_port is None:
             return self._counters.requests, self._counters.connections
-        with urllib.request.urlopen(f"http://{HOST}:{self._status_port}/") as response:
-            match = STATUS.search(response.read().decode())
-        if match is None:
-            raise ServerError("nginx's stub_status is not understood")
-        ours = 1
-        return int(match[2]), int(match[1]) - ours
+        with urllib.request.urlopen(f"http://{HOST}:{self._status_port}/metrics") as response:
+            text = response.read().decode()
+        if match := STATUS.search(text):
+            ours = 1
+            return int(match[2]), int(match[1]) - ours
+        if match := OPEN.search(text):
+            return int(sum(map(float, ANSWERED.findall(text)))), int(float(match[1]))
+        raise ServerError(f"what the server says of itself is not understood: {text}")
 
 
 @contextmanager

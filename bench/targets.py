@@ -19,6 +19,7 @@ class Target:
 
     Attributes:
       work, metric: what is compared: ringtls's figure is divided by another's.
+      of: the candidate whose figure is divided.
       against: the candidate whose figure that is; without one, the figure itself is the ratio.
       against_work: the work whose figure that is, if it is another.
     """
@@ -28,11 +29,12 @@ class Target:
     against: str
     at_most: float
     against_work: str = ""
+    of: str = RINGTLS
 
     def ratio(self, medians: Medians) -> float | None:
         """The ratio, if what it needs was measured."""
         try:
-            own = medians[self.work][RINGTLS][self.metric]
+            own = medians[self.work][self.of][self.metric]
             if not self.against:
                 return own
             return own / medians[self.against_work or self.work][self.against][self.metric]
@@ -53,6 +55,7 @@ class Outcome:
 TRIO = "trio"
 UVLOOP = "uvloop_streams"
 NGINX = "nginx"
+SERVE = "ringtls_serve"
 
 TARGETS = (
     Target("keep-alive-1", "cpu_per_request", TRIO, 0.75),
@@ -76,6 +79,10 @@ TARGETS = (
     Target("bulk-up", "cpu_per_megabyte", NGINX, 1.0),
     Target("idle", "memory_per_connection", TRIO, 0.9),
     Target("idle", "memory_per_connection", UVLOOP, 0.45),
+    Target("serve-small", "cpu_per_request", NGINX, 2.0, of=SERVE),
+    Target("serve-small", "p99", NGINX, 2.0, of=SERVE),
+    Target("serve-100k", "cpu_per_request", NGINX, 1.3, of=SERVE),
+    Target("serve-10m", "cpu_per_request", NGINX, 0.8, of=SERVE),
     Target("system-calls", "system_calls_per_request", "", 0.3),
 )
 

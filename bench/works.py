@@ -34,6 +34,7 @@ class Work:
       once: no round but the first has it.
       program: what it needs, if that is not always there, and the package it is in.
       note: what is to be known about its figures.
+      of_files: it is for servers of files, and not for those with a handler.
     """
 
     name: str
@@ -43,11 +44,17 @@ class Work:
     once: bool = False
     program: str = ""
     note: str = ""
+    of_files: bool = False
 
 
 def _keep_alive(count: int) -> Work:
     measure = partial(requests.keep_alive, connections=count)
     return Work(f"keep-alive-{count}", f"keep-alive, connections: {count:,}", measure)
+
+
+def _files(name: str, title: str, path: str, count: int) -> Work:
+    measure = partial(requests.keep_alive, connections=count, path=path)
+    return Work(name, title, measure, of_files=True)
 
 
 WORKS = (
@@ -88,4 +95,7 @@ WORKS = (
         program=requests.PERF,
         note="System calls are counted by perf, which needs root or the right to trace.",
     ),
+    _files("serve-small", "a small file", "files/small", TYPICAL),
+    _files("serve-100k", "a file of 100 KiB", "files/100k", TYPICAL),
+    _files("serve-10m", "a file of 10 MiB", "files/10m", 8),
 )

@@ -137,6 +137,17 @@ def test_nginx(tmp_path: Path) -> None:
 
 
 @needs_load
+def test_servers_of_files(tmp_path: Path) -> None:
+    words = ("--only", "keep-alive-1,serve-small,serve-100k", "--candidates", "ringtls_serve")
+    done = run(tmp_path, "--seconds", "0.2", *words)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["works"].keys() == {"serve-small", "serve-100k"}
+    for figures in results["works"].values():
+        assert figures["ringtls_serve"]["requests_per_second"]["median"] > 0
+
+
+@needs_load
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     mark = f"BENCH_TEST={tmp_path}"
@@ -200,6 +211,7 @@ def test_targets_are_of_works_and_candidates_that_exist() -> None:
     for target in TARGETS:
         assert {target.work, target.against_work or target.work} <= works
         assert not target.against or target.against in candidates
+        assert target.of in candidates
 
 
 def test_report() -> None:

@@ -96,7 +96,7 @@ def test_idle_connections_give_way_when_descriptors_run_short(start: Start) -> N
 
 
 def test_the_longest_waiting_give_way_to_others(start: Start) -> None:
-    server = start("--max-connections", "4")
+    server = start("--max-connections", "4", "--handshake-timeout", "3600")
     with ExitStack() as stack:
         waiting = [stack.enter_context(server.tcp()) for _ in range(8)]
         assert server.works()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 
+from .files import make_files
 from .http import BODY, BULK_SIZE
 from .start import BACKLOG, HOST, Arguments, announce, parse_arguments
 
@@ -43,6 +44,7 @@ http {{
         ssl_conf_command NumTickets {tickets};
         root {directory};
         location / {{ return 200 "{body}"; }}
+        location /files/ {{ default_type application/octet-stream; open_file_cache max=1000; }}
         location = /bulk {{ default_type application/octet-stream; }}
     }}
     server {{
@@ -74,6 +76,7 @@ def main() -> None:
     bulk = arguments.directory / "bulk"
     bulk.touch()
     os.truncate(bulk, BULK_SIZE)
+    make_files(arguments.directory)
     listeners = [socket.create_server((HOST, 0), backlog=BACKLOG) for _ in range(2)]
     port, status_port = (listener.getsockname()[1] for listener in listeners)
     file_limit = os.sysconf("SC_OPEN_MAX")

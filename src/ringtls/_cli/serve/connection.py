@@ -44,7 +44,9 @@ _STATUS_LINES = {
 _STATUS_TEXTS = {status: str(status.value) for status in http.HTTPStatus}
 
 _CLOSE = b"Connection: close\r\n"
-_KEEP_ALIVE = b"Connection: keep-alive\r\n"
+
+#: By the version of the request.
+_STAYS_OPEN = {"1.1": b"", "1.0": b"Connection: keep-alive\r\n"}
 
 
 class FileService(Service):
@@ -133,30 +135,31 @@ class FileService(Service):
                 await connection.stream.send_all(self._whole(found.plain))
                 self._note(connection, request, http.HTTPStatus.OK, found.plain.size)
                 return True
-        keep_alive = request.keep_alive and not request.has_body and not connection.draining
         response = await self._respond(connection, request)
-        field = b"" if keep_alive and request.version == "1.1" else _KEEP_ALIVE
-        head = self._head(response, field if keep_alive else _CLOSE)
-        sent = 0
+        keep_alive = request.keep_alive and not request.has_body and not connection.draining
+        field = _CLOSE if not keep_alive else _STAYS_OPEN[request.version]
         try:
-            if request.method == b"HEAD":
-                await connection.stream.send_all(head)
-            elif isinstance(response.body, bytes):
-                await connection.stream.send_all(head + response.body)
-                sent = len(response.body)
-            else:
-                await connection.stream.send_all(head)
-                while sent < response.length:
-                    piece = await self._send_piece(connection, response, sent)
-                    if not piece:
-                        logger.warning(
-                            "%s: a file became shorter while it was sent", connection.peer
-                        )
-                        return False
-                    sent += piece
+            if not await self._send(connection, request, response, self._head(response, field)):
+                logger.warning("%s: a file became shorter while it was sent", connection.peer)
+                return False
         finally:
-            self._note(connection, request, response.status, sent)
+            self._note(connection, request, response.status, response.sent)
         return keep_alive
+
+    async def _send(
+        self, connection: Connection, request: Request, response: Response, head: bytes
+    ) -> bool:
+        """False if the response could not be completed (rule 3)."""
+        stream, body = connection.stream, response.body
+        if request.method == b"HEAD":
+            await stream.send_all(head)
+        elif isinstance(body, bytes):
+            await stream.send_all(head + body)
+            response.sent = len(body)
+        else:
+            await stream.send_all(head)
+            return await self._send_file(connection, response, body)
+        return True
 
     async def _respond(self, connection: Connection, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):
@@ -185,21 +188,23 @@ class FileService(Service):
             await connection.make_room()
         return await self._cache.find(path)
 
-    async def _send_piece(self, connection: Connection, response: Response, sent: int) -> int:
-        """Send the next piece of a file (rule 4), and return how long it is."""
-        file = response.body
-        assert isinstance(file, Representation)
-        buffer = self._buffers.pop() if self._buffers else bytearray(PIECE)
-        try:
-            with memoryview(buffer)[: response.length - sent] as memory:
-                size = await read_piece(file.file, memory, response.start + sent)
-                connection.begin(Wait.ROOM)
-                with memory[:size] as piece:
-                    await connection.stream.send_all(piece)
-        finally:
+    async def _send_file(
+        self, connection: Connection, response: Response, file: Representation
+    ) -> bool:
+        stream = connection.stream
+        while left := response.length - response.sent:
+            # Who waits for the peer has no buffer.
+            buffer = self._buffers.pop() if self._buffers else bytearray(PIECE)
+            memory = memoryview(buffer)[:left]
+            size = await read_piece(file.file, memory, response.start + response.sent)
+            if not size:
+                return False
+            connection.begin(Wait.ROOM)
+            await stream.send_all(memory[:size])
             self._buffers.append(buffer)
-        await connection.stream.wait_sent()
-        return size
+            response.sent += size
+            await stream.wait_sent()
+        return True
 
     def _whole(self, file: Representation) -> bytes:
         """The answer to a plain request for a small file: the same for a second."""

@@ -42,6 +42,7 @@ class Response:
     Attributes:
       fields: lines of the head.
       body: what is sent after the head; of a file, ``length`` bytes from ``start`` on.
+      sent: how much of it was.
     """
 
     status: http.HTTPStatus
@@ -49,6 +50,7 @@ class Response:
     body: bytes | Representation = b""
     start: int = 0
     length: int = 0
+    sent: int = 0
 
 
 class UnsatisfiableRangeError(Exception):

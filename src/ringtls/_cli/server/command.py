@@ -63,13 +63,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _address_only(text: str) -> Address:
-    bind = parse_bind(text)
-    if not isinstance(bind, Address):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return bind
-
-
 def _workers(text: str) -> int:
     if text == "auto":
         return len(os.sched_getaffinity(0))
@@ -173,9 +166,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     watching = parser.add_argument_group("watching it")
     watching.add_argument(
         "--metrics",
-        type=_address_only,
+        type=parse_bind,
         metavar="HOST:PORT",
-        help="serve /metrics, for Prometheus, and /healthz there, over plain HTTP",
+        help="serve /metrics, for Prometheus, and /healthz there, over plain HTTP; as for --bind",
     )
     watching.add_argument(
         "--access-log", action="store_true", help="write a line for each request to stdout"
@@ -249,9 +242,10 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     reloader = Reloader(files, credentials)
     metrics.share(arguments.workers or 1)
     with ExitStack() as stack:
-        shares = open_sockets(arguments.bind or [DEFAULT_ADDRESS], arguments.workers or 1, stack)
+        # The inherited first; see listening.
         observed = [] if arguments.metrics is None else [arguments.metrics]
         metrics_sockets = [sock for share in open_sockets(observed, 1, stack) for sock in share]
+        shares = open_sockets(arguments.bind or [DEFAULT_ADDRESS], arguments.workers or 1, stack)
         # From here on descriptors are taken that might have been meant to be inherited.
         _raise_file_limit()
         service.prepare()
@@ -259,7 +253,7 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
         announce = partial(
             _announce,
             [_bound_to(sock) for sock in shares[0]],
-            [Address(*sock.getsockname()[:2]) for sock in metrics_sockets],
+            [_bound_to(sock) for sock in metrics_sockets],
             credentials.development_ca,
         )
         if arguments.workers is not None:
@@ -330,12 +324,15 @@ def _bound_to(sock: socket.socket) -> Address | Local:
     return Local(os.fsdecode(name).replace("\0", "@"))
 
 
-def _announce(places: list[Address | Local], observed: list[Address], ca: Path | None) -> None:
+def _announce(
+    places: list[Address | Local], observed: list[Address | Local], ca: Path | None
+) -> None:
     for place in sorted(places, key=lambda place: isinstance(place, Local)):
         at = f"https://{place}" if isinstance(place, Address) else place
         print(f"Running on {at} (CTRL + C to quit)", flush=True)
-    for address in observed:
-        print(f"Metrics on http://{address}/metrics", flush=True)
+    for place in observed:
+        at = f"http://{place}/metrics" if isinstance(place, Address) else place
+        print(f"Metrics on {at}", flush=True)
     addresses = [place for place in places if isinstance(place, Address)]
     if ca is not None and addresses:
         ip = ipaddress.ip_address(addresses[0].host)

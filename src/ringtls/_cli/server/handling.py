@@ -10,12 +10,10 @@ Rules:
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import socket
 import ssl
 import struct
-import termios
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -37,12 +35,6 @@ DRAIN_CLOSE_TIMEOUT = 1.0
 
 #: The same where another connection waits for its descriptor.
 SHORTAGE_CLOSE_TIMEOUT = 0.1
-
-#: Seconds between two looks at what the peer has acknowledged.
-POLL_INTERVAL = 0.02
-
-#: The state of a TCP connection that is over: TCP_CLOSE in Linux' net/tcp_states.h.
-TCP_CLOSE = 7
 
 #: Where tcpi_bytes_received is in struct tcp_info of linux/tcp.h. A FIN counts as a byte there.
 BYTES_RECEIVED = struct.Struct("128xQ")
@@ -201,26 +193,9 @@ def _is_silent(connection: Connection) -> bool:
 
 
 async def _until_taken(connection: Connection) -> None:
-    """Wait until the peer's kernel has taken all, or is gone (rule 2)."""
-    sock = connection.stream.transport_stream.socket
+    """Wait until the peer's kernel has taken all (rule 2)."""
     with trio.move_on_after(connection.timeout_of(Wait.ROOM)):
-        await connection.stream.wait_sent()
-        while _is_connected(sock) and _unacknowledged(sock):  # noqa: ASYNC110 (no event for it)
-            await trio.sleep(POLL_INTERVAL)
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE
-    except OSError:  # it is not TCP, and the other end has what was sent
-        return False
-
-
-def _unacknowledged(sock: socket.socket) -> int:
-    """Bytes in the kernel's queue; see tcp(7) on SIOCOUTQ."""
-    (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
-    assert isinstance(count, int)
-    return count
+        await connection.stream.wait_acknowledged()
 
 
 def _peer_name(sock: socket.socket) -> str:
