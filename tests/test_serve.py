@@ -55,10 +55,10 @@ from .support.server import (
     head,
     read_to_end,
     starting,
-    wait_until,
     wait_until_refused,
 )
 from .support.streams import reset, socket_streams, tls_over
+from .support.waiting import wait_until
 
 
 @pytest.fixture(scope="session")

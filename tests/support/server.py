@@ -137,7 +137,7 @@ def is_alive(pid: int) -> bool:
     """False for a zombie: whoever should wait for it may be slow."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
 
