@@ -26,14 +26,14 @@ from ringtls._engine.request import (
     Request,
     State,
 )
-from ringtls._engine.ring import Ring, close_now
+from ringtls._engine.ring import Ring, close_now, has_unacknowledged
 from ringtls._transports.ring import as_bytes
 
 from ..support.processes import in_child
 from ..support.rings import Pair, drive, drive_until, is_awake
 from ..support.seccomp import forbid
 from ..support.streams import open_fds, tcp_pair, tcp_pairs
-from ..support.waiting import LIMIT
+from ..support.waiting import LIMIT, wait_until
 
 
 def finish(ring: Ring, *operations: Handle) -> None:
@@ -269,8 +269,8 @@ def test_h6_a_dry_pool(ring: Ring) -> None:
         ring.submit()
         for _, theirs in pairs:
             theirs.sendall(b"data")
-        for ours, _ in pairs:
-            select.select([ours], [], [], LIMIT)
+        for _, theirs in pairs:
+            wait_until(lambda theirs=theirs: not has_unacknowledged(theirs.fileno()))  # type: ignore[misc]
         finish(ring, *operations)
         assert [operation.take() for operation in operations] == [b"data"] * 16
         assert ring.counters().retries > 0
