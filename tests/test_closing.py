@@ -1,4 +1,4 @@
-"""The table of the close sequence: the code's, the module's and the README's are one."""
+"""The table of the close sequence: the code's, the module's and docs/architecture.md's are one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from ringtls._streams import closing as _closing
 from ringtls._streams.closing import TRANSITIONS, Event, Phase
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
 
 Rows = set[tuple[str, str, str]]
 
@@ -20,9 +20,9 @@ ROWS: Rows = {
 }
 
 
-def test_the_picture_in_the_readme() -> None:
+def test_the_picture() -> None:
     arrows: list[tuple[str, str, str]] = re.findall(
-        r"^    (\w+) --> (\w+): (\w+)$", README.read_text(), re.MULTILINE
+        r"^    (\w+) --> (\w+): (\w+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert {(phase, event, following) for phase, following, event in arrows} == ROWS
     assert len(arrows) == len(ROWS)

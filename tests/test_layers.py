@@ -6,6 +6,7 @@ TYPE_CHECKING counts: a module that needs a type of a higher layer knows too muc
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import ringtls
 
 PACKAGE = Path(ringtls.__file__).parent
+PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
 
 #: From the bottom to the top. A folder stands for all that is in it.
 LAYERS = (
@@ -73,6 +75,12 @@ def arrows_up(arrows: dict[str, set[str]]) -> list[str]:
 
 def test_every_module_has_a_layer() -> None:
     assert {layer_of(name) for name in modules()} == set(HEIGHT)
+
+
+def test_the_table_on_the_page() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## The layers\n")[2].partition("\nBelow")[0]
+    rows = [set(re.findall(r"`(\w+)[/.\w]*`", row.split("|")[0])) for row in table.split("\n|")[3:]]
+    assert rows == [set(layer) for layer in reversed(LAYERS)]
 
 
 def test_no_arrow_runs_up() -> None:

@@ -51,10 +51,26 @@ def test_every_example_is_run() -> None:
 
 
 def test_every_test_that_is_named_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", DESTRUCTORS.read_text()))
-    tests = "".join(path.read_text() for path in ROOT.glob("tests/contract/*.py"))
-    assert len(named) > 20
-    assert {name for name in named if f"def {name}(" not in tests} == set()
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/*.py"))
+    named = [re.findall(r"`(test_\w+)`", page.read_text()) for page in ROOT.glob("docs/*.md")]
+    assert len(set().union(*named)) > 20
+    assert {name for name in set().union(*named) if f"def {name}(" not in tests} == set()
+
+
+def test_every_file_that_is_named_exists() -> None:
+    """Those of the source tree, by their path from the root or from the package."""
+    folders = r"csrc|docs|script|tests|_\w+"
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    named = [re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()) for page in pages]
+    assert len(set().union(*named)) > 20
+    for name in set().union(*named):
+        assert (ROOT / name).exists() or (ROOT / "src" / "ringtls" / name).exists(), name
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for link in re.findall(r"\]\(([^):#]+)[^):]*\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 @pytest.mark.parametrize("name", sorted(examples(DESTRUCTORS).keys() - {"common.py"}))
