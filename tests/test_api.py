@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,12 @@ def test_its_plugins_cost_nothing_where_ringtls_is_not_used() -> None:
 def test_everything_public_is_documented() -> None:
     for name in ringtls.__all__:
         assert inspect.getdoc(getattr(ringtls, name)), name
+
+
+def test_everything_public_is_in_the_reference() -> None:
+    pages = (Path(__file__).parent.parent / "docs" / "api").glob("*.md")
+    named = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+    assert sorted(named) == sorted(["ringtls.blocking", *(f"ringtls.{n}" for n in ringtls.__all__)])
 
 
 def test_typed() -> None:

@@ -135,8 +135,9 @@ class SocketStream(_Stream):
         """Send all of ``data``. If this is interrupted, some part from its start has been sent.
 
         Raises:
-          TimeoutError
-          trio.BrokenResourceError, trio.ClosedResourceError
+          TimeoutError: it took longer than ``timeout``.
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed, or ``send_eof`` was called.
         """
         with self._call():
             complete(self._stream.send_all(data))
@@ -146,7 +147,8 @@ class SocketStream(_Stream):
 
         Raises:
           TimeoutError: nothing was received.
-          trio.BrokenResourceError, trio.ClosedResourceError
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed.
         """
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
@@ -167,7 +169,8 @@ class SocketStream(_Stream):
         Raises:
           TimeoutError: nothing was received.
           TypeError, ValueError: the buffer can't be received into, or has no room.
-          trio.BrokenResourceError, trio.ClosedResourceError
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed.
         """
         with self._call():
             return complete(self._stream.receive_into(buffer, nbytes))
@@ -199,8 +202,7 @@ class TlsStream(TlsInfo, _Stream):
     Args:
       transport_stream: the connection; it belongs to this object from now on, and its timeout is
         also this object's.
-      ssl_context, server_hostname, server_side, https_compatible, shutdown_timeout,
-      reset_on_error: as for ringtls.TlsStream.
+      ssl_context: as for ringtls.TlsStream, like those that follow.
 
     Raises:
       ValueError, ssl.SSLError: the context and the names do not fit together.
@@ -242,7 +244,7 @@ class TlsStream(TlsInfo, _Stream):
         Raises:
           TimeoutError: call it again, and it goes on where it was.
           trio.BrokenResourceError: it failed; the cause is the ssl.SSLError.
-          trio.ClosedResourceError
+          trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         with self._call():
             complete(self._stream.do_handshake())
@@ -256,8 +258,9 @@ class TlsStream(TlsInfo, _Stream):
         connection ends.
 
         Raises:
-          TimeoutError
-          trio.BrokenResourceError, trio.ClosedResourceError
+          TimeoutError: it took longer than ``timeout``.
+          trio.BrokenResourceError: a send, or TLS, has failed: nothing more can be sent.
+          trio.ClosedResourceError: the stream was closed or unwrapped, or ``send_eof`` was called.
         """
         with self._call():
             complete(self._stream.send_all(data))
@@ -269,7 +272,8 @@ class TlsStream(TlsInfo, _Stream):
         Raises:
           TimeoutError: nothing was received, and nothing is lost.
           TruncationError: the connection ended without close_notify.
-          trio.BrokenResourceError, trio.ClosedResourceError
+          trio.BrokenResourceError: the connection broke, or TLS failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
@@ -291,7 +295,8 @@ class TlsStream(TlsInfo, _Stream):
           TimeoutError: nothing was received, and nothing is lost.
           TypeError, ValueError: the buffer can't be received into, or has no room.
           TruncationError: the connection ended without close_notify.
-          trio.BrokenResourceError, trio.ClosedResourceError
+          trio.BrokenResourceError: the connection broke, or TLS failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         with self._call():
             return complete(self._stream.receive_into(buffer, nbytes))
@@ -300,8 +305,9 @@ class TlsStream(TlsInfo, _Stream):
         """Wait until the peer's TCP has acknowledged all that was sent: see ringtls.TlsStream.
 
         Raises:
-          TimeoutError
-          trio.BrokenResourceError, trio.ClosedResourceError
+          TimeoutError: it took longer than ``timeout``; call it again.
+          trio.BrokenResourceError: a send, or TLS, has failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         with self._call():
             complete(self._stream.wait_acknowledged())
@@ -313,7 +319,8 @@ class TlsStream(TlsInfo, _Stream):
 
         Raises:
           TimeoutError: close_notify is sent like what ``send_all`` accepted.
-          trio.BrokenResourceError, trio.ClosedResourceError
+          trio.BrokenResourceError: a send, or TLS, has failed; or a renegotiation is under way.
+          trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         with self._call():
             complete(self._stream.send_eof())
@@ -329,9 +336,9 @@ class TlsStream(TlsInfo, _Stream):
           The transport, and what came on it after the peer's close_notify.
 
         Raises:
-          TimeoutError
+          TimeoutError: it took longer than ``timeout``.
           trio.BrokenResourceError: among others if the peer still sends data.
-          trio.ClosedResourceError
+          trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         with self._call():
             _, trailing = complete(self._stream.unwrap())

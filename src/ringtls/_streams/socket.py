@@ -176,7 +176,9 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         If this is cancelled, some part of it, from its start, has been sent.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed, or ``send_eof`` was called.
+          trio.BusyResourceError: a task, or an operation, is sending.
         """
         with self._sending:
             self._check_sendable()
@@ -201,7 +203,9 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         If this is cancelled, nothing was received.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed, before or during the call.
+          trio.BusyResourceError: a task, or an operation, is receiving.
         """
         max_bytes = checked_max_bytes(max_bytes)
         with self._receiving:
@@ -237,7 +241,9 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
         Raises:
           TypeError, ValueError: the buffer can't be received into, or has no room.
-          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed, before or during the call.
+          trio.BusyResourceError: a task, or an operation, is receiving.
         """
         with self._receiving:
             return await self._transport.receive_into(writable_bytes(buffer, nbytes))
@@ -257,7 +263,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
         Raises:
           trio.BusyResourceError: a task, or another operation, is sending.
-          trio.ClosedResourceError
+          trio.ClosedResourceError: the stream was closed, or ``send_eof`` was called.
           RuntimeError: called outside the trio run that made the stream.
         """
         check_run(self._transport.driver)
@@ -278,7 +284,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
         Raises:
           trio.BusyResourceError: a task, or another operation, is receiving.
-          trio.ClosedResourceError
+          trio.ClosedResourceError: the stream was closed.
           RuntimeError: called outside the trio run that made the stream.
         """
         max_bytes = checked_max_bytes(max_bytes)

@@ -146,7 +146,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
         Raises:
           trio.BrokenResourceError: it failed; the cause is the ssl.SSLError.
-          trio.ClosedResourceError
+          trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
         """
         self._check_usable()
         await self._driver.checkpoint_if_cancelled()
@@ -162,7 +162,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         part of ``data`` from its start (all or nothing, up to 256 KiB).
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+          trio.BrokenResourceError: an earlier send, or TLS, has failed: nothing more can be sent.
+          trio.ClosedResourceError: the stream was closed or unwrapped, or ``send_eof`` was called.
+          trio.BusyResourceError: another task is sending.
         """
         sending = self._sending
         if sending.busy:
@@ -207,7 +209,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         Nothing is undone if this is cancelled.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError
+          trio.BrokenResourceError: a send, or TLS, has failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
         """
         self._check_usable()
         await self._driver.checkpoint_if_cancelled()
@@ -224,7 +227,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         undone if this is cancelled.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError
+          trio.BrokenResourceError: a send, or TLS, has failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
         """
         self._check_usable()
         await self._driver.checkpoint_if_cancelled()
@@ -239,7 +243,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
         Raises:
           TruncationError: the connection ended without close_notify.
-          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+          trio.BrokenResourceError: the connection broke, or TLS failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
+          trio.BusyResourceError: another task is receiving.
         """
         most = RECEIVE_SIZE if max_bytes is None else checked_max_bytes(max_bytes)
         receiving = self._receiving
@@ -310,7 +316,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         Raises:
           TypeError, ValueError: the buffer can't be received into, or has no room.
           TruncationError: the connection ended without close_notify.
-          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+          trio.BrokenResourceError: the connection broke, or TLS failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
+          trio.BusyResourceError: another task is receiving.
         """
         with self._receiving, writable_bytes(buffer, nbytes) as memory:
             self._check_open()
@@ -333,7 +341,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         Afterwards sending raises trio.ClosedResourceError.
 
         Raises:
-          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError
+          trio.BrokenResourceError: a send, or TLS, has failed; or a renegotiation is under way.
+          trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
+          trio.BusyResourceError: another task is sending.
         """
         with self._sending:
             self._check_usable()
@@ -358,7 +368,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
         Raises:
           trio.BrokenResourceError: among others if the peer still sends data.
-          trio.ClosedResourceError, trio.BusyResourceError
+          trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
+          trio.BusyResourceError: another task is sending or receiving.
         """
         with self._receiving, self._sending:
             self._check_usable()
@@ -552,11 +563,8 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
     The handshake is made by the accepted stream, so a peer that dawdles holds up nobody else.
 
     Args:
-      transport_listener: where the connections come from.
-      ssl_context, https_compatible, shutdown_timeout, reset_on_error: as for TlsStream.
-
-    Attributes:
-      transport_listener
+      transport_listener: where the connections come from; also an attribute.
+      ssl_context: as for TlsStream, like those that follow.
     """
 
     def __init__(
