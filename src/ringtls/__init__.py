@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._api import *  # noqa: F403
     from ._api import __all__ as __all__
+
+    __version__: str
 else:
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("ringtls")
         if name == "__all__" or not name.startswith("_"):  # "from . import _module" asks here, too
             from . import _api
 
@@ -20,4 +26,4 @@ else:
     def __dir__() -> list[str]:
         from . import _api
 
-        return sorted({*globals(), *_api.__all__})
+        return sorted({*globals(), *_api.__all__, "__version__"})

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Sequence
+
+from .. import __version__
 
 __all__ = ["main"]
 
@@ -31,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ringtls", description="TLS on io_uring that always ends with close_notify."
     )
-    version = importlib.metadata.version("ringtls")
-    parser.add_argument("--version", action="version", version=f"ringtls {version}")
+    parser.add_argument("--version", action="version", version=f"ringtls {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     if argv is None:
         argv = sys.argv[1:]
