@@ -354,5 +354,5 @@ def _end_this_thread() -> None:
         end.driver.end()
 
 
-# Before the rings are closed: _ring was imported, and registered itself, earlier.
+# Before the rings are closed: _engine.ring was imported, and registered itself, earlier.
 atexit.register(_end_this_thread)

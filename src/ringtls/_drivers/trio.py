@@ -9,7 +9,7 @@ Rules:
    complete already makes the eventfd readable instead (csrc/reap.c).
 3. The pump, a system task, waits for the driver's eventfd, so that epoll wakes. It clears it;
    all dispatching is the instrument's. While trio is awake anyway the eventfd is not used. In
-   polling (_polling) it is the pump that keeps trio awake.
+   a busy poll (busy_poll.py) it is the pump that keeps trio awake.
 4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
    is caught, and ends every request in flight with itself as the reason. What a signal's handler
    raises at the very entry of the instrument can't be caught: a second instrument, called after

@@ -370,7 +370,7 @@ class Ring:
         _lib.rtl_expedite_close(self._usable())
 
     def cancel(self, request: Request) -> None:
-        """Ask for the request's end; it comes as a completion (rule 5 of _operation)."""
+        """Ask for the request's end; it comes as a completion (rule 5 of request.py)."""
         engine = self._usable()
         request.advance(Event.CANCEL)
         if request.state is not State.CANCELLING:

@@ -7,7 +7,7 @@ Rules:
 2. Its result is handed out once, to who awaits it. A second ``await`` is an error at the call,
    whether the first still waits or has the result.
 3. Whatever nobody awaited is noticed: with a ResourceWarning, unless it was cancelled. What then
-   becomes of it is the Handle's affair (rule 2 of _operation).
+   becomes of it is the Handle's affair (rule 2 of _engine.request).
 4. It belongs to a trio run. Elsewhere (another thread, another run, none, a forked child) it can
    be neither started nor awaited nor cancelled, and says so.
 5. It does not keep its stream open. One that the stream's end cuts off is a ClosedResourceError.
