@@ -294,7 +294,8 @@ def test_without_nginx_and_perf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.candidates.importlib.util.find_spec", lambda name: None)
     results = Results({})
     present = bench._present(CANDIDATES, results)
-    assert [candidate.name for candidate in present] == ["ringtls", "trio", "asyncio_streams"]
+    names = [candidate.name for candidate in present]
+    assert names == ["ringtls", "trio", "asyncio_streams", "ringtls_serve"]
     works = possible(WORKS, results)
     assert len(works) == len(WORKS) - 1
     assert results.notes == [

@@ -48,7 +48,7 @@ async def has_come(stream: TlsStream, sock: socket.socket) -> None:
 
 def client(make: MakeTransport, sock: socket.socket, contexts: Contexts) -> TlsStream:
     context = ssl.create_default_context(cafile=str(contexts.ca))
-    return TlsStream(make(sock), context, server_hostname="localhost")  # type: ignore[arg-type]
+    return TlsStream(make(sock), context, server_hostname="localhost", shutdown_timeout=60)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [SocketStream, adapted_socket_stream], ids=["ring", "adapter"])
