@@ -71,7 +71,7 @@ async def test_a_session_ticket_alone_is_nothing(contexts: Contexts) -> None:
     """TLS 1.3: it came after the handshake, and lies there."""
     only_1_3 = contexts.of_version(ssl.TLSVersion.TLSv1_3)
     stream, peer = await meet(only_1_3, server_side=False)
-    await until(lambda: stream._session.backlog or stream.session is not None)
+    await until(lambda: stream._session.has_ciphertext or stream.session is not None)
     assert not stream.input_pending
     await stream.aclose()
     peer.sock.close()

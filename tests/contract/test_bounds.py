@@ -20,7 +20,7 @@ import trio
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import TlsStream
-from ringtls._streams.session import CHUNK_SIZE, LARGEST_RECORD, TlsSession
+from ringtls._streams.session import CHUNK_SIZE, LARGEST_RECORD, MOST_WAITING, TlsSession
 from ringtls._streams.tls import ANSWER_LIMIT, PIECE
 from ringtls._transports.base import HIGH_WATER, BaseTransport
 
@@ -33,7 +33,7 @@ from ..support.waiting import LIMIT, cut_off
 from ..test_session import carry, sessions
 
 #: Bytes of input that a session reads in one call at most, once it has answered.
-ONE_LOOK = LARGEST_RECORD + CHUNK_SIZE
+ONE_LOOK = max(MOST_WAITING, LARGEST_RECORD + CHUNK_SIZE)
 
 #: Bytes that TLS adds to a piece, and more.
 RECORD_OVERHEADS = PIECE // 100
@@ -75,7 +75,7 @@ def test_c19_one_read_makes_few_answers(logged: Contexts) -> None:
     server.feed(records.key_updates(MANY) + records.data(b"after them"))
     answered = looks = 0
     while (data := server.read(100)) is None:
-        assert server.backlog  # and so it goes on without more input
+        assert server.has_ciphertext  # and so it goes on without more input
         answers = len(server.take_output())
         assert 0 < answers <= ONE_LOOK
         answered += answers
@@ -162,7 +162,7 @@ def test_c20_what_came_in_small_pieces_takes_no_more(contexts: Contexts) -> None
     for start in range(0, len(ciphertext), 20):
         server.feed(ciphertext[start : start + 20])
     assert server.unread_input == len(ciphertext)
-    assert len(server.backlog) <= 2 * len(ciphertext) // CHUNK_SIZE
+    assert len(server._backlog) <= 2 * len(ciphertext) // CHUNK_SIZE
 
 
 class Interrupted:

@@ -391,7 +391,7 @@ class Closing:
             self.outcome is CloseOutcome.BEFORE_HANDSHAKE
             and session is not None
             and session.peer_was_silent
-            and not session.backlog
+            and not session.has_ciphertext
         )
 
     def _let_go(self) -> None:

@@ -15,8 +15,9 @@ What ssl.SSLObject does on two memory BIOs, and the rules that it leaves to its 
    queued until there is something else to send: a client that never reads must not get an
    RST for closing over them. Whatever is sent next follows them, as their sequence numbers ask.
 5. A memory BIO never gives memory back. So sessions have none of their own: those of a thread
-   share a pair (_Bios), which is empty between their calls. Within a call input goes there from a
-   backlog, little more than a record at a time, and at its end output goes to a list.
+   share a pair (_Bios). Input waits in a backlog, and goes there little more than a record at a
+   time when it is read; only one session's may wait in the BIO itself, which saves a copy where one
+   connection moves much. At the end of a call output goes to a list.
    A call may be made in the middle of another session's: by a finalizer, a signal's handler, the
    SNI callback. It first gives that session what is its own, and leaves it the empty pair: in
    which that finds that it needs input, and takes it from its backlog.
@@ -47,6 +48,9 @@ RECORD_SIZE = 16384
 #: size; of large ones much would have to be moved back and forth.
 CHUNK_SIZE = 16384
 
+#: Bytes of input that may wait in the BIO.
+MOST_WAITING = 65536
+
 
 class _Bios:
     """What the sessions of a thread hand OpenSSL its input in, and get its output from (rule 5)."""
@@ -55,7 +59,8 @@ class _Bios:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.thread = get_ident()
-        self.user: TlsSession | None = None  # the one whose call it is
+        self.user: TlsSession | None = None  # whose call it is
+        self.holder: TlsSession | None = None  # whose input waits in ``incoming``
 
 
 class _ThisThread(threading.local):
@@ -74,17 +79,18 @@ class TlsSession:
     """
 
     __slots__ = (
+        "_backlog",
         "_bios",
         "_https_compatible",
         "_input_ended",
         "_more_decrypted",
         "_tickets",
         "_unread",
-        "backlog",
         "close_notify_received",
         "close_notify_sent",
         "failure",
         "handshake_done",
+        "has_ciphertext",
         "has_last_word",
         "has_nothing_buffered",
         "object",
@@ -107,8 +113,9 @@ class TlsSession:
             bios.incoming, bios.outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._https_compatible = https_compatible
-        #: What has come, and OpenSSL has not read yet.
-        self.backlog: list[bytes] = []  # a deque is ten times the size
+        #: True if something has come that OpenSSL has not read yet.
+        self.has_ciphertext = False
+        self._backlog: list[bytes] = []  # a deque is ten times the size
         self.output: list[bytes] = []
         self._tickets = b""  # rule 4
         self._unread: list[memoryview] = []
@@ -119,7 +126,7 @@ class TlsSession:
         self.has_last_word = False
         #: True if the peer had sent nothing when the handshake last went on.
         self.peer_was_silent = True
-        #: True if there is nothing to read but what may be in the backlog.
+        #: True if there is nothing to read but what ``has_ciphertext`` tells of.
         self.has_nothing_buffered = False
         self.close_notify_sent = False
         self.close_notify_received = False
@@ -129,7 +136,12 @@ class TlsSession:
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take in what came from the peer. It is copied."""
-        backlog = self.backlog
+        self.has_ciphertext = True
+        if self._may_wait_in_bio(len(data)):
+            self._bios.incoming.write(data)
+            self._bios.holder = self
+            return
+        backlog = self._backlog
         if not backlog and len(data) <= CHUNK_SIZE:
             backlog.append(bytes(data))
         elif backlog and len(backlog[-1]) + len(data) <= CHUNK_SIZE:
@@ -152,7 +164,8 @@ class TlsSession:
     @property
     def unread_input(self) -> int:
         """Bytes that have come, and OpenSSL has not read yet."""
-        return sum(map(len, self.backlog))
+        in_bio = self._bios.incoming.pending if self._bios.holder is self else 0
+        return in_bio + sum(map(len, self._backlog))
 
     def take_output(self) -> bytes:
         """All that is to be sent to the peer, in order."""
@@ -165,8 +178,9 @@ class TlsSession:
 
     def take_trailing_input(self) -> bytes:
         """What came after the peer's close_notify: it is not TLS."""
-        trailing = b"".join(self.backlog)
-        self.backlog.clear()
+        self._give_up_bio()
+        trailing = b"".join(self._backlog)
+        self._backlog.clear()
         return trailing
 
     @property
@@ -186,9 +200,9 @@ class TlsSession:
         """
         if self.failure is not None:
             raise _without_frames(self.failure)
-        if self.object.server_side and not (self.backlog or self._input_ended):
+        if self.object.server_side and not (self.has_ciphertext or self._input_ended):
             return False  # it is the client's turn, and OpenSSL would need an exception to say so
-        if self.backlog:
+        if self.has_ciphertext:
             self.peer_was_silent = False
         outer = self._enter()
         try:
@@ -229,7 +243,7 @@ class TlsSession:
           ssl.SSLError: the peer broke the protocol, or sent a fatal alert.
         """
         if self.has_nothing_buffered:
-            return self._read_records(max_bytes, memory) if self.backlog else None
+            return self._read_records(max_bytes, memory) if self.has_ciphertext else None
         if self._unread:
             data = self._read_unread(max_bytes)
             if memory is None:
@@ -240,9 +254,9 @@ class TlsSession:
             raise _without_frames(self.failure)
         if self.close_notify_received:
             return b"" if memory is None else 0
-        if self.backlog or self._more_decrypted:
+        if self.has_ciphertext or self._more_decrypted:
             received = self._read_records(max_bytes, memory)
-            if received is not None or self.backlog:
+            if received is not None or self.has_ciphertext:
                 return received
         if not self._input_ended:
             return None
@@ -255,7 +269,7 @@ class TlsSession:
     def has_input(self) -> bool:
         """True if ``read`` would give data, the end or an error now. What has come is decrypted
         for that: a session ticket alone is neither."""
-        if self.has_nothing_buffered and self.backlog:
+        while self.has_nothing_buffered and self.has_ciphertext:
             try:
                 data = self._read_records(RECORD_SIZE)
             except ssl.SSLError:
@@ -281,7 +295,7 @@ class TlsSession:
                 try:
                     self.object.write(data)
                 except ssl.SSLWantReadError:
-                    if not self.backlog:
+                    if not self._backlog:
                         return False
                     self._top_up()
                 else:
@@ -308,7 +322,7 @@ class TlsSession:
                 self._notify()
             return
         self._notify()
-        if self.backlog and not self.close_notify_sent and self.failure is None:
+        if self.has_ciphertext and not self.close_notify_sent and self.failure is None:
             self._save_unread()  # it may have the rest of the message
             self._notify()
 
@@ -344,7 +358,7 @@ class TlsSession:
             pieces: list[bytes] = []
             left = max_bytes
             incoming, outgoing = self._bios.incoming, self._bios.outgoing
-            backlog = self.backlog
+            backlog = self._backlog
             if len(backlog) == 1:
                 incoming.write(backlog.pop())
             elif backlog:
@@ -398,7 +412,7 @@ class TlsSession:
             try:
                 self.object.do_handshake()
             except ssl.SSLWantReadError:
-                if not self.backlog:
+                if not self._backlog:
                     raise
             else:
                 return
@@ -413,6 +427,8 @@ class TlsSession:
         outer = bios.user
         if outer is not None:
             outer._leave(None)
+        if bios.holder is not None and bios.holder is not self:
+            bios.holder._give_up_bio()
         bios.user = self
         return outer
 
@@ -421,12 +437,32 @@ class TlsSession:
         if bios.outgoing.pending:
             self.output.append(bios.outgoing.read())
         if bios.incoming.pending:
-            self.backlog.insert(0, bios.incoming.read())
+            bios.holder = self
+            if outer is not None:
+                self._give_up_bio()
+        else:
+            bios.holder = None
+            self.has_ciphertext = bool(self._backlog)
         bios.user = outer
+
+    def _may_wait_in_bio(self, size: int) -> bool:
+        bios = self._bios
+        return (
+            not self._backlog
+            and (bios.holder is self or (bios.holder is None and bios.user is None))
+            and bios.thread == get_ident()
+            and bios.incoming.pending + size <= MOST_WAITING
+        )
+
+    def _give_up_bio(self) -> None:
+        """Another session needs it."""
+        if self._bios.holder is self:
+            self._backlog.insert(0, self._bios.incoming.read())
+            self._bios.holder = None
 
     def _top_up(self) -> None:
         """Have a whole record in OpenSSL's input, if there is one."""
-        backlog, incoming = self.backlog, self._bios.incoming
+        backlog, incoming = self._backlog, self._bios.incoming
         while backlog and incoming.pending < LARGEST_RECORD:
             incoming.write(backlog.pop(0))
 
@@ -438,7 +474,7 @@ class TlsSession:
         return data[:max_bytes]
 
     def _save_unread(self) -> None:
-        while not self.close_notify_received and (self.backlog or self._more_decrypted):
+        while not self.close_notify_received and (self.has_ciphertext or self._more_decrypted):
             try:
                 data = self._read_records(sys.maxsize)
             except ssl.SSLError:

@@ -257,7 +257,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             self._driver.check_caller()
             if self._closing.started or self._unwrapped:
                 self._check_open()
-            if session.has_nothing_buffered and not session.backlog:
+            if session.has_nothing_buffered and not session.has_ciphertext:
                 await transport.receive()
                 waited = True
             else:
@@ -523,7 +523,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     async def _wait_for_input(self) -> None:
         """Wait until the session has something to go on with, and may."""
-        if self._session.backlog:
+        if self._session.has_ciphertext:
             await self._driver.checkpoint()
             self._check_open()
         else:
@@ -542,7 +542,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         while not (session.handshake_done or self._call_session(step)):
             await self._receive_answer()
             waited = True
-        if not (session.has_last_word or session.backlog or sends_next):
+        if not (session.has_last_word or session.has_ciphertext or sends_next):
             self._transport.acknowledge()
         return waited
 
