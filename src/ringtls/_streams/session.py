@@ -48,6 +48,11 @@ RECORD_SIZE = 16384
 #: size; of large ones much would have to be moved back and forth.
 CHUNK_SIZE = 16384
 
+#: Once glibc has freed a block that it had mapped, it takes smaller ones from the heap, and keeps
+#: twice that at the heap's end (mallopt(3), M_MMAP_THRESHOLD). Before, what a transfer frees goes
+#: back to the kernel, to come again as new pages, with each piece.
+LARGEST_BLOCK = 512 * 1024
+
 #: Bytes of input that may wait in the BIO.
 MOST_WAITING = 65536
 
@@ -61,6 +66,7 @@ class _Bios:
         self.thread = get_ident()
         self.user: TlsSession | None = None  # whose call it is
         self.holder: TlsSession | None = None  # whose input waits in ``incoming``
+        bytes(LARGEST_BLOCK)
 
 
 class _ThisThread(threading.local):
