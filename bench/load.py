@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,23 +34,42 @@ def missing_programs() -> list[str]:
 
 
 @contextmanager
+def _interruptions_held() -> Iterator[None]:
+    """SIGINT and SIGTERM come when this is left: a process that was started must not get lost."""
+    held: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in held:
+            signal.raise_signal(each)
+
+
+@contextmanager
 def program(*arguments: Argument) -> Iterator[subprocess.Popen[str]]:
     """A program that runs, with pipes to its input and from its output, errors among it.
 
     It is killed if it is left before it ends.
     """
-    with subprocess.Popen(
-        arguments,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,  # ^C is for the harness
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with ExitStack() as stack:
+        with _interruptions_held():
+            process = stack.enter_context(
+                subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    process_group=0,  # ^C is for the harness
+                )
+            )
+            stack.callback(process.kill)
+        yield process
 
 
 @dataclass(frozen=True)
