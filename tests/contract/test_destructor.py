@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -25,6 +24,7 @@ from ringtls import AsyncDestructor, _destructor, aclose_all, borrowed
 from ringtls._destructor import TRANSITIONS, Event, Phase
 
 from ..support.injection import InjectedError, RaiseAt
+from ..support.signals import SignalAtBytecode
 from ..support.values import Value, whole
 from .test_combinators import STORIES, Resource, Story, Stuck
 
@@ -507,30 +507,14 @@ def test_a2_sigint() -> None:
     assert log == [*whole("value", "part"), "still running"]
 
 
-class SignalAtBytecode:
-    """A trace function that counts bytecodes of the destructor, and raises SIGINT at one."""
-
-    FILES = (_destructor.__file__, sys.modules["ringtls._combinators"].__file__)
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename not in self.FILES:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode":
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return self
+#: Where a destructor's end is run.
+MODULES = (_destructor.__file__, str(sys.modules["ringtls._combinators"].__file__))
 
 
 def play(number: int) -> tuple[bool, list[str]]:
     """Values of two classes, with SIGINT at a bytecode; was it given, and what ended?"""
     log: list[str] = []
-    signaller = SignalAtBytecode(number)
+    signaller = SignalAtBytecode(number, MODULES)
 
     class Fresh(Value):  # whose __init__ is not wrapped yet
         pass

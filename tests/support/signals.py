@@ -21,10 +21,10 @@ PACKAGE = str(Path(ringtls.__file__).parent)
 
 
 class SignalAtBytecode:
-    """A trace function that counts bytecodes of the package, or of a module, and raises SIGINT at
-    one."""
+    """A trace function that counts bytecodes of the package, or of some modules, and raises SIGINT
+    at one."""
 
-    def __init__(self, number: int, where: str = PACKAGE) -> None:
+    def __init__(self, number: int, where: str | tuple[str, ...] = PACKAGE) -> None:
         self.left = number
         self._where = where
 
