@@ -153,6 +153,17 @@ class SocketStream(_Stream):
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
 
+    def peek(self, max_bytes: int) -> bytes:
+        """Look at what the next receive will return, without taking it: see ringtls.SocketStream.
+
+        Raises:
+          TimeoutError: nothing has come.
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed.
+        """
+        with self._call():
+            return complete(self._stream.peek(max_bytes))
+
     @property
     def input_pending(self) -> bool:
         """True if a receive would return at once: see ringtls.SocketStream.
@@ -205,7 +216,7 @@ class TlsStream(TlsInfo, _Stream):
       ssl_context: as for ringtls.TlsStream, like those that follow.
 
     Raises:
-      ValueError, ssl.SSLError: the context and the names do not fit together.
+      TypeError, ValueError, ssl.SSLError: as for ringtls.TlsStream.
     """
 
     def __init__(
@@ -218,6 +229,7 @@ class TlsStream(TlsInfo, _Stream):
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
         reset_on_error: bool = False,
+        initial_input: bytes | bytearray | memoryview = b"",
     ) -> None:
         if not isinstance(transport_stream, SocketStream):
             raise TypeError(
@@ -235,6 +247,7 @@ class TlsStream(TlsInfo, _Stream):
                 https_compatible=https_compatible,
                 shutdown_timeout=shutdown_timeout,
                 reset_on_error=reset_on_error,
+                initial_input=initial_input,
             )
         self._session, self._closing = self._stream._session, self._stream._closing
 

@@ -326,6 +326,11 @@ class Ring:
         request = Request(Opcode.CONNECT, fd, pin=pin, on_done=on_done)
         return self._start(request, _lib.rtl_connect, _ffi.from_buffer(pin), len(pin))
 
+    def poll_readable(self, fd: int) -> Request:
+        """Wait until a receive would not block; the result is a poll(2) mask."""
+        request = Request(Opcode.POLL, fd)
+        return self._start(request, _lib.rtl_poll, select.POLLIN, _deadline_ns(None))
+
     def poll_writable(self, fd: int, *, on_done: OnDone | None = None) -> Request:
         """Wait until a send would not block; the result is a poll(2) mask."""
         request = Request(Opcode.POLL, fd, on_done=on_done)

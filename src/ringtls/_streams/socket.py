@@ -211,6 +211,28 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         with self._receiving:
             return await self._transport.receive_bytes(max_bytes)
 
+    @enable_ki_protection
+    async def peek(self, max_bytes: int) -> bytes:
+        """Look at what the next receive will return, without taking it.
+
+        Waits for the first byte, or the end, and for no more: what has not come yet is not waited
+        for, and asking again gives the same at once. Who needs more than has come calls
+        ``receive_some``, and passes that on as ``TlsStream(..., initial_input=...)``.
+
+        All stays unread, also if this is cancelled.
+
+        Returns:
+          Between 1 and ``max_bytes`` bytes (64 KiB at most); b"" at the end.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed, before or during the call.
+          trio.BusyResourceError: a task, or an operation, is receiving.
+        """
+        max_bytes = min(checked_max_bytes(max_bytes), RECEIVE_SIZE)
+        with self._receiving:
+            return await self._transport.peek(max_bytes)
+
     @property
     def input_pending(self) -> bool:
         """True if a receive would return at once: with data, the end, or an error. Takes nothing.

@@ -96,8 +96,11 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
       reset_on_error: a connection that is left by an exception, a cancellation included, or
         that is lost, is broken off: what was accepted is delivered, then it is reset, without
         close_notify. So the peer can't take half an answer for a whole one. May be set later.
+      initial_input: what was received on ``transport_stream`` before, and belongs to TLS: behind a
+        PROXY header, say. (``SocketStream.peek`` looks without receiving.)
 
     Raises:
+      TypeError: among others, ``initial_input`` is no bytes.
       ValueError, ssl.SSLError: the context and the names do not fit together.
     """
 
@@ -114,6 +117,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         https_compatible: bool = False,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
         reset_on_error: bool = False,
+        initial_input: bytes | bytearray | memoryview = b"",
     ) -> None:
         if not isinstance(transport_stream, trio.abc.Stream):
             raise TypeError(f"TlsStream needs a trio.abc.Stream, not {transport_stream!r}")
@@ -123,6 +127,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             server_hostname=None if server_hostname is None else reference_name(server_hostname),
             https_compatible=https_compatible,
         )
+        if initial_input:
+            self._session.feed(memoryview(initial_input).cast("B"))
         shutdown_timeout = checked_timeout(shutdown_timeout)
         self._transport, self._closing = _take_over(transport_stream)
         self._transport_stream: StreamT | None = transport_stream

@@ -178,6 +178,18 @@ class RingTransport(BaseTransport):
         del memory  # the traceback of an error must not keep it exported
         return as_count(await self._perform(request))
 
+    async def peek(self, max_bytes: int) -> bytes:
+        """What ``receive_bytes`` would return; it stays unread."""
+        while True:
+            await self._perform(self._ring.poll_readable(self._fd()))
+            try:
+                return self.socket.recv(max_bytes, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue  # readiness may be spurious: select(2), BUGS
+            except OSError as error:  # the kernel reports it once
+                self._input_error = error
+                raise broken(error) from error
+
     async def send(self, data: memoryview) -> int:
         """Send from the caller's memory; returns how much went out."""
         return as_count(await self._perform(self._ring.send(self._fd(), data[:LARGEST_TRANSFER])))
