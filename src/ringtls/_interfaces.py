@@ -56,7 +56,8 @@ class Driver(Protocol):
     @property
     def tally(self) -> Tally: ...
 
-    def wait_queue(self) -> WaitQueue: ...
+    def wait_queue(self) -> WaitQueue:
+        """A new one, for callers of this driver."""
 
     async def wait(self, operation: Handle) -> int | bytes:
         """Wait for an operation of the ring and take its result.
@@ -83,7 +84,8 @@ class Driver(Protocol):
     def register(self, ending: Ending) -> None:
         """The end of this run must wait for this connection's end, and see to it."""
 
-    def unregister(self, ending: Ending) -> None: ...
+    def unregister(self, ending: Ending) -> None:
+        """That connection has ended."""
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Run a function in the ring's thread. May be called from any thread."""

@@ -64,6 +64,7 @@ class _Stream(Uncopyable):
         return self._driver.call(self._timeout)
 
     def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Each stream has its own."""
         raise NotImplementedError
 
     def __iter__(self) -> Self:

@@ -28,6 +28,7 @@ MARKER = "ringtls_allow_unclosed"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """pytest's hook: register the marker and the plugin."""
     config.addinivalue_line("markers", f"{MARKER}: the test may leave what is of ringtls unclosed.")
     watch = _Watch()
     config.pluginmanager.register(watch)

@@ -55,6 +55,8 @@ class Opcode(enum.IntEnum):
 
 
 class State(enum.IntEnum):
+    """Where a request is in its life; TRANSITIONS has the ways between."""
+
     NEW = 0
     SUBMITTED = 1
     CANCELLING = 2
@@ -63,6 +65,8 @@ class State(enum.IntEnum):
 
 
 class Event(enum.IntEnum):
+    """What moves a request from state to state."""
+
     SUBMIT = 0
     CANCEL = 1
     COMPLETE = 2
@@ -110,20 +114,25 @@ class Request:
         on_done: Callable[[Request], object] | None = None,
         on_progress: Callable[[int], object] | None = None,
     ) -> None:
-        self.id = 0
-        self.opcode = opcode
-        self.fd = fd
-        self.pin = pin
-        self.sink = sink
+        self.id: int = 0
+        self.opcode: Opcode = opcode
+        self.fd: int = fd
+        self.pin: object = pin
+        self.sink: Sink = sink
         self.on_done = on_done
         self.on_progress = on_progress
         self.on_failure: Callable[[BaseException], object] | None = None
-        self.state = State.NEW
-        self.result = 0
+        self.state: State = State.NEW
+        self.result: int = 0
         self.data: bytes | None = None
         self.failure: BaseException | None = None
 
     def advance(self, event: Event) -> None:
+        """Change the state as TRANSITIONS says.
+
+        Raises:
+          RuntimeError: it has no way from this state by this event.
+        """
         try:
             self.state = TRANSITIONS[self.state][event]
         except KeyError:

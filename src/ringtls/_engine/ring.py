@@ -179,7 +179,7 @@ class Ring:
         cooperative: bool = False,
     ) -> None:
         self._owns_wakeup_fd = wakeup_fd is None
-        self.wakeup_fd = (
+        self.wakeup_fd: int = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
         )
         try:
@@ -632,6 +632,7 @@ class Ring:
         return list(self._in_flight.values())
 
     def counters(self) -> RingCounters:
+        """What the engine has counted since the ring was made."""
         counters = _ffi.new("struct rtl_counters *")
         _lib.rtl_counters(self._usable(), counters)
         return RingCounters(**{name: getattr(counters, name) for name in RingCounters.__slots__})

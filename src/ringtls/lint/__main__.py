@@ -20,6 +20,8 @@ NOQA = re.compile(r"# noqa(?::\s?(?P<codes>[A-Z]+\d+(?:[,\s]+[A-Z]+\d+)*))?", re
 
 
 class Finding(NamedTuple):
+    """A place in a program, the code of the check, and what it says."""
+
     filename: str
     row: int
     column: int
