@@ -162,6 +162,14 @@ await listener.accept()  # RTL101
 listeners = await open_tls_over_tcp_listeners(443, context)
 await listeners[0].accept()  # RTL101
 ---
+[listener] = await ringtls.open_unix_listeners("path")
+await listener.accept()  # RTL101
+---
+for listener in await ringtls.open_tcp_listeners(80):
+    stream = await listener.accept()  # RTL101
+---
+stream = await ringtls.open_unix_socket("path")  # RTL101
+---
 async with TlsListener(other, context) as listener:
     await listener.accept()  # RTL101
 ---

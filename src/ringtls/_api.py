@@ -1,12 +1,17 @@
 """The public names, which ringtls itself hands out."""
 
+from ._as_trio import register_as_trio
 from ._combinators import aclose_all, must_complete, replace
 from ._destructor import AsyncDestructor, borrowed
 from ._errors import RingUnavailableError, TruncationError
 from ._highlevel import (
+    open_tcp_listeners,
     open_tcp_stream,
     open_tls_over_tcp_listeners,
     open_tls_over_tcp_stream,
+    open_unix_listeners,
+    open_unix_socket,
+    serve_tcp,
     serve_tls_over_tcp,
     statistics,
 )
@@ -30,10 +35,15 @@ __all__ = [
     "aclose_all",
     "borrowed",
     "must_complete",
+    "open_tcp_listeners",
     "open_tcp_stream",
     "open_tls_over_tcp_listeners",
     "open_tls_over_tcp_stream",
+    "open_unix_listeners",
+    "open_unix_socket",
+    "register_as_trio",
     "replace",
+    "serve_tcp",
     "serve_tls_over_tcp",
     "statistics",
 ]

@@ -6,10 +6,12 @@ or listening sockets are then taken over.
 
 from __future__ import annotations
 
+import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import NoReturn
+from functools import partial
+from typing import NoReturn, TypeVar
 
 import trio
 
@@ -20,15 +22,25 @@ from ._streams.socket import SocketListener, SocketStream
 from ._streams.tls import TlsListener, TlsStream
 
 __all__ = [
+    "open_tcp_listeners",
     "open_tcp_stream",
     "open_tls_over_tcp_listeners",
     "open_tls_over_tcp_stream",
+    "open_unix_listeners",
+    "open_unix_socket",
+    "serve_tcp",
     "serve_tls_over_tcp",
     "statistics",
 ]
 
 #: Seconds to wait for one address before the next is tried (RFC 8305, section 5).
 HAPPY_EYEBALLS_DELAY = 0.25
+
+#: Connections that wait to be accepted: as many as the kernel allows (net.core.somaxconn), as trio
+#: has it.
+BACKLOG = 65535
+
+StreamT = TypeVar("StreamT", bound=trio.abc.AsyncResource)
 
 
 async def open_tcp_stream(
@@ -50,6 +62,22 @@ async def open_tcp_stream(
     stream = await trio.open_tcp_stream(
         host, port, happy_eyeballs_delay=happy_eyeballs_delay, local_address=local_address
     )
+    return SocketStream(stream.socket)
+
+
+async def open_unix_socket(
+    filename: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+) -> SocketStream:
+    """Connect to a Unix socket: trio.open_unix_socket for SocketStream.
+
+    If this is cancelled there is no connection.
+
+    Raises:
+      OSError: it could not be connected to.
+      RingUnavailableError: there is no io_uring here.
+    """
+    TrioDriver.current().ring  # noqa: B018
+    stream = await trio.open_unix_socket(filename)
     return SocketStream(stream.socket)
 
 
@@ -78,6 +106,45 @@ async def open_tls_over_tcp_stream(
     )
 
 
+async def open_tcp_listeners(
+    port: int, *, host: str | bytes | None = None, backlog: int | None = None
+) -> list[SocketListener]:
+    """Listen for connections: trio.open_tcp_listeners for SocketListener.
+
+    Parameters and errors are those of ``open_tls_over_tcp_listeners``.
+    """
+    TrioDriver.current().ring  # noqa: B018 raises before there is anything to be closed
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+    return [SocketListener(listener.socket) for listener in listeners]
+
+
+async def open_unix_listeners(
+    filename: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, backlog: int | None = None
+) -> list[SocketListener]:
+    """Listen for connections at a path; one listener, in a list as of the other functions.
+
+    The path is made by this, and must not be there before; to remove it afterwards is left to the
+    caller. See unix(7).
+
+    Args:
+      backlog: how many connections may wait to be accepted (listen(2)); None: as many as the kernel
+        allows.
+
+    Raises:
+      OSError: the path can't be had, of errno EADDRINUSE if it is there already.
+      RingUnavailableError: there is no io_uring here.
+    """
+    TrioDriver.current().ring  # noqa: B018
+    sock = trio.socket.socket(trio.socket.AF_UNIX)
+    try:
+        await sock.bind(os.fspath(filename))
+        sock.listen(BACKLOG if backlog is None else backlog)
+        return [SocketListener(sock)]
+    except BaseException:
+        sock.close()
+        raise
+
+
 async def open_tls_over_tcp_listeners(
     port: int,
     ssl_context: ssl.SSLContext,
@@ -96,12 +163,28 @@ async def open_tls_over_tcp_listeners(
       OSError: the address can't be had, as when the port is in use.
       RingUnavailableError: there is no io_uring here.
     """
-    TrioDriver.current().ring  # noqa: B018 raises before there is anything to be closed
-    listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+    listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
     return [
-        TlsListener(SocketListener(listener.socket), ssl_context, https_compatible=https_compatible)
+        TlsListener(listener, ssl_context, https_compatible=https_compatible)
         for listener in listeners
     ]
+
+
+async def serve_tcp(
+    handler: Callable[[SocketStream], Awaitable[object]],
+    port: int,
+    *,
+    host: str | bytes | None = None,
+    backlog: int | None = None,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve connections, each by a task that runs ``handler(stream)``.
+
+    trio.serve_tcp for SocketStream; otherwise as ``serve_tls_over_tcp``.
+    """
+    listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
+    await _serve(handler, listeners, handler_nursery, partial(task_status.started, listeners))
 
 
 async def serve_tls_over_tcp(
@@ -126,23 +209,32 @@ async def serve_tls_over_tcp(
     listeners = await open_tls_over_tcp_listeners(
         port, ssl_context, host=host, https_compatible=https_compatible, backlog=backlog
     )
+    await _serve(handler, listeners, handler_nursery, partial(task_status.started, listeners))
+
+
+async def _serve(
+    handler: Callable[[StreamT], Awaitable[object]],
+    listeners: Sequence[trio.abc.Listener[StreamT]],
+    handler_nursery: trio.Nursery | None,
+    announce: Callable[[], object],
+) -> NoReturn:
     async with AsyncExitStack() as stack:
         for listener in listeners:
             await stack.enter_async_context(listener)
         nursery = await stack.enter_async_context(trio.open_nursery())
         handlers = handler_nursery or nursery
 
-        def begin(stream: TlsStream) -> None:
+        def begin(stream: StreamT) -> None:
             handlers.start_soon(_handle, handler, stream)
 
         for listener in listeners:
             for _ in range(ACCEPTORS):
                 nursery.start_soon(accept_forever, listener.accept, begin)
-        task_status.started(listeners)
+        announce()
         await trio.sleep_forever()
 
 
-async def _handle(handler: Callable[[TlsStream], Awaitable[object]], stream: TlsStream) -> None:
+async def _handle(handler: Callable[[StreamT], Awaitable[object]], stream: StreamT) -> None:
     async with stream:
         await handler(stream)
 

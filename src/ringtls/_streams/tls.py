@@ -25,6 +25,7 @@ Nothing here awaits anything but the transport and its driver.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from contextlib import suppress
 from functools import partial
@@ -603,6 +604,30 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         except BaseException:
             await trio.aclose_forcefully(transport_stream)
             raise
+
+    @property
+    def socket(self) -> socket.socket | trio.socket.SocketType:
+        """The listening socket of ``transport_listener``, for addresses and options.
+
+        Raises:
+          AttributeError: that has none.
+        """
+        sock: socket.socket | trio.socket.SocketType
+        sock = self.transport_listener.socket  # type: ignore[attr-defined]
+        return sock
+
+    @property
+    def port(self) -> int:
+        """The port where it listens.
+
+        Raises:
+          AttributeError: it listens at a path.
+        """
+        address = self.socket.getsockname()
+        if not isinstance(address, tuple):
+            raise AttributeError(f"a Unix socket has no port: it listens at {address!r}")
+        port: int = address[1]
+        return port
 
     async def aclose(self) -> None:
         """Close the listener below."""

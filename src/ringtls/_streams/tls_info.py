@@ -70,6 +70,8 @@ class TlsInfo(Uncopyable):
         stream would not know."""
         return self._session.object
 
+    _ssl_object = ssl_object  # trio.SSLStream's, which others use for want of a public one
+
     @property
     def context(self) -> ssl.SSLContext:
         """The SSLContext. Set another before the handshake, or in an SNI callback, to present its

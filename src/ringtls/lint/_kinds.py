@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from ._scopes import Binding, Module, Origin
-from ._tables import DESTRUCTOR, LISTENERS, MAKERS, TYPES, Kind
+from ._tables import DESTRUCTOR, ITEMS, LISTENERS, MAKERS, TYPES, Kind
 
 __all__ = ["Kinds"]
 
@@ -68,7 +68,8 @@ class Kinds:
         return None
 
     def _of_item(self, items: ast.expr) -> Kind | None:
-        return Kind.TLS_LISTENER if self.of(items) is Kind.TLS_LISTENERS else None
+        kind = self.of(items)
+        return None if kind is None else ITEMS.get(kind)
 
     def _of_bound(self, binding: Binding) -> Kind | None:
         match binding:

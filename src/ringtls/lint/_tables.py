@@ -11,6 +11,7 @@ __all__ = [
     "EXPECTING",
     "HARMLESS",
     "HARMLESS_OF_DESTRUCTORS",
+    "ITEMS",
     "KNOWN_BASES",
     "KNOWN_DECORATORS",
     "LISTENERS",
@@ -48,6 +49,7 @@ class Kind(enum.Enum):
     TLS_STREAM = "TlsStream"
     SOCKET_LISTENER = "SocketListener"
     TLS_LISTENER = "TlsListener"
+    SOCKET_LISTENERS = "list of SocketListener"
     TLS_LISTENERS = "list of TlsListener"
     BLOCKING_SOCKET_STREAM = "blocking SocketStream"
     BLOCKING_TLS_STREAM = "blocking TlsStream"
@@ -73,6 +75,9 @@ TO_BE_CLOSED = {
 #: What accept() of a listener makes.
 LISTENERS = {Kind.SOCKET_LISTENER: Kind.SOCKET_STREAM, Kind.TLS_LISTENER: Kind.TLS_STREAM}
 
+#: What a list has in it.
+ITEMS = {Kind.SOCKET_LISTENERS: Kind.SOCKET_LISTENER, Kind.TLS_LISTENERS: Kind.TLS_LISTENER}
+
 #: Classes, as constructors and in annotations.
 TYPES = {
     "ringtls.SocketListener": Kind.SOCKET_LISTENER,
@@ -87,9 +92,12 @@ TYPES = {
 MAKERS = {
     **{name: (kind, False) for name, kind in TYPES.items()},
     "ringtls.blocking.open_tls_over_tcp_stream": (Kind.BLOCKING_TLS_STREAM, False),
+    "ringtls.open_tcp_listeners": (Kind.SOCKET_LISTENERS, True),
     "ringtls.open_tcp_stream": (Kind.SOCKET_STREAM, True),
     "ringtls.open_tls_over_tcp_listeners": (Kind.TLS_LISTENERS, True),
     "ringtls.open_tls_over_tcp_stream": (Kind.TLS_STREAM, True),
+    "ringtls.open_unix_listeners": (Kind.SOCKET_LISTENERS, True),
+    "ringtls.open_unix_socket": (Kind.SOCKET_STREAM, True),
 }
 
 #: The class whose subclasses a module may define.

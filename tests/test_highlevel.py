@@ -1,0 +1,155 @@
+"""The twins of trio's helpers, and what a listener tells of where it listens."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from ringtls import (
+    SocketListener,
+    SocketStream,
+    TlsListener,
+    TlsStream,
+    open_tcp_listeners,
+    open_tcp_stream,
+    open_tls_over_tcp_listeners,
+    open_unix_listeners,
+    open_unix_socket,
+    serve_tcp,
+    statistics,
+)
+
+from .conftest import Contexts
+from .support.waiting import until
+
+
+async def echo(stream: SocketStream) -> None:
+    async for data in stream:
+        await stream.send_all(data)
+
+
+async def test_serve_tcp() -> None:
+    async with trio.open_nursery() as nursery:
+        listeners: list[SocketListener] = await nursery.start(
+            partial(serve_tcp, echo, 0, host="127.0.0.1")
+        )
+        [listener] = listeners
+        client = await open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        async with client:
+            await client.send_all(b"hello")
+            assert await client.receive_some() == b"hello"
+            await client.send_eof()
+            assert await client.receive_some() == b""  # the handler has returned
+        nursery.cancel_scope.cancel()
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+
+
+async def test_serve_tcp_closes_what_the_handler_leaves() -> None:
+    async def leave(stream: SocketStream) -> None:
+        raise_in = await stream.receive_some()
+        raise RuntimeError(raise_in.decode())
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with trio.open_nursery() as handlers:
+                serving = partial(serve_tcp, leave, 0, host="127.0.0.1", handler_nursery=handlers)
+                [listener] = await nursery.start(serving)
+                client = await open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+                await client.send_all(b"bad")
+        assert caught.group_contains(RuntimeError, match="bad")
+        assert await client.receive_some() == b""
+        await client.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_open_tcp_listeners() -> None:
+    [listener] = await open_tcp_listeners(0, host="127.0.0.1", backlog=7)
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        client = await open_tcp_stream("127.0.0.1", port)
+        server = await listener.accept()
+        assert isinstance(server, SocketStream)
+        with pytest.raises(OSError, match="in use"):
+            await open_tcp_listeners(port, host="127.0.0.1")
+        await client.aclose()
+        await server.aclose()
+
+
+async def test_unix(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    [listener] = await open_unix_listeners(path)
+    async with listener:
+        client = await open_unix_socket(path)
+        server = await listener.accept()
+        await client.send_all(b"hello")
+        assert await server.receive_some() == b"hello"
+        await server.aclose()
+        assert await client.receive_some() == b""
+        await client.aclose()
+    with pytest.raises(OSError, match="in use") as caught:
+        await open_unix_listeners(path)
+    assert caught.value.errno == errno.EADDRINUSE
+    with pytest.raises(ConnectionRefusedError):
+        await open_unix_socket(path)
+
+
+@pytest.mark.parametrize("convert", [str, lambda path: str(path).encode()], ids=["str", "bytes"])
+async def test_a_unix_path_of_any_kind(tmp_path: Path, convert: type[str]) -> None:
+    path = convert(tmp_path / "socket")
+    [listener] = await open_unix_listeners(path, backlog=1)
+    client = await open_unix_socket(path)
+    await client.aclose()
+    await listener.aclose()
+
+
+async def test_the_backlog_of_a_unix_socket(tmp_path: Path) -> None:
+    """unix(7): connect(2) answers EAGAIN to who does not wait."""
+    [listener] = await open_unix_listeners(tmp_path / "socket", backlog=1)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        waiting = []
+        for sock in first, second:
+            sock.setblocking(False)
+            waiting.append(sock.connect_ex(str(tmp_path / "socket")))
+        with socket.socket(socket.AF_UNIX) as third:
+            third.setblocking(False)
+            waiting.append(third.connect_ex(str(tmp_path / "socket")))
+    assert waiting == [0, 0, errno.EAGAIN]
+    await listener.aclose()
+
+
+async def test_where_a_tls_listener_listens(contexts: Contexts, tmp_path: Path) -> None:
+    [listener] = await open_tls_over_tcp_listeners(0, contexts.server, host="127.0.0.1")
+    assert listener.socket.getsockname() == ("127.0.0.1", listener.port)
+    await listener.aclose()
+    below = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    over_trios: TlsListener[trio.SocketStream] = TlsListener(below[0], contexts.server)
+    assert over_trios.socket is below[0].socket
+    assert over_trios.port == below[0].socket.getsockname()[1]
+    await over_trios.aclose()
+    [at_path] = await open_unix_listeners(tmp_path / "socket")
+    async with TlsListener(at_path, contexts.server) as listener:
+        with pytest.raises(AttributeError, match=f"it listens at '{tmp_path}/socket'"):
+            _ = listener.port
+
+
+async def test_c1_over_a_unix_socket(contexts: Contexts, tmp_path: Path) -> None:
+    [below] = await open_unix_listeners(tmp_path / "socket")
+    async with TlsListener(below, contexts.server) as listener, trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            async with await listener.accept() as stream:
+                await stream.send_all(await stream.receive_some())
+
+        nursery.start_soon(serve)
+        client = await open_unix_socket(tmp_path / "socket")
+        async with TlsStream(client, contexts.client, server_hostname="localhost") as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
+            assert await stream.receive_some() == b""  # a clean end
+    await until(lambda: not statistics().connections_closing)
