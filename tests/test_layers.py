@@ -25,7 +25,7 @@ LAYERS = (
     ("_interfaces",),
     ("_transports", "_drivers"),
     ("_streams",),
-    ("_accepting", "_as_trio", "_combinators", "_destructor", "_highlevel"),
+    ("_accepting", "_as_trio", "_combinators", "_connecting", "_destructor", "_highlevel"),
     ("_api", "__init__", "blocking"),
     ("_cli", "__main__", "lint", "pytest_plugin"),
 )

@@ -638,9 +638,8 @@ class Ring:
         return RingCounters(**{name: getattr(counters, name) for name in RingCounters.__slots__})
 
     def unsupported(self) -> list[Opcode]:
-        """The opcodes that this kernel does not know. CONNECT has no caller yet."""
-        needed = [opcode for opcode in Opcode if opcode is not Opcode.CONNECT]
-        return [o for o in needed if _lib.rtl_supports(self._usable(), int(o)) != 1]
+        """The opcodes that this kernel does not know."""
+        return [o for o in Opcode if _lib.rtl_supports(self._usable(), int(o)) != 1]
 
 
 def _open_engine(

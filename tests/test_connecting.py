@@ -1,0 +1,112 @@
+"""Connecting by the ring, to an address that is known."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from ringtls._connecting import connect
+from ringtls._engine.address import Address
+
+from .support.streams import open_fds
+from .support.waiting import cut_off, until
+
+#: Connections that a cancellation meets.
+ROUNDS = 64
+
+
+@contextmanager
+def listening(
+    family: socket.AddressFamily, address: Address, backlog: int = 0
+) -> Iterator[socket.socket]:
+    with socket.socket(family) as listener:
+        listener.bind(address)
+        listener.listen(backlog)
+        yield listener
+
+
+@contextmanager
+def full(path: str) -> Iterator[None]:
+    """A listener at which the next connection waits."""
+    with ExitStack() as stack:
+        stack.enter_context(listening(socket.AF_UNIX, path))
+        while True:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                break
+        yield
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+async def test_connect(family: socket.AddressFamily, tmp_path: Path) -> None:
+    hosts = {socket.AF_INET: ("127.0.0.1", 0), socket.AF_INET6: ("::1", 0)}
+    with listening(family, hosts.get(family, str(tmp_path / "socket"))) as listener:
+        async with await connect(family, listener.getsockname()) as stream:
+            with listener.accept()[0] as theirs:
+                await stream.send_all(b"hello")
+                assert theirs.recv(5) == b"hello"
+                theirs.sendall(b"well")
+                assert await stream.receive_some() == b"well"
+
+
+async def test_a_refusal_leaves_nothing_open() -> None:
+    with listening(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    with pytest.raises(ConnectionRefusedError):
+        await connect(socket.AF_INET, address)  # makes the ring
+    before = open_fds()
+    with pytest.raises(ConnectionRefusedError):
+        await connect(socket.AF_INET, address)
+    with pytest.raises(ValueError, match="not a numeric address"):
+        await connect(socket.AF_INET, ("localhost", 1))
+    assert open_fds() == before
+
+
+async def test_cancelled_there_is_no_connection(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with full(path):
+        await cut_off(connect, socket.AF_UNIX, path)  # makes the ring
+        before = open_fds()
+        await cut_off(connect, socket.AF_UNIX, path)
+        assert open_fds() == before
+
+
+async def test_a_default_timeout_does_not_keep_the_ring_from_waiting(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    socket.setdefaulttimeout(1.0)
+    try:
+        with full(path):
+            await cut_off(connect, socket.AF_UNIX, path)
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+async def test_h4_there_is_a_stream_or_nothing_is_left_open() -> None:
+    """The cancellation meets the connection, in each round at another moment."""
+    with listening(socket.AF_INET, ("127.0.0.1", 0), backlog=ROUNDS) as listener:
+        address = listener.getsockname()
+        connected = 0
+        before: int | None = None
+        for checkpoints in range(ROUNDS):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_later, scope, checkpoints % 4)
+                    async with await connect(socket.AF_INET, address):
+                        connected += 1
+            before = before or open_fds()
+        await until(lambda: before is not None and open_fds() <= before)
+    assert connected
+
+
+async def _cancel_later(scope: trio.CancelScope, checkpoints: int) -> None:
+    for _ in range(checkpoints):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
