@@ -1,0 +1,1 @@
+"""``ringtls proxy``: a TLS terminator that tells the truth about ends."""
