@@ -196,6 +196,14 @@ class SocketStream(_Stream):
         """Send FIN and close; what the peer still sends is thrown away. Does not wait."""
         self._end(after_error=False)
 
+    def close_unclean(self) -> None:
+        """Reset the connection at once. Does not wait.
+
+        The peer sees an error, and may lose what it has not read yet.
+        """
+        with self._driver.call():
+            self._stream.close_unclean()
+
     def _end(self, *, after_error: bool) -> None:
         if self._closing.started:
             return

@@ -343,6 +343,14 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         self._closing.start()
         await self._transport.driver.checkpoint()
 
+    @enable_ki_protection
+    def close_unclean(self) -> None:
+        """Reset the connection at once. Does not wait.
+
+        The peer sees an error, and may lose what it has not read yet.
+        """
+        self._closing.abort()
+
     def release_to_tls(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
         with self._sending, self._receiving:
