@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ringtls import TlsStream
+from ringtls import SocketStream, TlsStream
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.serve import files
 from ringtls._cli.serve.connection import FileService
@@ -35,12 +35,13 @@ from ringtls._cli.serve.opening import Directory, OpenFile
 from ringtls._cli.serve.paths import BadTargetError, path_of, quoted, segments_of
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
 from ringtls._cli.server import StartError, Wait, connections, handling
-from ringtls._cli.server.command import TIMEOUTS
 from ringtls._cli.server.connections import Connections, Limits
+from ringtls._cli.server.credentials import Credentials, Files
 from ringtls._cli.server.figures import Figures
 from ringtls._cli.server.handling import Handler, serve_connection
 from ringtls._cli.server.listening import Address, Inherited, open_sockets, parse_bind
 from ringtls._cli.server.metrics import Metrics
+from ringtls._cli.server.timeouts import OF_REQUESTS
 
 from .conftest import Contexts
 from .support.hostile import TABLE, Hostile, answers
@@ -57,7 +58,7 @@ from .support.server import (
     starting,
     wait_until_refused,
 )
-from .support.streams import reset, socket_streams, tls_over
+from .support.streams import reset, socket_streams
 from .support.waiting import wait_until
 
 
@@ -927,10 +928,16 @@ class Served:
     """A connection of this process: the client's side, and a server task for the other."""
 
     def __init__(
-        self, client: TlsStream, server: TlsStream, root: Path, timeouts: dict[Wait, float]
+        self,
+        client: TlsStream,
+        server: SocketStream,
+        contexts: Contexts,
+        root: Path,
+        timeouts: dict[Wait, float],
     ) -> None:
         self.client = client
-        self.connections = Connections(Limits({**TIMEOUTS, **timeouts}))
+        usual = {wait: timeout.seconds for wait, timeout in OF_REQUESTS.items()}
+        self.connections = Connections(Limits({**usual, **timeouts}))
         self._server = server
         service = FileService(root, Policy())
         metrics = Metrics()
@@ -938,7 +945,9 @@ class Served:
         service.add_metrics(metrics)
         service.prepare()
         metrics.share(1)
-        self._handler = Handler(service, self.connections, figures)
+        files = Files([(contexts.certificate, contexts.key)])
+        credentials = Credentials(files.read(), service.alpn)
+        self._handler = Handler(service, credentials, self.connections, figures)
         self.ended = trio.Event()
 
     async def serve(self) -> None:
@@ -960,8 +969,10 @@ async def served(
     buffer_size: int | None = None,
     **timeouts: float,
 ) -> Served:
-    streams = tls_over(*await socket_streams(buffer_size), contexts)
-    both = Served(*streams, root, {Wait[name]: value for name, value in timeouts.items()})
+    below, server = await socket_streams(buffer_size)
+    client = TlsStream(below, contexts.client, server_hostname="localhost")
+    by_wait = {Wait[name]: value for name, value in timeouts.items()}
+    both = Served(client, server, contexts, root, by_wait)
     nursery.start_soon(both.serve)
     return both
 

@@ -54,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="VALUE",
         help="the Cache-Control of all files, as 'max-age=3600'",
     )
-    add_options(parser)
+    add_options(parser, FileService)
     parser.set_defaults(run=run)
 
 

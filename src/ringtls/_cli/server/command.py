@@ -21,7 +21,7 @@ from pathlib import Path
 import trio
 
 from . import logs
-from .connections import Limits, Wait
+from .connections import Limits
 from .credentials import ClientCertificates, Credentials, Files
 from .errors import StartError
 from .figures import Figures
@@ -33,28 +33,20 @@ from .reloading import Reloader
 from .serving import Orders, Server, own_signals, serve
 from .supervisor import PassedSignals, supervise
 
-__all__ = ["add_options", "run_server"]
+__all__ = ["add_options", "run_server", "seconds"]
 
 DEFAULT_ADDRESS = Address("127.0.0.1", 8443)
 
-#: Seconds.
-TIMEOUTS = {
-    Wait.HANDSHAKE: 10.0,
-    Wait.FIRST_REQUEST: 20.0,
-    Wait.REQUEST: 20.0,
-    Wait.NEXT_REQUEST: 75.0,
-    Wait.ROOM: 60.0,
-}
-
-#: Of the descriptors that there may be, so many are for connections if nobody says otherwise.
+#: Of the descriptors that there may be, so much is for connections if nobody says otherwise.
 CONNECTIONS_SHARE = 3 / 4
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
+def seconds(text: str) -> float:
+    """The type of an argument: a length of time."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
+    return value
 
 
 def _positive(text: str) -> int:
@@ -71,8 +63,8 @@ def _workers(text: str) -> int:
     return int(text)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Name the arguments that ``run_server`` knows."""
+def add_options(parser: argparse.ArgumentParser, service: type[Service]) -> None:
+    """Name the arguments that ``run_server`` knows, as far as this kind of service has them."""
     listening = parser.add_argument_group("where and how to listen")
     listening.add_argument(
         "--bind",
@@ -92,10 +84,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     listening.add_argument(
         "--graceful-timeout",
-        type=_seconds,
+        type=seconds,
         default=10.0,
         metavar="SECONDS",
-        help="how long requests may go on after SIGINT or SIGTERM (default: 10)",
+        help=f"how long {service.serves}s may go on after SIGINT or SIGTERM (default: 10)",
     )
     certificates = parser.add_argument_group("certificates, loaded anew at SIGHUP")
     certificates.add_argument(
@@ -155,13 +147,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="for each worker; beyond it those give way that have waited longest for their client "
         "(default: three quarters of the descriptors that there may be)",
     )
-    for wait, (option, what) in _TIMEOUT_OPTIONS.items():
+    for timeout in dict.fromkeys(service.timeouts.values()):
         limits.add_argument(
-            option,
-            type=_seconds,
-            default=TIMEOUTS[wait],
+            timeout.option,
+            type=seconds,
+            default=timeout.seconds,
             metavar="SECONDS",
-            help=f"{what} (default: {TIMEOUTS[wait]:g})",
+            help=f"{timeout.help} (default: {timeout.seconds:g})",
         )
     watching = parser.add_argument_group("watching it")
     watching.add_argument(
@@ -171,7 +163,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="serve /metrics, for Prometheus, and /healthz there, over plain HTTP; as for --bind",
     )
     watching.add_argument(
-        "--access-log", action="store_true", help="write a line for each request to stdout"
+        "--access-log",
+        action="store_true",
+        help=f"write a line for each {service.serves} to stdout",
     )
     watching.add_argument(
         "--log-format", choices=logs.FORMATS, default="text", help="of all logs (default: text)"
@@ -183,27 +177,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-#: What each limit is for.
-_TIMEOUT_OPTIONS = {
-    Wait.HANDSHAKE: ("--handshake-timeout", "how long a handshake may take"),
-    Wait.REQUEST: ("--head-timeout", "how long a request's head may take"),
-    Wait.NEXT_REQUEST: ("--idle-timeout", "how long a connection may wait for its next request"),
-    Wait.ROOM: ("--send-timeout", "how long a client may take in nothing"),
-}
-
-
 def run_server(arguments: argparse.Namespace, service: Service) -> int:
     """Serve until a signal ends it; the exit status.
 
     Raises:
       OSError: the server can't start.
     """
-    files = _files(arguments)
+    files = _files(arguments, service)
     client_certificates = _client_certificates(arguments)
-    credentials = Credentials(files.read(), service.alpn, client_certificates)
+    credentials = Credentials(files.read(), service.alpn, client_certificates, service.refuse)
     if arguments.check:
         service.prepare()
-        print(f"The configuration is good. Certificates for: {', '.join(credentials.names)}")
+        certificates = f" Certificates for: {', '.join(credentials.names)}"
+        print(f"The configuration is good.{certificates if service.is_tls else ''}")
         return 0
     metrics = Metrics()
     ciphers = [cipher["name"] for cipher in credentials.context.get_ciphers()]
@@ -219,7 +205,7 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
             service,
             credentials,
             reloader,
-            _limits(arguments),
+            _limits(arguments, service),
             arguments.graceful_timeout,
             metrics,
             figures,
@@ -252,6 +238,7 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
         _set_up_logging(arguments)
         announce = partial(
             _announce,
+            service.scheme,
             [_bound_to(sock) for sock in shares[0]],
             [_bound_to(sock) for sock in metrics_sockets],
             credentials.development_ca,
@@ -266,7 +253,7 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
 # Starting
 
 
-def _files(arguments: argparse.Namespace) -> Files:
+def _files(arguments: argparse.Namespace, service: Service) -> Files:
     certificates, keys = arguments.certfile, arguments.keyfile
     if keys and not certificates:
         raise StartError("--keyfile needs --certfile")
@@ -281,6 +268,7 @@ def _files(arguments: argparse.Namespace) -> Files:
         arguments.cert_dir,
         arguments.client_ca,
         arguments.client_crl,
+        are_needed=service.is_tls,
     )
 
 
@@ -290,16 +278,15 @@ def _client_certificates(arguments: argparse.Namespace) -> ClientCertificates:
     return ClientCertificates[arguments.client_cert.upper()]
 
 
-def _limits(arguments: argparse.Namespace) -> Limits:
+def _limits(arguments: argparse.Namespace, service: Service) -> Limits:
     timeouts = {
-        wait: getattr(arguments, option.removeprefix("--").replace("-", "_"))
-        for wait, (option, _) in _TIMEOUT_OPTIONS.items()
+        wait: getattr(arguments, timeout.option.removeprefix("--").replace("-", "_"))
+        for wait, timeout in service.timeouts.items()
     }
-    timeouts[Wait.FIRST_REQUEST] = timeouts[Wait.REQUEST]
     connections = arguments.max_connections
     if connections is None:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        connections = int(descriptors * CONNECTIONS_SHARE)
+        connections = int(descriptors * CONNECTIONS_SHARE / service.descriptors)
     return Limits(timeouts, connections)
 
 
@@ -325,10 +312,10 @@ def _bound_to(sock: socket.socket) -> Address | Local:
 
 
 def _announce(
-    places: list[Address | Local], observed: list[Address | Local], ca: Path | None
+    scheme: str, places: list[Address | Local], observed: list[Address | Local], ca: Path | None
 ) -> None:
     for place in sorted(places, key=lambda place: isinstance(place, Local)):
-        at = f"https://{place}" if isinstance(place, Address) else place
+        at = f"{scheme}://{place}" if isinstance(place, Address) else place
         print(f"Running on {at} (CTRL + C to quit)", flush=True)
     for place in observed:
         at = f"http://{place}/metrics" if isinstance(place, Address) else place

@@ -27,7 +27,7 @@ import trio
 from ringtls._accepting import SHORTAGE_PAUSE
 
 if TYPE_CHECKING:
-    from ringtls import TlsStream
+    from ringtls import SocketStream, TlsStream
 
 __all__ = ["Connection", "Connections", "Cut", "Limits", "Wait"]
 
@@ -44,6 +44,7 @@ class Wait(enum.IntEnum):
     """What a connection waits for."""
 
     HANDSHAKE = 0
+    """With what comes before it."""
     FIRST_REQUEST = 1
     REQUEST = 2
     """The rest of a request that has begun to come."""
@@ -73,7 +74,7 @@ class Limits:
     """Bounds of what peers may take.
 
     Attributes:
-      timeouts: seconds, for each thing that is waited for.
+      timeouts: seconds, for each thing that is waited for no longer.
       connections: how many may be open at once.
     """
 
@@ -86,15 +87,22 @@ class Connection:
     """A connection, for the handler that serves it.
 
     Attributes:
-      stream: after its handshake.
+      transport: what is below TLS, or all there is.
       peer: its address, for log lines.
+      preface: bytes that came before the handshake, and do not belong to it.
+      stream: after its handshake.
+      server_name: what the client asked for (SNI), if it did.
       identity: the subject of the certificate that the client gave, if any.
       cut: why it was cut, if it was.
     """
 
-    stream: TlsStream
+    transport: SocketStream
     peer: str
     _table: Connections
+    preface: int = 0
+    stream: TlsStream = field(init=False)
+    is_tls: bool = False
+    server_name: str = ""
     identity: str = ""
     cut: Cut | None = None
     waits_for: Wait = Wait.NOTHING
@@ -134,8 +142,7 @@ class Connections:
     """Those that are open now."""
 
     def __init__(self, limits: Limits) -> None:
-        timeouts = {Wait.NOTHING: NEVER, **limits.timeouts}
-        self.timeouts = [timeouts[wait] for wait in Wait]  # members are its indexes
+        self.timeouts = [limits.timeouts.get(wait, NEVER) for wait in Wait]  # they are its indexes
         self._limit = limits.connections
         self._open: set[Connection] = set()
         self._has_room = trio.Event()

@@ -21,11 +21,12 @@ from __future__ import annotations
 import enum
 import os
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID, NameOID
@@ -33,7 +34,17 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from ..certificates import read_cached_certificate
 from .errors import StartError
 
-__all__ = ["Bundle", "ClientCertificates", "Credentials", "Files", "Pair", "identity_of"]
+__all__ = [
+    "Bundle",
+    "ClientCertificates",
+    "Credentials",
+    "Files",
+    "Pair",
+    "by_name",
+    "identity_of",
+]
+
+T = TypeVar("T")
 
 #: In directories that ``--cert-dir`` finds: the names of certbot's files, and of Kubernetes'.
 _PAIRS_IN_DIRECTORIES = (("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key"))
@@ -80,25 +91,29 @@ class Files:
     Attributes:
       pairs: of a certificate and its key, which may be in the same file (None).
       directory: another source of pairs.
+      are_needed: with none given, there is the development certificate.
     """
 
     pairs: Sequence[tuple[Path, Path | None]] = ()
     directory: Path | None = None
     client_ca: Path | None = None
     client_crl: Path | None = None
+    are_needed: bool = True
 
     def read(self) -> Bundle:
-        """Read them all; with none given, the development certificate. May block (rule 1).
+        """Read them all. May block (rule 1).
 
         Raises:
-          StartError: a file can't be read.
+          StartError: a file can't be read, or none is in the directory.
           OSError: there is no place for the development certificate.
         """
         paths = [*self.pairs, *(() if self.directory is None else _pairs_in(self.directory))]
         client_ca, client_crl = (
             None if path is None else _read(path) for path in (self.client_ca, self.client_crl)
         )
-        if paths:
+        if self.directory is not None and not paths:
+            raise StartError("there is no certificate with its key in the directory of --cert-dir")
+        if paths or not self.are_needed:
             pairs = tuple(_read_pair(certificate, key) for certificate, key in paths)
             return Bundle(pairs, client_ca, client_crl)
         ca, certificate, key = read_cached_certificate()
@@ -112,12 +127,15 @@ class Credentials:
     Args:
       alpn: protocols that are offered to clients, the preferred first.
       client_certificates: those who have one need a client CA in every bundle.
+      refuse: for a name that a client asks for, or none, the alert that refuses it; None if it is
+        served.
 
     Raises:
       StartError: they can't be used.
 
     Attributes:
       context: for connections that come. Those that have come keep what they have.
+      asked_for: the names that clients asked for, by their connections.
       development_ca: see Bundle.
     """
 
@@ -126,9 +144,12 @@ class Credentials:
         bundle: Bundle,
         alpn: Sequence[str],
         client_certificates: ClientCertificates = ClientCertificates.NONE,
+        refuse: Callable[[str], int | None] = lambda name: None,
     ) -> None:
         self._alpn = alpn
         self._client_certificates = client_certificates
+        self._refuse = refuse
+        self.asked_for: WeakKeyDictionary[ssl.SSLObject, str] = WeakKeyDictionary()
         self._certificates: _Certificates
         self.context: ssl.SSLContext
         self._is_first = True
@@ -159,20 +180,22 @@ class Credentials:
         context.sni_callback = self._choose
         return context
 
-    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+    def _choose(
+        self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext
+    ) -> int | None:
+        name = (name or "").lower().removesuffix(".")
+        self.asked_for[connection] = name
         connection.context = self._certificates.choose(name)
+        return self._refuse(name)
 
     def _load(self, bundle: Bundle) -> _Certificates:
-        certificates = None
+        certificates = _Certificates()
         for pair in bundle.pairs:
             context = self._new_context(bundle)
             _load_pair(context, pair)
-            if certificates is None:
-                certificates = _Certificates(context)
+            certificates.default = certificates.default or context
             for name in _names_of(pair):
                 certificates.by_name.setdefault(name, context)
-        if certificates is None:
-            raise StartError("there is no certificate with its key in the directory of --cert-dir")
         return certificates
 
     def _new_context(self, bundle: Bundle) -> ssl.SSLContext:
@@ -189,15 +212,18 @@ class Credentials:
 class _Certificates:
     """Contexts, by the names in their certificates (rule 5)."""
 
-    default: ssl.SSLContext
+    default: ssl.SSLContext | None = None
     by_name: dict[str, ssl.SSLContext] = field(default_factory=dict)
 
-    def choose(self, name: str | None) -> ssl.SSLContext:
-        if name is None:
-            return self.default
-        name = name.lower().removesuffix(".")
-        found = self.by_name.get(name) or self.by_name.get(f"*.{name.partition('.')[2]}")
-        return found or self.default
+    def choose(self, name: str) -> ssl.SSLContext:
+        found = by_name(self.by_name, name) or self.default
+        assert found is not None
+        return found
+
+
+def by_name(table: Mapping[str, T], name: str) -> T | None:
+    """What a table has for a name, or for the wildcard in place of its first label."""
+    return table.get(name) or table.get(f"*.{name.partition('.')[2]}")
 
 
 def identity_of(certificate: Mapping[str, Any] | None) -> tuple[str, list[str]]:

@@ -16,6 +16,7 @@ _VERSIONS = ("TLSv1.2", "TLSv1.3")
 
 #: OpenSSL's names of what handshakes fail for, most often; and ours.
 _REASONS = (
+    "CALLBACK_FAILED",
     "HTTP_REQUEST",
     "NO_SHARED_CIPHER",
     "UNSUPPORTED_PROTOCOL",

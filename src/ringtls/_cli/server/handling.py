@@ -3,7 +3,8 @@
 Rules:
 
 1. Whatever a peer does ends no more than its own connection, with one line in the log. Of one
-   that ends without having said anything (a health check) there is a line at level DEBUG.
+   that ends without having said anything (a health check) there is a line at level DEBUG. What
+   came before TLS, as a PROXY header, does not count.
 2. The end of a stream has little time, and can't be cut short. So it begins when the peer has
    all that it was sent (``_until_taken``), and the waiting for that is done before.
 """
@@ -14,17 +15,20 @@ import logging
 import socket
 import ssl
 import struct
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import trio
 
-from ringtls import TlsStream
+from ringtls import SocketStream, TlsStream
 
 from .connections import Connection, Connections, Cut, Wait
-from .credentials import identity_of
+from .credentials import Credentials, identity_of
 from .figures import Figures
 from .metrics import Metrics
+from .timeouts import OF_REQUESTS, Timeout
 
 __all__ = ["Handler", "Service", "serve_connection"]
 
@@ -44,10 +48,22 @@ class Service:
     """What a command does with connections. All else is the server's.
 
     Attributes:
+      serves: what clients ask for, one at a time.
+      timeouts: those that the command has. What is not there has no limit.
+      descriptors: how many a connection takes.
       alpn: protocols that are offered to clients, the preferred first.
+      is_tls: whether clients speak TLS.
+      scheme: of the URLs at which it is reached.
+      https_compatible: see TlsStream.
     """
 
+    serves: ClassVar[str] = "request"
+    timeouts: ClassVar[Mapping[Wait, Timeout]] = OF_REQUESTS
+    descriptors: ClassVar[int] = 1
     alpn: tuple[str, ...] = ()
+    is_tls = True
+    scheme = "https"
+    https_compatible = True
 
     def prepare(self) -> None:
         """Open what is needed; called once, before there are workers.
@@ -62,6 +78,15 @@ class Service:
     def running(self) -> AbstractAsyncContextManager[object]:
         """A context in which the connections of one process are served."""
         return nullcontext()
+
+    def refuse(self, name: str) -> int | None:
+        """The alert that refuses a client which asks for this name ("" if for none); None if it
+        is served."""
+        return None
+
+    async def begin(self, connection: Connection) -> bool:
+        """Take what comes before TLS. False if the connection has been reset."""
+        return True
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection, after its handshake. It is ended when this returns.
@@ -89,46 +114,62 @@ class Handler:
     """
 
     service: Service
+    credentials: Credentials
     connections: Connections
     figures: Figures
     allowed: frozenset[str] = frozenset()
 
 
-async def serve_connection(handler: Handler, stream: TlsStream) -> None:
+async def serve_connection(handler: Handler, transport: SocketStream) -> None:
     """Serve it until it ends (rule 1)."""
     connections = handler.connections
-    connection = Connection(stream, _peer_name(stream.transport_stream.socket), connections)
+    connection = Connection(transport, _peer_name(transport.socket), connections)
     connections.add(connection)
     try:
-        async with stream:
-            try:
-                await _serve_until_cut(handler, connection)
-            except trio.BrokenResourceError as error:
-                logger.info("%s: %s", connection.peer, error)
-            except Exception:
-                logger.exception("%s: unexpected error", connection.peer)
-            finally:
-                if connection.cut is Cut.SHORTAGE:
-                    stream.shutdown_timeout = SHORTAGE_CLOSE_TIMEOUT
-                elif connections.draining:
-                    stream.shutdown_timeout = DRAIN_CLOSE_TIMEOUT
+        try:
+            await _serve_until_cut(handler, connection)
+        except trio.BrokenResourceError as error:
+            logger.info("%s: %s", connection.peer, error)
+        except Exception:
+            logger.exception("%s: unexpected error", connection.peer)
+        finally:
+            await _end(connection)
     finally:
         connections.remove(connection)
 
 
+async def _end(connection: Connection) -> None:
+    if not connection.is_tls:
+        await connection.transport.aclose()
+        return
+    if connection.cut is Cut.SHORTAGE:
+        connection.stream.shutdown_timeout = SHORTAGE_CLOSE_TIMEOUT
+    elif connection.draining:
+        connection.stream.shutdown_timeout = DRAIN_CLOSE_TIMEOUT
+    await connection.stream.aclose()
+
+
 async def _serve_until_cut(handler: Handler, connection: Connection) -> None:
+    service = handler.service
     with connection.scope:
         connection.begin(Wait.HANDSHAKE)
-        if not await _shake_hands(handler, connection):
+        if not await service.begin(connection):
             return
-        await handler.service.handle(connection)
+        if service.is_tls and not await _shake_hands(handler, connection):
+            return
+        await service.handle(connection)
     if connection.cut is Cut.TIMEOUT:
         _log_timeout(connection)
         if connection.waits_for is Wait.HANDSHAKE:
             handler.figures.failures.add("timeout")
         if connection.waits_for is Wait.REQUEST:
-            await handler.service.say_last(connection)
-    if connection.cut is not Cut.SHORTAGE and not _takes_nothing(connection):
+            await service.say_last(connection)
+    if (
+        connection.is_tls
+        and connection.stream.close_outcome is None
+        and connection.cut is not Cut.SHORTAGE
+        and not _takes_nothing(connection)
+    ):
         await _until_taken(connection)
 
 
@@ -138,18 +179,28 @@ def _takes_nothing(connection: Connection) -> bool:
 
 async def _shake_hands(handler: Handler, connection: Connection) -> bool:
     """True if it succeeded, and the client is allowed."""
-    stream = connection.stream
+    credentials = handler.credentials
+    connection.stream = stream = TlsStream(
+        connection.transport,
+        credentials.context,
+        server_side=True,
+        https_compatible=handler.service.https_compatible,
+    )
+    connection.is_tls = True
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
+        connection.server_name = credentials.asked_for.get(stream.ssl_object, "")
         if _is_silent(connection):
             handler.figures.failures.add("silent")
             level = logging.DEBUG
         else:
             handler.figures.count_failure(error.__cause__)
             level = logging.WARNING
-        logger.log(level, "%s: handshake failed: %s", connection.peer, _handshake_failure(error))
+        failure = _handshake_failure(connection, error)
+        logger.log(level, "%s: handshake failed: %s", connection.peer, failure)
         return False
+    connection.server_name = credentials.asked_for.get(stream.ssl_object, "")
     handler.figures.count_handshake(stream)
     if stream.context.verify_mode is not ssl.CERT_NONE:
         connection.identity, names = identity_of(stream.getpeercert())
@@ -161,10 +212,13 @@ async def _shake_hands(handler: Handler, connection: Connection) -> bool:
     return True
 
 
-def _handshake_failure(error: trio.BrokenResourceError) -> str:
+def _handshake_failure(connection: Connection, error: trio.BrokenResourceError) -> str:
     # Only errors that OpenSSL itself raised have a reason.
-    if getattr(error.__cause__, "reason", None) == "HTTP_REQUEST":
-        return "plain HTTP sent to the TLS port"
+    match getattr(error.__cause__, "reason", None):
+        case "HTTP_REQUEST":
+            return "plain HTTP sent to the TLS port"
+        case "CALLBACK_FAILED":
+            return f"nothing is served for the name {connection.server_name!r}"
     return str(error)
 
 
@@ -182,14 +236,14 @@ def _log_timeout(connection: Connection) -> None:
 
 def _is_silent(connection: Connection) -> bool:
     """True if the peer has sent nothing (rule 1)."""
-    sock = connection.stream.transport_stream.socket
+    sock = connection.transport.socket
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
     except OSError:  # it is not TCP
         return False
     (received,) = BYTES_RECEIVED.unpack(info)
     assert isinstance(received, int)
-    return received <= 1
+    return received <= connection.preface + 1
 
 
 async def _until_taken(connection: Connection) -> None:

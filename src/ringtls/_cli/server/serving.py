@@ -21,7 +21,7 @@ from functools import partial
 
 import trio
 
-from ringtls import RingUnavailableError, SocketListener, SocketStream, TlsStream
+from ringtls import RingUnavailableError, SocketListener, SocketStream
 from ringtls._accepting import ACCEPTORS, accept_forever
 
 from .connections import Connections, Limits
@@ -98,7 +98,9 @@ class _Process:
         self._server = server
         self._listeners = listeners
         self._connections = Connections(server.limits)
-        self._handler = Handler(server.service, self._connections, server.figures, server.allowed)
+        self._handler = Handler(
+            server.service, server.credentials, self._connections, server.figures, server.allowed
+        )
         self._accepting = trio.CancelScope()
         self._reloading = trio.Lock()
         self._to_be_read = False
@@ -125,7 +127,7 @@ class _Process:
 
     async def _accept(self, nursery: trio.Nursery) -> None:
         def begin(stream: SocketStream) -> None:
-            nursery.start_soon(self._serve, stream)
+            nursery.start_soon(serve_connection, self._handler, stream)
 
         async with trio.open_nursery() as acceptors:
             for listener in self._listeners:
@@ -176,11 +178,6 @@ class _Process:
     async def _use(self, data: bytes) -> None:
         async with self._reloading:
             await trio.to_thread.run_sync(self._server.reloader.use, data)
-
-    async def _serve(self, below: SocketStream) -> None:
-        context = self._server.credentials.context
-        stream = TlsStream(below, context, server_side=True, https_compatible=True)
-        await serve_connection(self._handler, stream)
 
     # Figures
 
