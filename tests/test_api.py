@@ -43,7 +43,14 @@ def test_public_names() -> None:
     ]
     # pytest rewrites what an installed plugin belongs to, and adds names with an @.
     public = {name for name in vars(ringtls) if name[0] not in "_@"}
-    assert public <= {*ringtls.__all__, "TYPE_CHECKING", "blocking", "lint", "pytest_plugin"}
+    assert public <= {
+        *ringtls.__all__,
+        "TYPE_CHECKING",
+        "anyio",
+        "blocking",
+        "lint",
+        "pytest_plugin",
+    }
 
 
 def test_names_that_are_not_there() -> None:
@@ -72,7 +79,9 @@ def test_everything_public_is_documented() -> None:
 def test_everything_public_is_in_the_reference() -> None:
     pages = (Path(__file__).parent.parent / "docs" / "api").glob("*.md")
     named = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
-    assert sorted(named) == sorted(["ringtls.blocking", *(f"ringtls.{n}" for n in ringtls.__all__)])
+    assert sorted(named) == sorted(
+        ["ringtls.anyio", "ringtls.blocking", *(f"ringtls.{n}" for n in ringtls.__all__)]
+    )
 
 
 def test_typed() -> None:

@@ -221,7 +221,10 @@ class TrioDriver(trio.abc.Instrument):
             _current.set(driver)
             return driver
         except RuntimeError:
-            raise RuntimeError("ringtls streams can be used only inside trio.run()") from None
+            raise RuntimeError(
+                "ringtls streams can be used only inside trio.run(), "
+                "or anyio.run(..., backend='trio')"
+            ) from None
 
     def _start(self) -> None:
         trio.lowlevel.add_instrument(self)

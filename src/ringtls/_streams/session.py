@@ -87,7 +87,6 @@ class TlsSession:
     __slots__ = (
         "_backlog",
         "_bios",
-        "_https_compatible",
         "_input_ended",
         "_more_decrypted",
         "_tickets",
@@ -99,6 +98,7 @@ class TlsSession:
         "has_ciphertext",
         "has_last_word",
         "has_nothing_buffered",
+        "https_compatible",
         "object",
         "output",
         "peer_was_silent",
@@ -118,7 +118,7 @@ class TlsSession:
         self.object = context.wrap_bio(
             bios.incoming, bios.outgoing, server_side=server_side, server_hostname=server_hostname
         )
-        self._https_compatible = https_compatible
+        self.https_compatible = https_compatible
         #: True if something has come that OpenSSL has not read yet.
         self.has_ciphertext = False
         self._backlog: list[bytes] = []  # a deque is ten times the size
@@ -214,7 +214,7 @@ class TlsSession:
         try:
             self._shake_hands()
         except ssl.SSLWantReadError:
-            if self._input_ended and self._https_compatible and for_reading:
+            if self._input_ended and self.https_compatible and for_reading:
                 return True
             if self._input_ended:
                 raise self._fail(_unexpected_eof("during the handshake")) from None
@@ -266,7 +266,7 @@ class TlsSession:
                 return received
         if not self._input_ended:
             return None
-        if self._https_compatible:
+        if self.https_compatible:
             return b"" if memory is None else 0
         raise TruncationError(
             "the connection ended without close_notify: what was received may be incomplete"

@@ -50,27 +50,27 @@ class StandIn(trio.socket.SocketType):
         self._did_shutdown_write = False
 
     @property
-    def _socket(self) -> socket.socket:
+    def real(self) -> socket.socket:
         return self._stream.socket
 
     @property
     def family(self) -> socket.AddressFamily:
-        return self._socket.family
+        return self.real.family
 
     @property
     def type(self) -> socket.SocketKind:
-        return self._socket.type
+        return self.real.type
 
     @property
     def proto(self) -> int:
-        return self._socket.proto
+        return self.real.proto
 
     @property
     def did_shutdown_SHUT_WR(self) -> bool:  # noqa: N802
         return self._did_shutdown_write
 
     def shutdown(self, flag: int) -> None:
-        self._socket.shutdown(flag)
+        self.real.shutdown(flag)
         self._did_shutdown_write |= flag != socket.SHUT_RD
 
     def close(self) -> None:
@@ -88,11 +88,11 @@ class StandIn(trio.socket.SocketType):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{self._socket!r}, used by a TlsStream>"
+        return f"<{self.real!r}, used by a TlsStream>"
 
 
 def _forward(name: str) -> Callable[..., Any]:
-    return lambda self, *args: getattr(self._socket, name)(*args)
+    return lambda self, *args: getattr(self.real, name)(*args)
 
 
 def _refuse(self: StandIn, *args: object, **kwargs: object) -> NoReturn:
