@@ -2,11 +2,12 @@
 
 Rules:
 
-1. accept(2) fails with EMFILE and its like when the process or the machine has no more to give,
-   for now. That is no reason to end a server: the connections wait in the listener's queue.
-2. While that lasts, every try of every acceptor fails, ten times a second each. The log says so
-   once a second, for all acceptors of the process together.
-3. Who is to find room (by closing what is idle) is asked at every failure.
+1. accept(2) fails with EMFILE and its like when the process or the machine has run out of
+   descriptors or memory. That is no reason to stop a server: the connections wait in the
+   listener's queue until there is room again.
+2. While the shortage lasts, each acceptor fails ten times a second. One log record a second
+   reports it, for all acceptors of the process together.
+3. Every failure calls the server's hook that makes room, by closing idle connections.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""What async destruction is put together from: must_complete, aclose_all, replace.
+"""The building blocks of async destruction: must_complete, aclose_all, replace.
 
 Rules:
 
-1. What must run to its end runs in a task of its own, under a shield. The shield keeps
-   cancellations out, the task a KeyboardInterrupt: trio raises that in the main task, whatever
-   shields it. The caller waits in a way that neither can end. So they stay pending, and come
-   out at the caller's next checkpoint.
+1. Code that must complete runs in a task of its own, under a shield. The shield keeps
+   cancellations out. The task keeps a KeyboardInterrupt out, which trio raises in the main task
+   even through a shield. Neither can end the caller's wait: both stay pending, and are raised
+   at the caller's next checkpoint.
 2. Siblings start to close in the order given, each in a task of its own. None waits for
    another's end, and none is held up by another's error.
-3. A resource that is closed without a cancellation has all the time it wants. Once one has
-   come, it has GRACE seconds more, so that nothing outside ringtls makes a run unkillable. Then
-   its closing is cancelled, which trio.abc.AsyncResource defines as "close at once". ringtls'
-   streams bound themselves, and do not hear of it.
-4. Errors come out in one group, when all is closed. A note on each names its resource.
+3. Until a cancellation comes, a resource may take as long as it wants to close. After one it
+   gets GRACE more seconds, so that a foreign resource can't make a run unkillable. Then its
+   ``aclose`` is cancelled, which trio.abc.AsyncResource defines as "close at once". This does not
+   affect ringtls' streams, which bound their own end.
+4. When everything is closed, the errors are raised as one group. A note on each names its resource.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The log records of ringtls, which can do no harm.
+"""The log records of ringtls. Logging never raises into its caller.
 
-They are made in the ring's callbacks, where an exception would break off what others wait for.
-So one that a filter or a handler of the user's raises is printed, as logging does it with what
-goes wrong inside a handler, and nothing else happens (rule C16).
+Records are made in the ring's callbacks, where an exception would break off work that other tasks
+wait for. So an exception from a user's filter or handler is printed to stderr, as logging itself
+does with errors inside a handler, and goes no further (rule C16).
 """
 
 from __future__ import annotations

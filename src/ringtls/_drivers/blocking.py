@@ -3,20 +3,19 @@
 Rules:
 
 1. Each thread has one driver with one ring, made on first use. No other thread may use it.
-2. A wait never suspends: it drives the ring until what it waits for has happened. So a coroutine
-   that waits for nothing but this driver runs to its end at its first step (``complete``).
-3. Between the calls nobody drives the ring. So a call ends with a submit and a reap. What is still
-   to be done after the last call, is done at the thread's end.
-4. SIGINT does not interrupt a call in its middle, where it would part steps that belong together:
-   its handler runs where the call waits, or when it is done. Masking the signal would not do:
-   whichever thread takes it, Python runs the handler in the main thread, at any bytecode. So
-   another handler takes its place for as long as the call lasts, and keeps it.
-5. A finalizer may run in any thread, and in the middle of any call. It only leaves behind what is
-   to be done.
-6. At the thread's end the streams that are still open are closed as if they had been dropped, and
-   every close that has begun is waited for. The main thread's end is the interpreter's.
-7. Where gevent has patched the stdlib, a thread is expected to go on with other greenlets while
-   one waits. A wait for the ring would stop them all. So there the driver refuses to be made.
+2. A wait never suspends: it drives the ring until the awaited event has happened. So a coroutine
+   that awaits nothing but this driver runs to completion at its first ``send`` (``complete``).
+3. Nobody drives the ring between calls. So each call ends with a submit and a reap, and the
+   thread's end does the work that is left after the last call.
+4. SIGINT never interrupts a call between two steps that belong together: its handler runs where
+   the call waits, or after the call. Masking the signal would not achieve that, because Python
+   runs the handler in the main thread, at any bytecode, whichever thread took the signal. So
+   during a call a handler of our own is installed, which records the signal for later.
+5. A finalizer may run in any thread, in the middle of any call. It only queues work.
+6. At the thread's end, streams that are still open are closed as if they had been dropped, and
+   every close that has begun is waited for. The main thread ends when the interpreter exits.
+7. Under gevent's monkey patching, a thread is expected to run other greenlets while one waits. A
+   wait for the ring would stop all of them, so the driver refuses to be made.
 """
 
 from __future__ import annotations

@@ -1,17 +1,15 @@
-"""When to look for completions instead of sleeping until one comes.
+"""When to poll for completions instead of sleeping until one comes.
 
-To fall asleep and be woken costs more than many a request. Where the next completion always
-comes at once, as from a client that waits for each answer, staying awake is both faster and
-cheaper. So:
+Falling asleep and being woken costs more than many requests do. Where the next completion always
+comes at once, as with a client that waits for each answer, polling is both faster and cheaper.
 
-1. After STREAK sleeps in a row, each shorter than SHORT_SLEEP, the loop stays awake.
-2. Awake it looks for at most BUSY_POLL_NS at a time, and only if nothing was submitted meanwhile.
-   The first time that nothing comes, it goes back to sleep.
+1. After STREAK sleeps in a row, each shorter than SHORT_SLEEP, the loop polls.
+2. It polls for at most BUSY_POLL_NS at a time, and only if nothing was submitted meanwhile. The
+   first poll that finds nothing puts it back to sleep.
+3. A tick that moved more than FLOW bytes is part of a bulk transfer. There the loop sleeps: more
+   completions gather meanwhile, and handling them together is cheaper.
 
-3. A tick that moved more than FLOW is part of a flow, not an answer: a sleep lets more gather,
-   which is cheaper.
-
-So in the worst case one look is lost in STREAK sleeps, and an idle loop sleeps.
+So at worst one poll in STREAK sleeps is wasted, and an idle loop sleeps.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Whether this kernel wakes an event loop again and again.
+"""Whether this kernel signals a ring's eventfd more than once.
 
 An event loop sleeps until the ring's eventfd is readable. Some kernels signal it for the first
-completion and then never again: those that defer the signal when it comes from a wake-up handler,
-and do not reset the note that they have deferred one (Debian 13's 6.12.117 and 6.12.118; the fix is
-"io_uring/eventfd: reset deferred signal state"). The loop would sleep for ever, with completions
-waiting. Only signals for work that is deferred (DEFER_TASKRUN) come from there. In a cooperative
-ring the kernel wakes the thread itself, which runs the work, and that signals the eventfd.
+completion and never again (Debian 13's 6.12.117 and 6.12.118): they defer a signal that is raised
+inside a wake-up handler, and never clear the flag that says one is deferred. The fix is "io_uring/
+eventfd: reset deferred signal state". On such a kernel the loop would sleep for ever over waiting
+completions. Only rings with DEFER_TASKRUN are affected. In a cooperative ring the kernel wakes the
+thread, the thread runs the work, and that signals the eventfd.
 
-1. Kernels are judged by what they do, not by their version: distributions mend and break them
+1. Kernels are judged by what they do, not by their version: distributions fix and break them
    under the same number.
-2. It is tried once in a process, when the first ring for an event loop is opened.
-3. A signal that is late counts as missing: that costs speed, and is right all the same.
-4. Who waits in the ring itself, as a plain thread does, needs no eventfd.
+2. The probe runs once per process, when the first ring for an event loop is opened.
+3. A late signal counts as missing. The cooperative ring that follows is slower, and correct.
+4. A plain thread waits in the ring itself and needs no eventfd.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is still open, and what was lost before it was closed: for those who watch over tests.
+"""What is still open, and what was dropped before it was closed: the pytest plugin reads both.
 
-All that has to be closed is in ``still_open`` from its making until its end begins, as something
-that does not keep it alive. When it is lost before, ``report`` says so, from whatever thread and
-garbage collection notices it.
+Every object that has to be closed is listed in ``still_open``, by a weak reference, from its
+creation until its end begins. If it is dropped before that, ``report`` tells the observers, in
+whichever thread the garbage collector noticed it.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
 Rules:
 
-1. It is of the kernel from the start: nothing has to be awaited for it to happen. It is handed
-   over when the task that started it next lets go, with all others of that tick.
-2. Its result is handed out once, to who awaits it. A second ``await`` is an error at the call,
-   whether the first still waits or has the result.
-3. Whatever nobody awaited is noticed: with a ResourceWarning, unless it was cancelled. What then
-   becomes of it is the Handle's affair (rule 2 of _engine.request).
-4. It belongs to a trio run. Elsewhere (another thread, another run, none, a forked child) it can
-   be neither started nor awaited nor cancelled, and says so.
-5. It does not keep its stream open. One that the stream's end cuts off is a ClosedResourceError.
+1. It runs without being awaited. The ring submits it, with all others of that tick, when the
+   task that started it next yields to the loop.
+2. Its result is handed out once. A second ``await`` is an error at the call, whether the first
+   still waits or already has the result.
+3. An operation that is dropped without being awaited or cancelled is a ResourceWarning. What then
+   happens to it is decided by its Handle (rule 2 of _engine.request).
+4. It belongs to one trio run. Starting, awaiting or cancelling it elsewhere (another thread,
+   another run, no run, a forked child) is a RuntimeError.
+5. It does not keep its stream open. If the stream ends first, awaiting it is a
+   ClosedResourceError.
 """
 
 from __future__ import annotations

@@ -1,29 +1,29 @@
 """TLS without I/O: bytes in, bytes out.
 
-What ssl.SSLObject does on two memory BIOs, and the rules that it leaves to its user:
+A TlsSession runs ssl.SSLObject on two memory BIOs, and keeps the rules that it leaves to its user:
 
-1. The transport's end of input is never told to OpenSSL. With OP_IGNORE_UNEXPECTED_EOF it
-   would turn into a clean end. Instead: when more is needed and there is no more, the
-   stream was truncated. Only the peer's close_notify reads as the end.
-2. ``SSLObject.unwrap`` also tries to read the peer's answer. For an end, input is taken out of
-   its way: what lies unread must not prevent the alert, and reading it could. A HelloRequest,
-   or the first record of a split NewSessionTicket, puts OpenSSL "in init", where it sends no
-   alert. Before a half-close input must be read, and is kept for later reads: unwrap would
-   destroy application data that it meets.
-3. After a fatal error OpenSSL has queued the alert for the peer. It is sent, and nothing after.
-4. A TLS 1.3 server's session tickets are queued when the handshake completes. They stay
-   queued until there is something else to send: a client that never reads must not get an
-   RST for closing over them. Whatever is sent next follows them, as their sequence numbers ask.
-5. A memory BIO never gives memory back. So sessions have none of their own: those of a thread
-   share a pair (_Bios). Input waits in a backlog, and goes there little more than a record at a
-   time when it is read; only one session's may wait in the BIO itself, which saves a copy where one
-   connection moves much. At the end of a call output goes to a list.
-   A call may be made in the middle of another session's: by a finalizer, a signal's handler, the
-   SNI callback. It first gives that session what is its own, and leaves it the empty pair: in
-   which that finds that it needs input, and takes it from its backlog.
-6. Reading makes OpenSSL answer: key updates, refused renegotiations. Who calls must be able to
-   hold back before the answers become many. So once there is output, no more than what is in
-   the BIO is read in one call.
+1. OpenSSL is never told that the transport's input has ended: with OP_IGNORE_UNEXPECTED_EOF it
+   would report a clean end. Instead, input that ends where more is needed is a truncation. Only
+   the peer's close_notify reads as the end.
+2. ``SSLObject.unwrap`` also tries to read the peer's answer. At an end, unread input is hidden
+   from it, because reading could prevent the alert: a HelloRequest, or the first record of a
+   split NewSessionTicket, puts OpenSSL "in init", where it sends no alert. Before a half-close,
+   input is read first and kept for later reads: unwrap would destroy application data.
+3. After a fatal error OpenSSL has queued the alert for the peer. It is sent, and nothing after it.
+4. A TLS 1.3 server's session tickets are queued when the handshake completes. They stay queued
+   until there is something else to send: sent at once, they would make a client that closes
+   without reading reset the connection. The next record is sent after them, because their
+   sequence numbers come first.
+5. A memory BIO never gives memory back. So sessions own none: the sessions of a thread share one
+   pair (_Bios). Input waits in a backlog and enters the BIO about one record at a time, when it
+   is read. One session at a time may leave its input in the BIO, which saves a copy for a bulk
+   transfer. Output moves from the BIO to a list at the end of each call.
+   A call may interrupt another session's call: from a finalizer, a signal handler, the SNI
+   callback. It first hands the BIOs' content to the session that owns it. The interrupted call
+   then finds the pair empty, and takes its input from its backlog.
+6. Reading makes OpenSSL answer key updates and refused renegotiations. The caller must be able to
+   stop before many answers pile up. So once a call has produced output, it reads no more than
+   what is in the BIO.
 
 This module imports no socket, no ring and no event loop.
 """

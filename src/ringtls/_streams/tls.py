@@ -7,9 +7,9 @@ Rules:
    encrypted, whichever tasks made them, and no lock is needed.
 2. Handing over never blocks. A sender waits for room before it encrypts: if it is cancelled
    there, nothing of that piece was sent, and the stream stays usable.
-3. The transport feeds the session on its own. Who needs input waits until some has come, and
-   asks the session again.
-4. The end is the Closing's. It outlives this object.
+3. The transport feeds the session on its own. A reader waits until input has come, and asks the
+   session again.
+4. Closing runs the end. It outlives this object.
 5. Reading makes OpenSSL answer: key updates, refused renegotiations. What it answers is handed
    over at once, but a peer that takes in nothing must not have it answer for ever. So once
    ANSWER_LIMIT bytes of answers came on top of HIGH_WATER unsent ones, reading waits for room.

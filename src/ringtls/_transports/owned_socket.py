@@ -2,14 +2,15 @@
 
 Rules:
 
-1. The number is in this object and in the ring, and nowhere else: it was taken out of the object
-   that the caller had, as SSLContext.wrap_socket does it, or is a duplicate. So whatever becomes
-   of the caller's object, it frees no number that the ring still uses.
-2. ``close()`` begins the owner's orderly end, from whatever thread. Closing the descriptor is
-   left to the owner: under requests of the ring, a new connection could get its number.
-3. When the ring is to close the descriptor, this object forgets it at once.
-4. The mode of the file stays as it is. Of a stream it is blocking, because io_uring answers
-   EAGAIN for another instead of waiting. A listener's may belong to other processes, too.
+1. Only this object and the ring know the descriptor's number: it was detached from the caller's
+   object, as SSLContext.wrap_socket does it, or is a duplicate. So closing the caller's object
+   can't free a number that the ring still uses.
+2. ``close()``, from any thread, begins the owner's orderly end. Only the owner closes the
+   descriptor: if it were closed while the ring has requests on it, a new connection could get the
+   same number.
+3. When the ring takes over the closing of the descriptor, this object forgets it at once.
+4. O_NONBLOCK stays as it is. Streams are blocking, because io_uring answers EAGAIN on a
+   non-blocking socket instead of waiting. A listener's flag may belong to other processes, too.
 
 An object without an owner, as ``dup()`` makes it, is an ordinary socket. os.close() of the number
 can't be noticed.

@@ -4,21 +4,22 @@ For streams in memory, for TLS in TLS, and for machines where io_uring is forbid
 
 Rules:
 
-1. A trio stream's ``send_all`` that is cancelled loses track of what was sent. So only a system
-   task of our own calls it, one at a time, and nothing but the end's deadline cancels it.
-2. Input is received in the task that wants it. It is cancelled, and looks again, when sending has
-   broken: it may wait for an answer to what was never sent (C18). What has come stays.
-3. During the end input is read and thrown away, as the ring does it: a peer that is blocked in a
-   send would else never read our last bytes. After FIN that goes on until the peer ends too, for
-   at most LINGER seconds, where closing over unread input could destroy what was sent (C10).
-4. The end includes the stream's own. When it is reported, nothing of ours touches the stream any
-   more: its descriptor may get another owner at once. So a socket lingers on a descriptor of our
-   own, in the background, and who ends another stream waits.
-5. The connection has ended in order when the stream has taken FIN: ``send_eof`` has returned, or,
-   if it can't half-close, ``aclose``. Until then the last bytes may be in a buffer of its own. So
-   what it raises before is the outcome, and what it raises after is a log record only.
-6. A stream may raise anything. In a system task nobody else would see that, and it would crash the
-   run. There it ends the connection by reset, wakes all who wait, and is logged (C16).
+1. A trio stream whose ``send_all`` is cancelled does not say how much was sent. So only a system
+   task of ours calls it, one call at a time, and only the end's deadline cancels that.
+2. Input is received in the task that wants it. When sending has broken, that receive is cancelled
+   and the task looks again, because the answer it waits for may be to something that was never
+   sent (C18). Input that has come is kept.
+3. During the end, input is read and discarded, as the ring does: a peer that is blocked in a send
+   would otherwise never read our last bytes. After FIN this goes on until the peer ends too, for
+   at most LINGER seconds, because closing over unread input could destroy what was sent (C10).
+4. The end includes that of the stream below. Once it is reported, nothing of ours touches the
+   stream: its descriptor may get another owner at once. So a socket lingers in the background, on
+   a duplicate of its descriptor, and the closer of any other stream waits.
+5. The end is orderly once the stream has taken the FIN: when ``send_eof`` has returned or, on a
+   stream that can't half-close, ``aclose``. Until then the last bytes may be in a buffer of its
+   own. So an exception before that point decides the outcome, and one after it is only logged.
+6. A stream may raise anything. In a system task an exception would crash the run, so it ends the
+   connection by reset there, wakes all who wait, and is logged (C16).
 """
 
 from __future__ import annotations
