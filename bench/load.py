@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .interruptions import interruptions_held
 from .server import HOST, Server
 
 __all__ = ["LoadError", "Wrk", "WrkResult", "curl", "missing_programs", "program"]
@@ -34,30 +35,13 @@ def missing_programs() -> list[str]:
 
 
 @contextmanager
-def _interruptions_held() -> Iterator[None]:
-    """SIGINT and SIGTERM come when this is left: a process that was started must not get lost."""
-    held: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: held.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for each in held:
-            signal.raise_signal(each)
-
-
-@contextmanager
 def program(*arguments: Argument) -> Iterator[subprocess.Popen[str]]:
     """A program that runs, with pipes to its input and from its output, errors among it.
 
     It is killed if it is left before it ends.
     """
     with ExitStack() as stack:
-        with _interruptions_held():
+        with interruptions_held():
             process = stack.enter_context(
                 subprocess.Popen(
                     arguments,

@@ -20,7 +20,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ringtls._cli.certificates import Certificate
 
 from .candidates import Candidate
 from .counters import Counters
+from .interruptions import interruptions_held
 
 __all__ = ["HOST", "Server", "ServerError", "Snapshot", "load_cpu", "running", "server_cpu"]
 
@@ -137,10 +138,10 @@ def running(candidate: Candidate, certificate: Certificate, *, tickets: int) -> 
     Raises:
       ServerError: it did not start, or ended before its time.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        directory = Path(name)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         errors = directory / "stderr"
-        with errors.open("wb") as stderr:
+        with errors.open("wb") as stderr, interruptions_held():
             process = subprocess.Popen(
                 [
                     sys.executable,
@@ -158,15 +159,13 @@ def running(candidate: Candidate, certificate: Certificate, *, tickets: int) -> 
                 process_group=0,  # ^C is for the harness
                 preexec_fn=lambda: os.sched_setaffinity(0, {server_cpu()}),
             )
-        try:
-            ports = _ready_ports(process)
-            if ports is None:
-                raise ServerError(f"{candidate.title} did not start: {errors.read_text().strip()}")
-            yield Server(directory, certificate, process.pid, ports)
-            if process.poll() is not None:
-                raise ServerError(f"{candidate.title} has ended: {errors.read_text().strip()}")
-        finally:
-            _stop(process)
+            stack.callback(_stop, process)
+        ports = _ready_ports(process)
+        if ports is None:
+            raise ServerError(f"{candidate.title} did not start: {errors.read_text().strip()}")
+        yield Server(directory, certificate, process.pid, ports)
+        if process.poll() is not None:
+            raise ServerError(f"{candidate.title} has ended: {errors.read_text().strip()}")
 
 
 def _ready_ports(process: subprocess.Popen[bytes]) -> list[int] | None:
