@@ -28,10 +28,10 @@ class WaitQueue(Protocol):
     def wake(self) -> None:
         """Wake all who wait. Called from tasks and from the ring's callbacks."""
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Wait for the next ``wake``; a cancellation ends it."""
 
-    async def wait_uncancellable(self) -> None:
+    def wait_uncancellable(self) -> Awaitable[None]:
         """Wait for the next ``wake``; nothing else ends it."""
 
 

@@ -70,8 +70,15 @@ def _message_of(coroutine: Coroutine[Any, Any, object]) -> Any:
     return message
 
 
+def _answering(answer: Abort) -> Callable[[RaiseCancelT], Abort]:
+    """An abort function with no Python code in it: nobody could catch what is raised at its entry
+    (by a signal's handler, say), and trio would crash."""
+    return partial({"": answer}.get, "")  # type: ignore[return-value]
+
+
 _CHECKPOINT = _message_of(trio.lowlevel.cancel_shielded_checkpoint())
-_UNCANCELLABLE_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(lambda _: Abort.FAILED))
+_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(_answering(Abort.SUCCEEDED)))
+_UNCANCELLABLE_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(_answering(Abort.FAILED)))
 
 #: What a woken task is sent. It is never unwrapped, so one does for all.
 _WOKEN = Value(None)
@@ -80,69 +87,49 @@ _WOKEN = Value(None)
 class TrioWaitQueue:
     """Tasks that wait for the next occurrence of something (WaitQueue of _interfaces).
 
-    Most often that is one task: it has the place, and others queue. Who wakes a task forgets it
-    after that and not before, and who was woken sees to it that it is forgotten. So an exception
-    in between loses nobody, and nobody is woken out of another sleep. What trio calls to cancel a
-    wait is no Python code, for nothing of ours could catch what is raised at its entry: it takes
-    the answer to trio out of where the wait is noted.
+    A task waits here while its ``custom_sleep_data`` is this queue. trio forgets that in the moment
+    in which it schedules the task, whoever woke or cancelled it. So an exception at any place loses
+    nobody, wakes nobody twice, and nobody out of another sleep. Most often one task waits: it has
+    the place, and others queue.
     """
 
-    __slots__ = ("_message", "_place", "_queue", "_task")
+    __slots__ = ("_others", "_task")
 
     def __init__(self) -> None:
         self._task: Task | None = None
-        self._place: dict[str, Abort] | None = None  # has an entry while _task waits
-        self._queue: dict[Task, Abort] | None = None
-        self._message: Any = None
+        self._others: dict[Task, None] | None = None
 
     def wake(self) -> None:
-        if self._place:
-            assert self._task is not None
-            try:  # noqa: SIM105  each wake would cost a third of a microsecond more
-                reschedule(self._task, _WOKEN)
-            except AssertionError:
-                pass  # trio's: it was woken before, and an exception left it here
-            self._place.pop("waits", None)
-        while self._queue:
-            task = next(iter(self._queue))
-            with suppress(AssertionError):
-                reschedule(task)
-            self._queue.pop(task, None)
+        task = self._task
+        if task is not None and task.custom_sleep_data is self:
+            reschedule(task, _WOKEN)
+        if self._others:
+            for task in self._others:
+                if task.custom_sleep_data is self:
+                    reschedule(task, _WOKEN)
+            self._others.clear()
 
     @coroutine
-    def wait(self) -> Generator[Any, Any, None]:
+    def wait(self, message: Any = _WAIT) -> Generator[Any, Any, None]:
         task = current_task()
-        if self._place:
-            yield from self._wait_queued(task, Abort.SUCCEEDED)
-            return
-        if self._place is None:
-            self._place = {}
-            abort = partial(self._place.pop, "waits")
-            self._message = _message_of(trio.lowlevel.wait_task_rescheduled(abort))
-        try:
+        if self._task is None or self._task.custom_sleep_data is not self:
             self._task = task
-            self._place["waits"] = Abort.SUCCEEDED
-            sent = yield self._message
+        else:
+            if self._others is None:
+                self._others = {}
+            self._others[task] = None
+        try:
+            task.custom_sleep_data = self
+            sent = yield message
         finally:
-            if self._task is task:
-                self._place.pop("waits", None)
+            task.custom_sleep_data = None
+            if self._others:
+                self._others.pop(task, None)
         if sent is not _WOKEN:
             sent.unwrap()
 
-    @coroutine
-    def wait_uncancellable(self) -> Generator[Any, Any, None]:
-        yield from self._wait_queued(current_task(), Abort.FAILED)
-
-    @coroutine
-    def _wait_queued(self, task: Task, answer: Abort) -> Generator[Any, Any, None]:
-        if self._queue is None:
-            self._queue = {}
-        notes = self._queue if answer is Abort.SUCCEEDED else {task: answer}
-        try:
-            self._queue[task] = answer
-            yield from trio.lowlevel.wait_task_rescheduled(partial(notes.pop, task))
-        finally:
-            self._queue.pop(task, None)
+    def wait_uncancellable(self) -> Awaitable[None]:
+        return self.wait(_UNCANCELLABLE_WAIT)
 
 
 class _WakeOnTaskExit(trio.abc.Instrument):
