@@ -18,8 +18,9 @@ from ringtls._streams.session import TlsSession
 
 from ..conftest import Contexts
 from ..support.clogging import clog
-from ..support.peer import Transport, meet
+from ..support.peer import Meet, Transport, meet
 from ..support.streams import handshaken
+from ..support.waiting import until
 
 
 class RaisingFilter(logging.Filter):
@@ -99,6 +100,51 @@ def test_c16_an_end_that_never_comes_is_given_up(
         peer.sock.close()
 
     trio.run(main)
+
+
+class Once:
+    """Calls a function, and raises after its first call."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.has_raised = False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        result = self.function(*arguments, **options)
+        if not self.has_raised:
+            self.has_raised = True
+            raise MemoryError
+        return result
+
+
+async def test_c16_a_request_that_an_exception_kept_from_its_maker(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring has the request that closes the descriptor, and the transport does not know it: it
+    is found, and does not outlive the descriptor (C17)."""
+    stream, peer = await meet(contexts, shutdown_timeout=3600)
+    ring = TrioDriver.current().ring
+    monkeypatch.setattr(ring, "close_fd", Once(ring.close_fd))
+    with pytest.raises(MemoryError):
+        await stream.aclose()
+    end = await trio.to_thread.run_sync(peer.end)
+    assert end.transport is Transport.RST
+    await until(lambda: not statistics().connections_closing)
+    assert ring.in_flight == 0
+
+
+async def test_c16_an_end_that_was_interrupted_while_it_was_reported(
+    contexts: Contexts, meet: Meet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported again: neither who closes nor the run waits for it."""
+    stream, peer = await meet(contexts, shutdown_timeout=3600)
+    driver = TrioDriver.current()
+    unregister = Once(driver.unregister)
+    monkeypatch.setattr(driver, "unregister", unregister)
+    await stream.aclose()
+    await trio.to_thread.run_sync(peer.end)
+    await until(lambda: not statistics().connections_closing)
+    assert unregister.has_raised
 
 
 async def test_c16_trio_removes_an_instrument_that_raises(contexts: Contexts) -> None:

@@ -307,9 +307,9 @@ class Ring:
         result = _lib.rtl_outbox_shutdown(self._usable(), outbox.id, _deadline_ns(deadline))
         if result > 0:
             return False
+        self._in_flight.pop(outbox.id, None)
         outbox.on_done = None
         outbox.complete(result)
-        self._in_flight.pop(outbox.id, None)
         if result < 0:
             raise OSError(-result, f"{outbox.label}: {os.strerror(-result)}")
         return True
@@ -349,6 +349,13 @@ class Ring:
         request resets the connection."""
         request = Request(Opcode.CLOSE, fd, on_done=on_done)
         return self._start(request, _lib.rtl_close, discard_limit, _deadline_ns(deadline))
+
+    def close_request_of(self, fd: int) -> Request | None:
+        """The close_fd() request of a descriptor, for who lost it to an exception."""
+        for request in self._in_flight.values():
+            if request.opcode is Opcode.CLOSE and request.fd == fd:
+                return request
+        return None
 
     def timer(self, deadline: float, *, on_done: OnDone | None = None) -> Request:
         """End with ECANCELED at a time of ``time.monotonic()``: a poll for nothing."""

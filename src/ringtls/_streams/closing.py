@@ -395,9 +395,9 @@ class Closing:
         )
 
     def _let_go(self) -> None:
-        self.transport.on_crash = None  # no reference cycle
         self.transport.driver.unregister(self)
         self._settled.wake()
+        self.transport.on_crash = None  # no reference cycle
 
     def _step(self, event: Event) -> None:
         self._phase = TRANSITIONS[self._phase, event]

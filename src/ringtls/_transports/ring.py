@@ -309,8 +309,11 @@ class RingTransport(BaseTransport):
         self.closing = True
         self._on_flushed = None
         self._wake_all()
+        fd = self.socket.fileno()
+        is_open = fd >= 0
+        if is_open and self._close_request is None:
+            self._close_request = self._ring.close_request_of(fd)
         request = self._close_request
-        is_open = self.socket.fileno() >= 0
         if is_open:
             with suppress(OSError):  # the ring has failed
                 if request is None:
