@@ -8,6 +8,8 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import trio
@@ -211,6 +213,37 @@ async def test_c16_a_task_that_can_not_be_started(
     assert left[0] <= 0
     assert client.close_outcome is not None
     assert server.close_outcome is not None
+
+
+@pytest.mark.parametrize("which", [1, 2, 3])
+async def test_c16_an_exception_where_a_task_is_started(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """The task of a send, of the end, and of the input: none is waited for that does not run."""
+    below, client, server = await faulty(contexts)
+    client.shutdown_timeout = 3600
+    start = StreamTransport._start
+    left = [which]
+
+    def raise_or_start(self: StreamTransport, *arguments: Any) -> bool:
+        if self is client._transport:
+            left[0] -= 1
+            if not left[0]:
+                raise MemoryError
+        return start(self, *arguments)
+
+    monkeypatch.setattr(StreamTransport, "_start", raise_or_start)
+    with suppress(MemoryError):
+        await client.send_all(b"x")
+    with suppress(MemoryError):
+        await client.aclose()
+    await client.aclose()
+    assert left[0] <= 0
+    assert below.is_closed
+    assert client.close_outcome in (CloseOutcome.CLEAN, CloseOutcome.CRASHED)
+    if client.close_outcome is CloseOutcome.CLEAN:
+        assert await server.receive_some() == b"x"
+    await server.aclose()
 
 
 async def test_c16_a_logging_filter_that_raises(contexts: Contexts) -> None:

@@ -46,7 +46,7 @@ class RaiseAt:
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
-                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                self.place = _where(frame)
                 raise InjectedError(self.place)
         return self._trace
 
@@ -57,3 +57,15 @@ class RaiseAt:
             yield
         finally:
             sys.settrace(None)
+
+
+def _where(frame: FrameType | None) -> str:
+    """The frames of the package that lead here, the innermost first."""
+    places = []
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(PACKAGE):
+            file = code.co_filename.removeprefix(PACKAGE)
+            places.append(f"{code.co_qualname} ({file}:{frame.f_lineno})")
+        frame = frame.f_back
+    return " < ".join(places)

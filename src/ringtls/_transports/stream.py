@@ -20,6 +20,9 @@ Rules:
    own. So an exception before that point decides the outcome, and one after it is only logged.
 6. A stream may raise anything. In a system task an exception would crash the run, so it ends the
    connection by reset there, wakes all who wait, and is logged (C16).
+7. One task runs the end, from the closing's start until the stream is closed, and the deadline
+   bounds its waits. So the end comes whatever an exception has left undone elsewhere. A task is
+   noted after it was started and not before, and what was not sent for want of a task is sent then.
 """
 
 from __future__ import annotations
@@ -81,8 +84,8 @@ class StreamTransport(BaseTransport):
         self._discarding: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
         self._deadline = 0.0
-        self._ending = False  # one of the tasks that close the stream was started
-        self._let_go = False  # the stream is about to be closed
+        self._ends = False  # the task of the end was started
+        self._last_step: Callable[[], Awaitable[None]] | None = None  # of the end, once decided
 
     # Data
 
@@ -99,18 +102,19 @@ class StreamTransport(BaseTransport):
             raise broken(self._input_error)
 
     async def _receive(self) -> None:
-        with trio.CancelScope() as self._receiving:
-            try:
-                data = await self._stream.receive_some()
-            except _CONNECTION_ERRORS as error:
-                self._input_error = _as_os_error(error)
-            else:
-                self._take_input(data)
-            finally:
-                self._receiving = None
-                self._arrived.wake()
-                if self.closing:
-                    self._start_discarding()
+        scope = trio.CancelScope()
+        try:
+            self._receiving = scope
+            with scope:
+                try:
+                    data = await self._stream.receive_some()
+                except _CONNECTION_ERRORS as error:
+                    self._input_error = _as_os_error(error)
+                else:
+                    self._take_input(data)
+        finally:
+            self._receiving = None
+            self._arrived.wake()
 
     def _take_input(self, data: bytes | bytearray) -> None:
         self.driver.tally.bytes_received += len(data)
@@ -143,9 +147,13 @@ class StreamTransport(BaseTransport):
         self.driver.check_caller()
         self._queue.append(data)
         self.unsent += len(data)
-        if self._sending is None:
-            self._sending = trio.CancelScope(shield=True)
-            self._start(self._send_queued, self._fail_sending)
+        self._keep_sending()
+
+    def _keep_sending(self) -> None:
+        if self._queue and self._sending is None:
+            scope = trio.CancelScope()
+            if self._start(partial(self._send_queued, scope), self._fail_sending):
+                self._sending = scope
 
     # The end
 
@@ -160,14 +168,7 @@ class StreamTransport(BaseTransport):
         self._on_flushed = on_flushed
         self._on_closed = on_closed
         self._wake_all()
-        if self._sending is not None:
-            self._sending.deadline = self._time_of(deadline)
-        else:
-            self._report_flushed()
-        if self._receiving is not None:
-            self._receiving.cancel()
-        else:
-            self._start_discarding()
+        self._start_end()
 
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
         on_delivered()
@@ -179,51 +180,50 @@ class StreamTransport(BaseTransport):
         self.closing = True
         self._on_flushed = None
         self._wake_all()
-        if self._ending:
+        if self._last_step is not None:
             if self._on_closed is None:
                 on_closed(acknowledged=True)
             return False
         self._on_closed = on_closed
         self.reset()
+        if not self._ends:
+            self._start_end()
         return True
 
     def end_output(self) -> None:
-        self._start_end(self._end_in_order)
+        self._decide(self._end_in_order)
 
     def reset(self) -> None:
         if self._sending is not None:
             self._sending.cancel()
-        self._start_end(self._break_off)
+        self._decide(self._break_off)
 
-    def _start_end(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._ending = True
-        self._start(partial(self._end_somehow, work), self._end_later)
+    def _decide(self, last_step: Callable[[], Awaitable[None]]) -> None:
+        self._last_step = last_step
+        self._progress.wake()
+
+    def _start_end(self) -> None:
+        self._start(self._end, self._end_later)
+        self._ends = True
 
     def _end_later(self, error: BaseException) -> None:
         """There was no task to end the stream in, or it did not get as far as that."""
         self._start(partial(self._break_off, error), self._report_closed)
 
-    def _start_discarding(self) -> None:
-        if not self._let_go:
-            deadline = self._time_of(self._deadline)
-            self._discarding = trio.CancelScope(shield=True, deadline=deadline)
-            try:
-                self._start(self._discard_input, self._fail_discarding)
-            except BaseException:
-                self._discarding = None
-                raise
-
     # The system tasks (rule 6)
 
     def _start(
         self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
-    ) -> None:
-        """Never raises: the caller would leave the end half made."""
+    ) -> bool:
+        """Run ``work`` in a task; ``fail`` hears of what it raises. False if there is no task, and
+        ``fail`` has heard why."""
         try:
             self.driver.start_task(partial(self._guard, work, fail))
         except BaseException as error:
             with suppress(BaseException):
                 fail(error)
+            return False
+        return True
 
     async def _guard(
         self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
@@ -235,9 +235,7 @@ class StreamTransport(BaseTransport):
             with suppress(BaseException):
                 fail(error)
 
-    async def _send_queued(self) -> None:
-        scope = self._sending
-        assert scope is not None
+    async def _send_queued(self, scope: trio.CancelScope) -> None:
         with scope:
             while self._queue:
                 data = b"".join(self._queue)
@@ -249,7 +247,6 @@ class StreamTransport(BaseTransport):
         if scope.cancelled_caught:
             raise trio.TooSlowError
         self._sending = None
-        self._report_flushed()
 
     def _fail_sending(self, error: BaseException) -> None:
         """Wake all who wait; rule 2."""
@@ -262,15 +259,44 @@ class StreamTransport(BaseTransport):
             self._receiving.cancel()
         if not isinstance(error, _CONNECTION_ERRORS):
             self._log(error)
-        self._report_flushed()
-        if self.closing and not self._ending and self.on_crash is not None:
-            self.on_crash(error)  # it was the report that raised
 
-    async def _discard_input(self) -> None:
+    async def _end(self) -> None:
+        """Rules 3, 5 and 7."""
+        try:
+            self._start_discarding()
+            await self._flush()
+            if self._on_flushed is not None:
+                on_flushed, self._on_flushed = self._on_flushed, None
+                on_flushed(self.error)
+        except BaseException as error:
+            self._crash(error)
+        try:
+            await (self._last_step or self._break_off)()
+        except BaseException as error:
+            await self._break_off(error)
+
+    async def _flush(self) -> None:
+        """Return when all is sent, when it can't be, and when that is of no use any more."""
+        self._keep_sending()
+        with trio.move_on_at(self._time_of(self._deadline)) as scope:
+            while self.unsent > 0 and self._last_step is None:
+                await self._progress.wait()
+        if scope.cancelled_caught:
+            self.error = _as_os_error(trio.TooSlowError())
+            if self._sending is not None:
+                self._sending.cancel()
+
+    def _start_discarding(self) -> None:
+        scope = trio.CancelScope(deadline=self._time_of(self._deadline))
+        if self._start(partial(self._discard_input, scope), self._fail_discarding):
+            self._discarding = scope
+
+    async def _discard_input(self, scope: trio.CancelScope) -> None:
         """Rule 3."""
-        scope = self._discarding
-        assert scope is not None
         with scope:
+            while self._receiving is not None:
+                self._receiving.cancel()
+                await self._arrived.wait()
             while await self._stream.receive_some():
                 await trio.lowlevel.cancel_shielded_checkpoint()
         self._end_discarding(is_all=not scope.cancelled_caught)
@@ -286,12 +312,6 @@ class StreamTransport(BaseTransport):
         if is_all:
             self._input_ended.set()
         self._arrived.wake()
-
-    async def _end_somehow(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except BaseException as error:
-            await self._break_off(error)
 
     async def _end_in_order(self) -> None:
         end = max(self._time_of(self._deadline), trio.current_time() + LEAST)
@@ -324,7 +344,7 @@ class StreamTransport(BaseTransport):
             with trio.move_on_at(min(now + LINGER, (now + end) / 2)):
                 await self._input_ended.wait()
         try:
-            await self._stop_discarding(end)
+            await self._let_go(end)
             with trio.fail_at(end):
                 await self._stream.aclose()
         except BaseException as error:
@@ -338,18 +358,18 @@ class StreamTransport(BaseTransport):
             if isinstance(self._stream, trio.SocketStream):
                 with suppress(OSError):
                     self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            await self._stop_discarding(trio.current_time() + LEAST)
+            await self._let_go(trio.current_time() + LEAST)
             await trio.aclose_forcefully(self._stream)
         except BaseException as error:
             self._log(error)
         self._report_closed(why)
 
-    async def _stop_discarding(self, end: float) -> None:
-        self._let_go = True
+    async def _let_go(self, end: float) -> None:
+        """Have no task of ours use the stream."""
         if self._discarding is not None:
             self._discarding.cancel()
         with trio.move_on_at(end):
-            while self._discarding is not None or self._receiving is not None:
+            while self._discarding or self._receiving or self._sending:
                 await self._arrived.wait()
 
     # Helpers
@@ -362,24 +382,23 @@ class StreamTransport(BaseTransport):
         """A time of time.monotonic() as one of the run's clock."""
         return trio.current_time() + deadline - time.monotonic()
 
-    def _report_flushed(self) -> None:
-        if self._on_flushed is not None and not self.unsent:
-            on_flushed, self._on_flushed = self._on_flushed, None
-            on_flushed(self.error)
-
     def _report_closed(self, error: BaseException | None) -> None:
         if self._on_closed is None:
             return
-        on_closed, self._on_closed = self._on_closed, None
         if error is not None:
             self._log(error)
         try:
-            on_closed(acknowledged=True, error=None if error is None else _as_os_error(error))
+            self._on_closed(acknowledged=True, error=None if error is None else _as_os_error(error))
+            self._on_closed = None
         except BaseException as failure:
-            if self.on_crash is not None:
-                self.on_crash(failure)
+            self._on_closed = None
+            self._crash(failure)
         finally:
             self.driver.wake()
+
+    def _crash(self, failure: BaseException) -> None:
+        if self.on_crash is not None:
+            self.on_crash(failure)
 
     def _log(self, error: BaseException) -> None:
         if isinstance(error, _CONNECTION_ERRORS):
