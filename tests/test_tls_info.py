@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import ipaddress
 import pickle
 import socket
@@ -48,6 +49,27 @@ async def test_what_ssl_knows(versioned_contexts: Contexts) -> None:
         assert client.cipher() in shared
         assert isinstance(client.ssl_object, ssl.SSLObject)
         assert client.ssl_object.version() == client.version()
+
+
+@pytest.mark.parametrize("name", ["read", "write", "do_handshake", "unwrap"])
+async def test_the_ssl_object_does_no_io(contexts: Contexts, name: str) -> None:
+    """What it put out would go to another connection: the BIOs are shared by all of the thread."""
+    first, second = await handshaken(contexts)
+    async with first, second:
+        with pytest.raises(io.UnsupportedOperation, match="by the stream itself"):
+            getattr(first.ssl_object, name)(b"?")
+        await second.send_all(b"mine")
+        assert await first.receive_some() == b"mine"
+
+
+async def test_the_ssl_object_changes_what_it_may(contexts: Contexts) -> None:
+    """The context, as an SNI callback does, and the request of a certificate: neither is I/O."""
+    client, server = tls_over(*await socket_streams(), contexts)
+    other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.ssl_object.context = other
+    assert server.context is other
+    server.close_unclean()
+    client.close_unclean()
 
 
 async def test_pending_counts_what_is_decrypted(contexts: Contexts) -> None:

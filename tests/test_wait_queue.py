@@ -41,7 +41,7 @@ async def test_c16_a_wake_that_was_broken_off_is_made_again(
         woken.append(number)
         await elsewhere.wait()
 
-    schedule = trio_driver.reschedule
+    schedule = trio.lowlevel.reschedule
 
     def schedule_and_raise(*arguments: object) -> None:
         schedule(*arguments)  # type: ignore[arg-type]

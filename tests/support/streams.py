@@ -21,7 +21,10 @@ def tcp_pair(buffer_size: int | None = None) -> tuple[socket.socket, socket.sock
     """Two ends of a TCP connection over loopback; for the size see set_buffers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
-        server, _ = listener.accept()
+        server, address = listener.accept()
+        while address != client.getsockname():  # who looks for a server that had this port before
+            server.close()
+            server, address = listener.accept()
     set_buffers(buffer_size, client, server)
     return client, server
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
     from .session import TlsSession
 
 __all__ = ["TlsInfo"]
+
+
+class _Inquiry(ssl.SSLObject):
+    """A connection's SSLObject for those who ask, and do no I/O: what OpenSSL reads and writes is
+    in BIOs that all connections of the thread share (rule 5 of session.py)."""
+
+    @classmethod
+    def of(cls, connection: ssl.SSLObject) -> _Inquiry:
+        inquiry = cls.__new__(cls)
+        inquiry.__dict__ = connection.__dict__
+        return inquiry
+
+    def _refuse(self, *arguments: object, **options: object) -> NoReturn:
+        raise io.UnsupportedOperation(
+            "ssl_object is for questions: read, write, shake hands and unwrap by the stream itself"
+        )
+
+    read = write = do_handshake = unwrap = _refuse
 
 
 class TlsInfo(Uncopyable):
@@ -66,9 +85,9 @@ class TlsInfo(Uncopyable):
 
     @property
     def ssl_object(self) -> ssl.SSLObject:
-        """For code that asks ssl itself. Do not read, write, shake hands or unwrap with it: the
-        stream would not know."""
-        return self._session.object
+        """For code that asks ssl itself. To read, write, shake hands and unwrap is the stream's:
+        those methods of this object raise io.UnsupportedOperation."""
+        return _Inquiry.of(self._session.object)
 
     _ssl_object = ssl_object  # trio.SSLStream's, which others use for want of a public one
 
