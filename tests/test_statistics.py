@@ -54,6 +54,20 @@ async def test_operations(contexts: Contexts) -> None:
     stalled.sock.close()
 
 
+@pytest.mark.ringtls_allow_unclosed
+async def test_after_the_ring_has_failed(contexts: Contexts) -> None:
+    """Just then one wants to know."""
+    stream, vain = await peer.meet(contexts)
+    before = statistics()
+    TrioDriver.current()._fail(RuntimeError("made up"))
+    after = statistics()
+    assert after.operations_submitted == before.operations_submitted
+    assert after.connections_open == before.connections_open
+    stream.close_unclean()
+    assert statistics().connections_open == 0
+    vain.sock.close()
+
+
 async def test_without_a_ring() -> None:
     assert statistics().operations_submitted == 0
     assert TrioDriver.current()._ring is None

@@ -639,9 +639,10 @@ class Ring:
         return list(self._in_flight.values())
 
     def counters(self) -> RingCounters:
-        """What the engine has counted since the ring was made."""
+        """What the engine has counted since the ring was made; also after it has failed."""
+        has_failed = self._failure is not None and not (self._closed or self.forked)
         counters = _ffi.new("struct rtl_counters *")
-        _lib.rtl_counters(self._usable(), counters)
+        _lib.rtl_counters(self._engine if has_failed else self._usable(), counters)
         return RingCounters(**{name: getattr(counters, name) for name in RingCounters.__slots__})
 
     def unsupported(self) -> list[Opcode]:
