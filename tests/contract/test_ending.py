@@ -148,6 +148,7 @@ def test_c2_keyboard_interrupt(contexts: Contexts, meet: Meet, where: str) -> No
                 nursery.start_soon(interrupt, interrupted)
                 if where == "in a receive":
                     await stream.receive_some()
+            await trio.lowlevel.checkpoint()
 
     @trio.lowlevel.enable_ki_protection  # so that it reaches the main task
     async def interrupt(interrupted: trio.Event) -> None:
