@@ -4,8 +4,7 @@ An exception is raised at the nth call, or bytecode, of ringtls' own code, once 
 n. Every run ends, and every peer sees an end or a break. What a peer has read is a prefix of what
 it was sent.
 
-RINGTLS_INJECTIONS=10000 plays that many, where by default it is a few, and none over the adapter:
-there one in some hundreds still waits too long.
+RINGTLS_INJECTIONS=10000 plays that many in each test, where by default it is a few.
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ from ..support.injection import InjectedError, RaiseAt
 from ..support.peer import Peer, adapted_socket_stream
 from ..support.streams import tcp_pair
 
-ASKED_FOR = os.environ.get("RINGTLS_INJECTIONS")
-
-INJECTIONS = int(ASKED_FOR or "12")
+INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "12"))
 
 SENT = bytes(range(256)) * 100
 
@@ -112,9 +109,11 @@ def on_threads(contexts: Contexts, socks: list[socket.socket], injection: RaiseA
     thread.join()
 
 
-PLAYS: dict[str, Play] = {"ring": on_trio(SocketStream), "blocking": on_threads}
-if ASKED_FOR is not None:
-    PLAYS["adapter"] = on_trio(adapted_socket_stream)
+PLAYS: dict[str, Play] = {
+    "ring": on_trio(SocketStream),
+    "adapter": on_trio(adapted_socket_stream),
+    "blocking": on_threads,
+}
 
 
 def played(play: Play, contexts: Contexts, number: int, event: str) -> bool:

@@ -18,8 +18,9 @@ from ringtls._streams.session import TlsSession
 
 from ..conftest import Contexts
 from ..support.clogging import clog
-from ..support.peer import Meet, Transport, meet
-from ..support.streams import handshaken
+from ..support.faces import BlockingFace, Face, TrioFace
+from ..support.peer import End, Meet, Peer, Transport, meet
+from ..support.streams import handshaken, tcp_pair
 from ..support.waiting import until
 
 
@@ -89,7 +90,7 @@ def test_c16_an_end_that_never_comes_is_given_up(
     contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wait at the end of the run is bounded, whatever has gone wrong."""
-    monkeypatch.setattr("ringtls._drivers.trio.LATE", 0.05)
+    monkeypatch.setattr("ringtls._drivers.end_of_run.LATE", 0.05)
     monkeypatch.setattr(
         "ringtls._streams.closing.Closing._released", lambda self, *, acknowledged: None
     )
@@ -100,6 +101,32 @@ def test_c16_an_end_that_never_comes_is_given_up(
         peer.sock.close()
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("face", [TrioFace, BlockingFace])
+def test_c16_an_end_that_nobody_looked_after_is_not_given_up(
+    contexts: Contexts, caplog: pytest.LogCaptureFixture, face: type[Face]
+) -> None:
+    """Its time was over long before the end of the run, or thread, which nothing drove since."""
+    ours, theirs = tcp_pair()
+    peer = Peer(theirs, contexts, server_side=False)
+    ends: list[End] = []
+
+    def peer_story() -> None:
+        peer.handshake()
+        ends.append(peer.end())
+
+    async def story(face: Face) -> None:
+        async with face.stream() as stream:
+            await stream.send_all(b"all of it")
+        face.closing.deadline = 0.0
+
+    thread = threading.Thread(target=peer_story)
+    thread.start()
+    face(ours, contexts).play(story)
+    thread.join()
+    assert ends[0].is_clean
+    assert "in time" not in caplog.text
 
 
 class Once:

@@ -180,4 +180,4 @@ class TimeoutFace(BlockingFace):
 FACES: list[type[Face]] = [TrioFace, BlockingFace, TimeoutFace]
 
 
-__all__ = ["FACES", "AnyStream", "Face"]
+__all__ = ["FACES", "AnyStream", "BlockingFace", "Face", "TrioFace"]

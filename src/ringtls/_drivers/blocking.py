@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._engine.ring import Ring
 from .._errors import wrong_caller
 from .._statistics import Tally
-from .end_of_run import LATE, adopt, give_up
+from .end_of_run import Patience, adopt, give_up
 
 if TYPE_CHECKING:
     from .._engine.handle import Handle
@@ -284,7 +284,7 @@ class BlockingDriver:
     def _await_endings(self) -> None:
         if not self._endings:
             return
-        latest = max(ending.deadline for ending in self._endings) + LATE
+        latest = Patience().lasts_until(self._endings)
         self.drive_until(
             lambda: not self._endings or time.monotonic() >= latest, interruptible=False
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,25 @@ from .._log import log
 if TYPE_CHECKING:
     from .._interfaces import Ending
 
-__all__ = ["LATE", "adopt", "give_up"]
+__all__ = ["LATE", "Patience", "adopt", "give_up"]
 
 #: Seconds after its deadline in which an end must have come, or is given up (rule C16).
 LATE = 1.0
+
+
+class Patience:
+    """How long the ends are waited for, from now on.
+
+    Those whose deadline was over before have LATE seconds, too: it may be long ago that somebody
+    looked what has become of them.
+    """
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def lasts_until(self, endings: Iterable[Ending]) -> float:
+        """A time of time.monotonic()."""
+        return max(self._begin, *(ending.deadline for ending in endings)) + LATE
 
 
 def adopt(endings: Iterable[Ending]) -> None:

@@ -49,7 +49,7 @@ from .._engine.wakeups import open_for_event_loop
 from .._errors import wrong_caller
 from .._statistics import Statistics, Tally
 from .busy_poll import BUSY_POLL_NS, Polling
-from .end_of_run import LATE, adopt, give_up
+from .end_of_run import Patience, adopt, give_up
 
 if TYPE_CHECKING:
     from .._engine.handle import Handle
@@ -477,8 +477,9 @@ class TrioDriver(trio.abc.Instrument):
             await self._drain_rest(self._ring)
 
     async def _await_endings(self) -> None:
+        patience = Patience()
         while started := [ending for ending in self._endings if ending.started]:
-            left = max(ending.deadline for ending in started) + LATE - time.monotonic()
+            left = patience.lasts_until(started) - time.monotonic()
             if left <= 0:
                 give_up(started)
                 continue
@@ -487,6 +488,7 @@ class TrioDriver(trio.abc.Instrument):
 
     async def _drain_destructors(self, late: bool) -> None:
         """Stay until all destructors that have begun are done; late, all that there are."""
+        patience = Patience()
         while True:
             waited_for = [ending for ending in self._endings if ending.runs_user_code]
             if late:
@@ -496,8 +498,8 @@ class TrioDriver(trio.abc.Instrument):
             if not waited_for:
                 return
             now = time.monotonic()
-            give_up(ending for ending in waited_for if ending.deadline + LATE <= now)
-            with trio.move_on_after(min(ending.deadline for ending in waited_for) + LATE - now):
+            give_up(each for each in waited_for if patience.lasts_until([each]) <= now)
+            with trio.move_on_after(min(patience.lasts_until([each]) for each in waited_for) - now):
                 await self._next_wakeup()
 
     async def _drain_rest(self, ring: Ring) -> None:
