@@ -83,6 +83,7 @@ class StreamTransport(BaseTransport):
         self._receiving: trio.CancelScope | None = None
         self._discarding: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
+        self._lingering: trio.socket.SocketType | None = None  # on a descriptor of our own (rule 4)
         self._deadline = 0.0
         self._ends = False  # the task of the end was started
         self._last_step: Callable[[], Awaitable[None]] | None = None  # of the end, once decided
@@ -315,20 +316,13 @@ class StreamTransport(BaseTransport):
 
     async def _end_in_order(self) -> None:
         end = max(self._time_of(self._deadline), trio.current_time() + LEAST)
-        lingering: trio.socket.SocketType | None = None
         if isinstance(self._stream, trio.SocketStream) and not self._input_ended.is_set():
             with suppress(OSError):  # no descriptor is left
-                lingering = self._stream.socket.dup()
-        try:
-            await self._finish(end, lingers=lingering is None)
-        except BaseException as error:
-            if lingering is not None:
-                lingering.close()
-            await self._break_off(error)
-        else:
-            self._report_closed(None)
-            if lingering is not None:
-                await _linger(lingering, end)
+                self._lingering = self._stream.socket.dup()
+        await self._finish(end, lingers=self._lingering is None)
+        self._report_closed(None)
+        if self._lingering is not None:
+            await _linger(self._lingering, end)
 
     async def _finish(self, end: float, *, lingers: bool) -> None:
         """FIN, and the end of the stream.
@@ -358,6 +352,8 @@ class StreamTransport(BaseTransport):
             if isinstance(self._stream, trio.SocketStream):
                 with suppress(OSError):
                     self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            if self._lingering is not None:
+                self._lingering.close()
             await self._let_go(trio.current_time() + LEAST)
             await trio.aclose_forcefully(self._stream)
         except BaseException as error:
