@@ -28,7 +28,7 @@ from ringtls import (
 from ringtls._transports import ring as _transport
 
 from .conftest import Contexts
-from .support.clogging import SMALL, clog, let_both_clog
+from .support.clogging import AHEAD_IN_THE_RING, SMALL, clog, let_both_clog
 from .support.peer import Peer, meet
 from .support.streams import handshaken, socket_streams, tcp_pair, tls_over
 from .support.waiting import cut_off, until
@@ -39,7 +39,7 @@ async def test_trio_check_half_closeable_stream(
 ) -> None:
     # The check sends to a closed stream, a hundred bytes at a time, until it notices.
     monkeypatch.setattr(_transport, "DISCARD_LIMIT", 1 << 16)
-    let_both_clog(monkeypatch)
+    let_both_clog(monkeypatch, ahead=AHEAD_IN_THE_RING)
 
     async def streams() -> tuple[TlsStream, TlsStream]:
         return await handshaken(versioned_contexts)

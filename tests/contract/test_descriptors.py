@@ -29,6 +29,7 @@ from ringtls._streams import socket as _socket
 from ..conftest import Contexts
 from ..support.faces import AnyStream, BlockingFace, Face, TrioFace
 from ..support.peer import End, Peer, meet
+from ..support.processes import fork
 from ..support.streams import open_fds, socket_streams, tcp_pair
 
 FACES = [TrioFace, BlockingFace]
@@ -235,7 +236,7 @@ async def test_c17_a_socket_of_trio_is_taken_over() -> None:
 async def test_c17_c14_a_forked_child_closes_its_own_copy(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
     sock = stream.transport_stream.socket
-    child = os.fork()
+    child = fork()
     if child == 0:
         sock.close()
         os._exit(0 if sock.fileno() == -1 else 1)
@@ -307,7 +308,7 @@ async def test_c17_a_listener_leaves_the_mode_of_the_file_alone(
 async def test_c17_a_listener_does_not_freeze_another_process() -> None:
     sock = listening(blocking=False)
     begin, have_begun = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         signal.alarm(PATIENCE)
         os.read(begin, 1)
@@ -445,7 +446,7 @@ async def test_c17_a_dropped_listener_leaves_the_callers_socket() -> None:
 async def test_c17_c14_a_forked_child_closes_its_own_copy_of_a_listener() -> None:
     sock = listening()
     async with SocketListener(sock) as listener:
-        child = os.fork()
+        child = fork()
         if child == 0:
             listener.socket.close()
             os._exit(0 if listener.socket.fileno() == sock.fileno() == -1 else 1)

@@ -23,6 +23,7 @@ from ringtls._streams import leaks
 
 from ..conftest import Contexts
 from ..support.peer import End, meet
+from ..support.processes import fork
 from ..support.streams import socket_streams
 from ..support.values import Value, whole
 from .test_combinators import Resource, Stuck
@@ -530,7 +531,7 @@ def exit_status(child: int) -> int:
 async def test_c14_a_forked_child_does_not_destroy() -> None:
     log: list[str] = []
     value = Value("value", log)
-    child = os.fork()
+    child = fork()
     if child == 0:
         refused = 0
         for use in (value.check_open, lambda: value.aclose().send(None)):
@@ -558,10 +559,10 @@ def test_c14_a_forked_child_that_goes_on_to_the_end_of_the_run() -> None:
         left, right = await socket_streams()
         kept.extend([Value("value", log), right])
         await left.aclose()  # goes on until the peer's FIN
-        if child := os.fork():
+        if child := fork():
             os._exit(exit_status(child))
 
-    parent = os.fork()
+    parent = fork()
     if not parent:
         status = 1
         try:
@@ -579,7 +580,7 @@ async def test_c14_a_run_of_its_own_in_a_child() -> None:
             pass
         assert log == whole("value")
 
-    child = os.fork()
+    child = fork()
     if child == 0:
         status = 1
         try:

@@ -15,12 +15,22 @@ from typing import Any
 import pytest
 
 from ringtls import SocketStream, TlsStream
+from ringtls._engine.ring import BUFFER_SIZE, BUFFERS
 from ringtls._streams import tls as _tls
 from ringtls._transports.base import HIGH_WATER, INPUT_LIMIT
 
 from .waiting import until
 
-__all__ = ["ACCEPTED", "NARROW", "SMALL", "clog", "clog_socket", "is_full", "let_both_clog"]
+__all__ = [
+    "ACCEPTED",
+    "AHEAD_IN_THE_RING",
+    "NARROW",
+    "SMALL",
+    "clog",
+    "clog_socket",
+    "is_full",
+    "let_both_clog",
+]
 
 SMALL = 32768
 NARROW = 4 * SMALL + 65536
@@ -28,6 +38,9 @@ NARROW = 4 * SMALL + 65536
 #: What a stream over a narrow connection accepts without waiting, and can't send at once. With
 #: TLS's overhead it stays below the high-water mark.
 ACCEPTED = HIGH_WATER - 8192
+
+#: Bytes that a stream may receive ahead on the ring.
+AHEAD_IN_THE_RING = INPUT_LIMIT + BUFFERS * BUFFER_SIZE
 
 #: Where tcpi_snd_wnd is in struct tcp_info of linux/tcp.h: how much the peer still takes.
 _SEND_WINDOW = 228
@@ -43,9 +56,13 @@ async def clog(stream: TlsStream[Any]) -> None:
     await stream.send_all(bytes(_tls.PIECE))
 
 
-def let_both_clog(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have ``clog`` do it where the peer is a stream of ours too: that one receives ahead."""
-    monkeypatch.setattr(_tls, "PIECE", 4 * (NARROW + INPUT_LIMIT))
+def let_both_clog(monkeypatch: pytest.MonkeyPatch, *, ahead: int = INPUT_LIMIT) -> None:
+    """Have ``clog`` do it where the peer is a stream of ours too: that one receives ahead.
+
+    On the ring AHEAD_IN_THE_RING: all that the pool has may come before the receive is
+    cancelled, as on Linux 6.1.
+    """
+    monkeypatch.setattr(_tls, "PIECE", 4 * NARROW + ahead)
 
 
 def is_full(sock: Any) -> bool:

@@ -53,4 +53,6 @@ async def cut_off(function: Callable[..., Awaitable[object]], *arguments: object
 
 def is_in_the_ring(thread: int) -> bool:
     """True while that thread, of this process or a child, sleeps in its ring. See proc(5)."""
-    return Path(f"/proc/{thread}/syscall").read_text().startswith(f"{IO_URING_ENTER} ")
+    if Path("/proc/self/syscall").exists():
+        return Path(f"/proc/{thread}/syscall").read_text().startswith(f"{IO_URING_ENTER} ")
+    return "io_cqring_wait" in Path(f"/proc/{thread}/stack").read_text()  # user-mode Linux
