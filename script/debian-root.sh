@@ -17,6 +17,12 @@ need_command() { # need_command COMMAND PACKAGE...
 	command -v "$command" >/dev/null || cannot "there is no $command"
 }
 
+apart() { # apart SECONDS [OPTION...] COMMAND...: when it ends, so do its processes and its mounts
+	limit=$1
+	shift
+	bounded "$limit" unshare --mount --mount-proc --pid --fork --kill-child "$@"
+}
+
 make_root() { # make_root RELEASE ARCHITECTURE [PACKAGE...]: python3, and nothing but these
 	release=$1
 	architecture=$2
@@ -31,7 +37,7 @@ make_root() { # make_root RELEASE ARCHITECTURE [PACKAGE...]: python3, and nothin
 	fi
 	echo "Making a Debian of $release for $architecture ..."
 	packages=$(printf ',%s' python3 "$@")
-	quiet bounded 600 mmdebstrap --variant=$variant --architectures="$architecture" \
+	quiet apart 900 mmdebstrap --variant=$variant --architectures="$architecture" \
 		--include="${packages#,}" --skip=cleanup/apt/lists \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt=force-unsafe-io \
@@ -48,8 +54,8 @@ in_root() { # in_root SECONDS COMMAND...: in the tree that was copied
 	limit=$1
 	shift
 	# shellcheck disable=SC2016,SC2086 # the other shell's variables; options
-	bounded "$limit" env -i HOME=/root LANG=C.UTF-8 TERM=dumb \
-		PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin unshare ${foreign:+--user --map-root-user} --mount --pid --fork --kill-child \
+	apart "$limit" ${foreign:+--user --map-root-user} \
+		env -i HOME=/root LANG=C.UTF-8 TERM=dumb PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
 		sh -euc '
 			root=$1 foreign=$2
 			shift 2

@@ -4,7 +4,12 @@
 
 work=$(mktemp -d)
 clean_up() { :; } # what else is to be done at the end
-trap 'clean_up; rm -rf --one-file-system "$work"' EXIT
+remove_work() {
+	# Through a mount within it, something else would be removed.
+	! grep -F " $work/" /proc/self/mounts || { echo "$work is left, for these mounts" && return 1; }
+	rm -rf --one-file-system "$work"
+}
+trap 'clean_up; remove_work' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
