@@ -48,6 +48,7 @@ def test_public_names() -> None:
         "TYPE_CHECKING",
         "anyio",
         "blocking",
+        "httpcore",
         "lint",
         "pytest_plugin",
     }
@@ -80,7 +81,12 @@ def test_everything_public_is_in_the_reference() -> None:
     pages = (Path(__file__).parent.parent / "docs" / "api").glob("*.md")
     named = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
     assert sorted(named) == sorted(
-        ["ringtls.anyio", "ringtls.blocking", *(f"ringtls.{n}" for n in ringtls.__all__)]
+        [
+            "ringtls.anyio",
+            "ringtls.blocking",
+            "ringtls.httpcore",
+            *(f"ringtls.{n}" for n in ringtls.__all__),
+        ]
     )
 
 
