@@ -25,18 +25,18 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 
 try:
     import anyio
-except ModuleNotFoundError as error:
-    if error.name != "anyio":
+except ModuleNotFoundError as _error:
+    if _error.name != "anyio":
         raise
     raise ModuleNotFoundError(
         "ringtls.anyio needs anyio: pip install 'ringtls[anyio]'", name="anyio"
-    ) from error
+    ) from _error
 from anyio.abc import Listener, SocketAttribute
 from anyio.streams.tls import TLSAttribute
 
@@ -58,7 +58,7 @@ logger = logging.getLogger("ringtls")
 #: Seconds that an accepted connection's handshake may take, as anyio's TLSListener has it.
 HANDSHAKE_TIMEOUT = 30.0
 
-AnyStream = _socket.SocketStream | _tls.TlsStream[Any]
+AnyStream: TypeAlias = _socket.SocketStream | _tls.TlsStream[Any]
 
 
 class RingAttribute(anyio.TypedAttributeSet):
