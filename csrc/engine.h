@@ -227,11 +227,13 @@ int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd);
 /*
  * Have bytes sent behind all that was written before. Returns how many are now
  * unsent. They are copied; or with a segment_id, from the same numbers as the
- * ids of requests, borrowed: then they are the engine's until an event RTL_OVER
- * for that id. With 0 they are copied.
+ * ids of requests, sent now as far as the socket takes them, and else borrowed:
+ * if any are unsent, they are the engine's until an event RTL_OVER for that id.
  *
  * -EPIPE: it is over, cancelled, or shut down. -ENOMEM: memory is short. The
- * bytes stay the caller's.
+ * bytes stay the caller's. Other errors, and -EPIPE, are those of send(2): the
+ * connection is broken, which the kernel may tell but once: input then reads as
+ * ended. The outbox stays.
  */
 int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 			 unsigned int len, uint64_t segment_id);

@@ -8,8 +8,11 @@
  *  2. At most one send is in flight. When it ends short, the next goes on
  *     where it ended: a TLS record is never torn.
  *  3. Small pieces are copied: that is cheaper than to tell their owner when
- *     they can go. A larger one is borrowed: a segment that is the caller's
- *     memory, until an event that has the segment's id says that it is over.
+ *     they can go. Of a larger one what the socket takes is sent at once, if
+ *     nothing is before it: mostly that is all, and nothing is left to wait for
+ *     and to be told of. Else the rest is borrowed: a segment that is the
+ *     caller's memory, until an event that has the segment's id says that it is
+ *     over.
  *  4. After rtl_outbox_shutdown() every send has the deadline, and there is at
  *     least one try. What the socket takes at once is sent at once, or with the
  *     FIN.
@@ -150,20 +153,30 @@ static void outbox_cancel(struct rtl_ring *r, struct rtl_request *req)
 	rtl_end(r, req, -ECANCELED);
 }
 
+/* How much the socket takes now, or -errno; -EAGAIN: nothing now. */
+static ssize_t send_now(struct rtl_ring *r, int fd, const struct rtl_segment *s,
+			int flags)
+{
+	ssize_t sent = send(fd, s->base, s->len,
+			    MSG_NOSIGNAL | MSG_DONTWAIT | flags);
+
+	if (sent < 0)
+		return rtl_is_passing(-errno) ? -EAGAIN : -errno;
+	r->stats.bytes_sent += (uint64_t)sent;
+	return sent;
+}
+
 /*
  * 0 when all is sent, else -errno; -EAGAIN: the socket takes no more now.
  * MSG_MORE: the FIN that follows goes out in the same segment.
  */
-static int send_now(struct rtl_ring *r, struct rtl_request *req)
+static int send_all_now(struct rtl_ring *r, struct rtl_request *req)
 {
 	while (req->u.out.head) {
-		struct rtl_segment *s = req->u.out.head;
-		ssize_t sent = send(req->fd, s->base, s->len,
-				    MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE);
+		ssize_t sent = send_now(r, req->fd, req->u.out.head, MSG_MORE);
 
 		if (sent < 0)
-			return rtl_is_passing(-errno) ? -EAGAIN : -errno;
-		r->stats.bytes_sent += (uint64_t)sent;
+			return (int)sent;
 		advance(r, req, (unsigned int)sent);
 	}
 	return 0;
@@ -172,7 +185,7 @@ static int send_now(struct rtl_ring *r, struct rtl_request *req)
 /* The deadline is over: what the socket takes now is all. */
 static int send_last(struct rtl_ring *r, struct rtl_request *req)
 {
-	int error = send_now(r, req);
+	int error = send_all_now(r, req);
 
 	return error == -EAGAIN ? -ETIMEDOUT : error;
 }
@@ -249,11 +262,33 @@ int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd)
 	return 0;
 }
 
+static void append(struct rtl_request *req, struct rtl_segment *s)
+{
+	if (req->u.out.head)
+		req->u.out.last->next = s;
+	else
+		req->u.out.head = s;
+	req->u.out.last = s;
+}
+
+/* 0, also if it is none of it; -errno: the connection is broken. */
+static int begin_to_send(struct rtl_ring *r, int fd, struct rtl_segment *s)
+{
+	ssize_t sent = send_now(r, fd, s, 0);
+
+	if (sent < 0)
+		return sent == -EAGAIN ? 0 : (int)sent;
+	s->base += sent;
+	s->len -= (unsigned int)sent;
+	return 0;
+}
+
 int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 		unsigned int len, uint64_t segment_id)
 {
 	struct rtl_request *req = find(r, id);
 	struct rtl_segment *s;
+	int error = 0;
 
 	if (!req || req->state == RTL_ENDED || req->cancelling ||
 	    req->u.out.shutting_down)
@@ -264,11 +299,14 @@ int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 		s = new_segment(buf, len, segment_id);
 		if (!s)
 			return -ENOMEM;
-		if (req->u.out.head)
-			req->u.out.last->next = s;
-		else
-			req->u.out.head = s;
-		req->u.out.last = s;
+		if (segment_id && req->state == RTL_PARKED)
+			error = begin_to_send(r, req->fd, s);
+		if (error || !s->len) {
+			free(s);
+			return error;
+		}
+		len = s->len;
+		append(req, s);
 	}
 	req->u.out.pending += len;
 	if (req->state == RTL_PARKED) {
@@ -303,7 +341,7 @@ int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 		rtl_want_cancel(r, req);
 		return 1;
 	}
-	error = rtl_is_past(req) ? send_last(r, req) : send_now(r, req);
+	error = rtl_is_past(req) ? send_last(r, req) : send_all_now(r, req);
 	if (error == -EAGAIN)
 		return 1;	/* it is queued */
 	unpark(r, req);

@@ -109,7 +109,7 @@ def test_pieces_of_all_sizes_arrive_in_order(ring: Ring, narrow: Pair) -> None:
     for _ in range(1000):
         piece = rng.randbytes(rng.choice(sizes))
         sent += piece
-        assert box.put(piece) >= len(piece)
+        assert box.put(piece) >= len(piece) or len(piece) > LARGEST_COPY
         if rng.random() < 0.5:
             drive(ring)
             received += read(theirs)
@@ -117,6 +117,27 @@ def test_pieces_of_all_sizes_arrive_in_order(ring: Ring, narrow: Pair) -> None:
     received += read_until(ring, box, theirs)
     assert received == sent
     assert ring.counters().bytes_sent == len(sent)
+    assert_all_released(ring)
+
+
+def test_what_is_large_is_sent_at_once(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    box = Box(ring, ours)
+    data = os.urandom(LARGEST_COPY + 1)
+    assert box.put(data) == 0
+    assert not ring._borrowed
+    assert theirs.recv(2 * len(data), socket.MSG_DONTWAIT) == data
+    assert ring.counters().submitted == 0
+
+
+def test_what_the_socket_does_not_take_at_once_is_borrowed(ring: Ring, narrow: Pair) -> None:
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    data = os.urandom(10_000_000)
+    assert 0 < box.put(data) < len(data)
+    assert list(ring._borrowed.values()) == [data]
+    assert not box.finish(10)
+    assert read_until(ring, box, theirs) == data
     assert_all_released(ring)
 
 
@@ -213,11 +234,11 @@ def test_finish_sends_at_once_what_the_socket_takes(ring: Ring, pair: Pair, seco
     """Past the deadline too: there is one try."""
     box = Box(ring, pair[0])
     data = os.urandom(LARGEST_COPY + 1)
-    box.put(data)
     box.put(b"abc")
+    box.put(data)
     assert box.finish(seconds)
     pair[0].shutdown(socket.SHUT_WR)
-    assert pair[1].recv(10_000, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == data + b"abc"
+    assert pair[1].recv(10_000, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == b"abc" + data
     assert not ring.in_flight
     assert not is_awake(ring)
     ring.submit()
@@ -412,10 +433,20 @@ def test_finish_after_the_peer_reset(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     reset(theirs)
     box = Box(ring, ours)
-    box.put(bytes(LARGEST_COPY + 1))
+    box.put(b"x")
     with pytest.raises((ConnectionResetError, BrokenPipeError), match="outbox on fd"):
         box.finish(10)
     assert_all_released(ring)
+
+
+def test_what_is_large_meets_a_reset_at_once(ring: Ring, pair: Pair) -> None:
+    ours, theirs = pair
+    reset(theirs)
+    box = Box(ring, ours)
+    with pytest.raises(ConnectionResetError, match="outbox on fd"):
+        box.put(bytes(LARGEST_COPY + 1))
+    assert not ring._borrowed
+    assert box.finish(10)  # it was not over
 
 
 # The end of the socket and of the ring

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import socket
@@ -25,10 +26,12 @@ from ringtls import (
     serve_tls_over_tcp,
     statistics,
 )
+from ringtls._streams.tls import PIECE
 from ringtls._transports import ring as _transport
+from ringtls._transports.base import HIGH_WATER
 
 from .conftest import Contexts
-from .support.clogging import AHEAD_IN_THE_RING, SMALL, clog, let_both_clog
+from .support.clogging import ACCEPTED, AHEAD_IN_THE_RING, SMALL, clog, let_both_clog
 from .support.peer import Peer, meet
 from .support.streams import handshaken, socket_streams, tcp_pair, tls_over
 from .support.waiting import cut_off, until
@@ -151,6 +154,40 @@ async def test_wait_sent(contexts: Contexts) -> None:
         assert stream._transport.unsent == 0
     await stream.aclose()
     peer.sock.close()
+
+
+async def test_send_nowait(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts, buffer_size=SMALL)
+    await stream.wait_sent()
+    assert stream.send_nowait(b"") == 0
+    assert stream.send_nowait(b"abc") > 0
+    await stream.wait_sent()
+    assert stream.send_nowait(bytes(5_000)) == 0  # large enough to be sent at once
+    with pytest.raises(ValueError, match="262144 bytes"):
+        stream.send_nowait(bytes(PIECE + 1))
+    assert stream.send_nowait(bytearray(ACCEPTED)) > 0
+    assert stream.send_nowait(memoryview(bytes(PIECE))) > HIGH_WATER
+    with pytest.raises(trio.WouldBlock):
+        stream.send_nowait(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            stream.send_nowait(b"x")
+        zeros = bytes(5_000 + ACCEPTED + PIECE)
+        assert await in_thread(peer.receive, 3 + len(zeros) + 1) == b"abc" + zeros + b"x"
+    await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        stream.send_nowait(b"x")
+    assert (await in_thread(peer.end)).is_clean
+
+
+async def test_send_nowait_makes_no_handshake(contexts: Contexts) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for stream in tls_over(*await socket_streams(), contexts):
+            await stack.enter_async_context(stream)
+            with pytest.raises(trio.WouldBlock):
+                stream.send_nowait(b"x")
 
 
 async def test_session_resumption(contexts: Contexts) -> None:

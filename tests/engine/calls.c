@@ -202,9 +202,12 @@ static bool takes_bytes(const struct request *q)
 	return !q->cancelled && !q->shut_down;
 }
 
+/* What is borrowed may have been sent at once. */
 static void check_write(struct play *p, struct request *q, unsigned int len,
-		      int64_t pending)
+		      int64_t pending, bool borrowed)
 {
+	const struct connection *c = q->connection;
+
 	trace("write %u into %llu: %lld", len, (unsigned long long)q->id,
 	      (long long)pending);
 	if (!takes_bytes(q)) {
@@ -214,10 +217,18 @@ static void check_write(struct play *p, struct request *q, unsigned int len,
 	}
 	if (no_memory(pending))
 		return;
+	if (borrowed && (pending == -EPIPE || pending == -ECONNRESET)) {
+		CHECK(c->broken || c->our_fin ||
+		      faults_in_call(FAULT_SEND_BROKEN),
+		      "write to a connection that is none: %lld",
+		      (long long)pending);
+		return;
+	}
 	q->written += len;
 	q->connection->out.written += len;
 	p->perhaps_sent += len;
-	CHECK(pending >= len && (uint64_t)pending <= q->written,
+	CHECK(pending >= (borrowed ? 0 : len) &&
+	      (uint64_t)pending <= q->written,
 	      "write %u of %llu in all: %lld pending", len,
 	      (unsigned long long)q->written, (long long)pending);
 }
@@ -234,7 +245,7 @@ static void do_write(struct play *p, struct connection *c)
 	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, data, len,
 			 0);
 	memset(data, 0xdd, len);
-	check_write(p, c->outbox, len, pending);
+	check_write(p, c->outbox, len, pending, false);
 }
 
 static void do_write_borrowed(struct play *p, struct connection *c)
@@ -250,8 +261,8 @@ static void do_write_borrowed(struct play *p, struct connection *c)
 	flow_fill(&c->out, c->out.written, s->memory, len);
 	pending = ENGINE(rtl_outbox_write, p->ring, c->outbox->id, s->memory,
 			 len, s->id);
-	check_write(p, c->outbox, len, pending);
-	if (pending < 0)
+	check_write(p, c->outbox, len, pending, true);
+	if (pending <= 0)
 		request_forget(p, s);
 }
 

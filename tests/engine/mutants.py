@@ -107,8 +107,13 @@ MUTANTS = (
     ),
     Mutant(
         "a put that fails counts its bytes",  # rule 10
-        r"(if \(!s\))(\s+return -ENOMEM;\s+if \((\w+)->u\.out\.head)",
-        r"\1 \3->u.out.pending += len; if (!s)\2",
+        r"(if \(!s\))(\s+return -ENOMEM;)",
+        r"\1 req->u.out.pending += len; if (!s)\2",
+    ),
+    Mutant(
+        "what was sent at once is sent again",
+        r"s->len -= \(unsigned int\)sent;",
+        "",
     ),
 )
 

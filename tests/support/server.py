@@ -170,6 +170,8 @@ def wait_until_refused(server: Server) -> None:
             server.tcp().close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            pass  # it was in the queue of a listener that was being closed
         return False
 
     wait_until(refused)

@@ -7,7 +7,8 @@ Rules:
    that an exception in between (a KeyboardInterrupt comes anywhere) leaves nothing unowned.
 2. One thread uses a ring. From any other thread, and from a garbage collector's finalizer,
    only ``abandon`` and ``wake`` may be called.
-3. Nothing is sent to the kernel before ``submit``, and nothing comes back before ``reap``.
+3. Nothing is sent to the kernel before ``submit``, and nothing comes back before ``reap``; but
+   what is large is sent when it is written, as far as the socket takes it (csrc/outbox.c).
 4. Data received into the pool is passed on within ``reap``, to the request's sink: the pool
    holds nothing for long. Until then the buffers must not be given back, so the callbacks that
    ``reap`` calls may make requests, but not submit or reap.
@@ -273,7 +274,8 @@ class Ring:
           How many bytes are unsent.
 
         Raises:
-          OSError: the ring has failed, memory is short, or the outbox is over.
+          OSError: the ring has failed, memory is short, the outbox is over, or the connection is
+            broken.
         """
         engine = self._usable()
         size = len(data)
@@ -282,9 +284,10 @@ class Ring:
             self._last_id = segment = self._last_id + 1
             self._borrowed[segment] = data
         unsent: int = _outbox_write(engine, outbox.id, data, size, segment)
-        if unsent < 0:
+        if unsent <= 0:
             self._borrowed.pop(segment, None)
-            raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
+            if unsent < 0:
+                raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
         return unsent
 
     def outbox_notify_below(self, outbox: Request, below: int) -> int:

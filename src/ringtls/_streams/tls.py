@@ -201,6 +201,34 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             sending.busy = False
 
     @enable_ki_protection
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Accept all of ``data`` for sending, as ``send_all`` does, but at once and without a
+        checkpoint: for who sends much in small pieces, and waits in ``wait_sent`` now and then.
+
+        Returns:
+          How many bytes are unsent, at most: what the kernel, or the stream below, does not have.
+
+        Raises:
+          trio.WouldBlock: too much is unsent until ``wait_sent`` has returned, or there is a
+            handshake to be made, which ``send_all`` does. Nothing was accepted.
+          ValueError: more than 256 KiB.
+          trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError: as for
+            ``send_all``.
+        """
+        if self._sending.busy:
+            self._sending.refuse()
+        self._check_sendable()
+        transport = self._transport
+        pieces = _pieces(data)
+        if len(pieces) > 1:
+            raise ValueError(f"send_nowait() accepts no more than {PIECE} bytes at once")
+        if not self._session.handshake_done or transport.unsent >= HIGH_WATER:
+            raise trio.WouldBlock
+        if pieces and not self._write(pieces[0]):
+            raise trio.WouldBlock
+        return transport.unsent
+
+    @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until ``send_all`` would accept something at once. See trio.abc.SendStream."""
         with self._sending:

@@ -9,7 +9,8 @@ Rules:
    client that something is missing, and a reset would take from it what it has not read yet.
 4. Of a file, one piece is read and sent at a time, when the kernel has the one before. So a peer
    that takes in nothing costs little memory. So does one that sends requests without reading
-   the answers: what came behind a request waits until the answer is gone.
+   the answers: what came behind a request waits until the answer is gone. As long as the kernel
+   takes each piece at once, one follows the other, and then it is the others' turn.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ __all__ = ["FileService"]
 logger = logging.getLogger("ringtls.server")
 
 RECEIVE_SIZE = 16384
+
+#: Bytes of a file that one connection is sent in its turn.
+TURN = 1024 * 1024
 
 #: How often a file is tried to be opened again when descriptors run short.
 SHORTAGE_RETRIES = 10
@@ -192,18 +196,22 @@ class FileService(Service):
         self, connection: Connection, response: Response, file: Representation
     ) -> bool:
         stream = connection.stream
+        in_turn = 0
         while left := response.length - response.sent:
-            # Who waits for the peer has no buffer.
+            # Who waits for the disk has a buffer, and who waits for the peer has none.
             buffer = self._buffers.pop() if self._buffers else bytearray(PIECE)
             memory = memoryview(buffer)[:left]
             size = await read_piece(file.file, memory, response.start + response.sent)
             if not size:
                 return False
             connection.begin(Wait.ROOM)
-            await stream.send_all(memory[:size])
+            unsent = stream.send_nowait(memory[:size])
             self._buffers.append(buffer)
             response.sent += size
-            await stream.wait_sent()
+            in_turn += size
+            if unsent or in_turn >= TURN:
+                await stream.wait_sent()
+                in_turn = 0
         return True
 
     def _whole(self, file: Representation) -> bytes:
