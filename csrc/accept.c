@@ -22,6 +22,14 @@ static void accept_prepare(const struct rtl_ring *r,
 		io_uring_prep_accept(sqe, req->fd, NULL, NULL, SOCK_CLOEXEC);
 }
 
+static int accept_attempt(struct rtl_ring *r, struct rtl_request *req,
+			  struct rtl_completion *c)
+{
+	(void)r;
+	(void)c;
+	return rtl_accept_now(req->fd);
+}
+
 static void accept_complete(struct rtl_ring *r, struct rtl_request *req,
 			    const struct rtl_completion *c,
 			    struct rtl_events *e)
@@ -41,8 +49,10 @@ static void accept_complete(struct rtl_ring *r, struct rtl_request *req,
 
 const struct rtl_operation rtl_accept_operation = {
 	.kernel_opcode = IORING_OP_ACCEPT,
+	.awaits = POLLIN,
 	.life = RTL_ENDS_AT_CLOSE,
 	.prepare = accept_prepare,
+	.attempt = accept_attempt,
 	.complete = accept_complete,
 };
 

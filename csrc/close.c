@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -43,7 +44,7 @@ static bool others(const struct rtl_ring *r, const struct rtl_request *req,
 {
 	const struct rtl_request *o;
 
-	for (o = r->by_fd[req->fd]; o; o = o->fd_next)
+	for (o = r->fds[req->fd].requests; o; o = o->fd_next)
 		if (o != req && o->state != RTL_ENDED &&
 		    (!ends_at_close_only ||
 		     o->op->life == RTL_ENDS_AT_CLOSE))
@@ -101,6 +102,7 @@ static void step(struct rtl_ring *r, struct rtl_request *req)
 	if (!req->u.close.released || others(r, req, false))
 		return;
 	result = may_lose_data(req->fd);
+	r->backend->leave_fd(r, req->fd);
 	error = rtl_close_now(req->fd);
 	rtl_end(r, req, error ? error : result);
 }
@@ -111,6 +113,14 @@ static void close_prepare(const struct rtl_ring *r,
 			  struct io_uring_sqe *sqe)
 {
 	io_uring_prep_recv(sqe, req->fd, r->trash, RTL_TRASH_SIZE, MSG_TRUNC);
+}
+
+static int close_attempt(struct rtl_ring *r, struct rtl_request *req,
+			 struct rtl_completion *c)
+{
+	(void)c;
+	return rtl_result(recv(req->fd, r->trash, RTL_TRASH_SIZE,
+			       MSG_TRUNC | MSG_DONTWAIT));
 }
 
 /* It waits for input to the deadline; expedited, just a moment. */
@@ -172,7 +182,9 @@ static void close_cancel(struct rtl_ring *r, struct rtl_request *req)
 
 const struct rtl_operation rtl_close_operation = {
 	.kernel_opcode = IORING_OP_LINK_TIMEOUT, /* what else it does is RECV */
+	.awaits = POLLIN,
 	.prepare = close_prepare,
+	.attempt = close_attempt,
 	.limit = close_limit,
 	.complete = close_complete,
 	.cancel = close_cancel,
@@ -183,8 +195,8 @@ static bool is_being_closed(const struct rtl_ring *r, int fd)
 {
 	const struct rtl_request *o = NULL;
 
-	if (fd >= 0 && (size_t)fd < r->by_fd_size)
-		o = r->by_fd[fd];
+	if (fd >= 0 && (size_t)fd < r->fds_size)
+		o = r->fds[fd].requests;
 	while (o && (!is_close(o) || o->cancelling || o->state == RTL_ENDED))
 		o = o->fd_next;
 	return o;
@@ -195,7 +207,7 @@ static void cancel_others(struct rtl_ring *r, const struct rtl_request *req,
 {
 	struct rtl_request *o, *next;
 
-	for (o = r->by_fd[req->fd]; o; o = next) {
+	for (o = r->fds[req->fd].requests; o; o = next) {
 		next = o->fd_next;
 		if (o->op->life == life)
 			rtl_cancel(r, o->id);
@@ -255,6 +267,7 @@ void rtl_fail(struct rtl_ring *r)
 			continue;
 		if (req->state == RTL_QUEUED)
 			rtl_unqueue(r, req);
+		r->backend->leave_fd(r, req->fd);
 		rtl_end(r, req, rtl_close_now(req->fd));
 	}
 }

@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: MIT */
-/* A connection to an address, which is the caller's memory until it is over. */
+/*
+ * A connection to an address, which is the caller's memory until it is over.
+ *
+ * With epoll, connect(2) must not block, and of all calls it has no flag for
+ * that. So the socket is O_NONBLOCK for the call, which only begins to connect,
+ * and has its mode back before anybody could notice: until it is connected
+ * there is nothing that another process could do with it. To call it again
+ * tells what has become of it.
+ *
+ * That the queue of a listener at a local socket has room again is told by
+ * nothing: so that is tried every few milliseconds.
+ */
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+
 #include "internal.h"
 
 static void connect_prepare(const struct rtl_ring *r,
@@ -10,11 +25,51 @@ static void connect_prepare(const struct rtl_ring *r,
 	io_uring_prep_connect(sqe, req->fd, req->u.buf.base, req->u.buf.len);
 }
 
+#define PAUSE_NS (RTL_NS_PER_SECOND / 100)
+
+static int connect_attempt(struct rtl_ring *r, struct rtl_request *req,
+			   struct rtl_completion *c)
+{
+	int mode = fcntl(req->fd, F_GETFL), result;
+
+	(void)c;
+	if (mode < 0)
+		return -errno;
+	if (!(mode & O_NONBLOCK))
+		fcntl(req->fd, F_SETFL, mode | O_NONBLOCK);
+	result = rtl_result(connect(req->fd, req->u.buf.base,
+				    req->u.buf.len));
+	if (!(mode & O_NONBLOCK))
+		fcntl(req->fd, F_SETFL, mode);
+	if (result == -EINPROGRESS || result == -EALREADY)
+		return -EAGAIN;
+	if (result == -EAGAIN) {
+		req->awaits = 0;
+		rtl_deadline_set(r, req, rtl_now_ns() + PAUSE_NS);
+	}
+	return result;
+}
+
+/* epoll: the pause before the next try is over. */
+static void connect_complete(struct rtl_ring *r, struct rtl_request *req,
+			     const struct rtl_completion *c,
+			     struct rtl_events *e)
+{
+	bool paused = !req->awaits && c->result == -ECANCELED;
+
+	if (paused && !req->cancelling)
+		rtl_queue(r, req);
+	else
+		rtl_request_complete(r, req, c, e);
+}
+
 const struct rtl_operation rtl_connect_operation = {
 	.kernel_opcode = IORING_OP_CONNECT,
+	.awaits = POLLOUT,
 	.life = RTL_ENDS_AT_CLOSE,
 	.prepare = connect_prepare,
-	.complete = rtl_request_complete,
+	.attempt = connect_attempt,
+	.complete = connect_complete,
 };
 
 int rtl_connect(struct rtl_ring *r, uint64_t id, int fd, const void *address,

@@ -20,6 +20,8 @@
  *  7. A cancellation or a deadline that meets its request on the way between
  *     two queues of the kernel is lost. So their answers are looked at, and
  *     they are repeated until the request ends (uring.c).
+ *  8. No call blocks but rtl_wait() and rtl_busy_poll(), whatever the mode of
+ *     a descriptor, which stays as it is (epoll.c).
  *
  * Functions return 0 or a count, or -errno.
  *
@@ -50,23 +52,29 @@ enum rtl_opcode {
 
 /* Opening and freeing */
 
-/* Who runs what the kernel has to do to complete a request, and when. */
-enum rtl_task_work {
+/*
+ * By what requests meet the kernel. With io_uring(7): who runs what the kernel
+ * has to do to complete a request, and when.
+ */
+enum rtl_engine {
 	RTL_DEFERRED,		/* rtl_reap() and rtl_wait(), when called */
 	RTL_COOPERATIVE,	/* the thread's next system call, whichever */
+	RTL_EPOLL,		/* epoll(7), and calls that do not block */
 };
 
 /*
- * Open a ring with so many entries, at least two, and a pool of so many
- * buffers; entries and buffers are powers of two. The eventfd is the caller's, and must stay open
- * and non-blocking as long as the ring lives.
+ * Open a ring with so many entries, at least two, which only io_uring has, and
+ * a pool of so many buffers; entries and buffers are powers of two. The eventfd
+ * is the caller's, and must stay open and non-blocking as long as the ring
+ * lives.
  *
  * -ENOMEM: memory is short, or memory that may be locked: a smaller ring may
- * do. Other errors: io_uring_setup(2), io_uring_register(2).
+ * do. Other errors: io_uring_setup(2), io_uring_register(2),
+ * epoll_create1(2), timerfd_create(2).
  */
 int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int cq_entries, unsigned int buffers,
-	     unsigned int buffer_size, enum rtl_task_work work);
+	     unsigned int buffer_size, enum rtl_engine engine);
 
 /*
  * Free a ring. -EBUSY, and nothing is freed, while it has requests or borrowed
@@ -88,8 +96,8 @@ int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode);
 void *rtl_pool(const struct rtl_ring *r);
 
 struct rtl_counters {
-	uint64_t submitted;	/* SQEs the kernel took */
-	uint64_t completed;	/* CQEs seen */
+	uint64_t submitted;	/* SQEs, or requests, that were taken */
+	uint64_t completed;	/* CQEs, or answers, seen */
 	uint64_t retries;	/* requests issued again (-ENOBUFS, -EAGAIN) */
 	uint64_t cq_overflows;	/* times the CQ was seen overflown */
 	uint64_t in_flight;	/* requests in the table */
@@ -271,8 +279,9 @@ enum rtl_event_field { RTL_ID, RTL_RESULT, RTL_KIND, RTL_EVENT_FIELDS };
 #define RTL_PROGRESS (-2)
 
 /*
- * Hand all requests to the kernel. Returns how many SQEs that were. -EAGAIN,
- * -EBUSY or -ENOMEM: not all; call again after rtl_reap(). io_uring_enter(2).
+ * Hand all requests over. Returns how many SQEs, or requests, that were.
+ * -EAGAIN, -EBUSY or -ENOMEM: not all; call again after rtl_reap().
+ * io_uring_enter(2).
  */
 int rtl_submit(struct rtl_ring *r);
 
@@ -283,16 +292,26 @@ int rtl_submit(struct rtl_ring *r);
 int rtl_reap(struct rtl_ring *r, int64_t *events, unsigned int max_events);
 
 /*
- * From now on a completion makes the eventfd readable, until rtl_reap(). What
- * is there already does so at once, but for sends that nobody need be told of.
+ * From now on a completion makes the descriptor to sleep on readable, until
+ * rtl_reap(). What is there already does so at once, but for sends that nobody
+ * need be told of.
  */
 int rtl_arm(struct rtl_ring *r);
 
-/* True when rtl_reap() may find something, without asking the kernel. */
-int rtl_ready(const struct rtl_ring *r);
+/*
+ * The descriptor to sleep on. It is readable, too, when the eventfd is, and
+ * until rtl_clear().
+ */
+int rtl_sleep_fd(const struct rtl_ring *r);
+
+/* Make the eventfd unreadable. */
+void rtl_clear(const struct rtl_ring *r);
+
+/* True when rtl_reap() may find something. */
+int rtl_ready(struct rtl_ring *r);
 
 /* Stay here until rtl_ready(): so many nanoseconds at most. */
-void rtl_busy_poll(const struct rtl_ring *r, int64_t ns);
+void rtl_busy_poll(struct rtl_ring *r, int64_t ns);
 
 /*
  * Submit, then sleep until there may be an event: 0, -ETIME or -EINTR. In a

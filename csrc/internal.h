@@ -6,6 +6,7 @@
 #ifndef RTL_INTERNAL_H
 #define RTL_INTERNAL_H
 
+#include <errno.h>
 #include <liburing.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -57,14 +58,21 @@ enum rtl_life {
  * that may be NULL say what then happens.
  */
 struct rtl_operation {
-	uint8_t kernel_opcode;		/* that the kernel must know */
+	uint8_t kernel_opcode;		/* that io_uring must know */
+	unsigned int awaits;		/* poll(2): when epoll has it tried */
 	enum rtl_direction direction;	/* of the bytes that it transfers */
 	bool uses_pool;			/* -ENOBUFS: the pool is dry */
 	enum rtl_life life;
 
-	/* Make an SQE of the request; its user_data is set by the caller. */
+	/* io_uring: make an SQE; its user_data is set by the caller. */
 	void (*prepare)(const struct rtl_ring *r, const struct rtl_request *req,
 			struct io_uring_sqe *sqe);
+	/*
+	 * epoll: make the system call now, without blocking. Returns the
+	 * result, -EAGAIN if it is too early, and fills in what else there is.
+	 */
+	int (*attempt)(struct rtl_ring *r, struct rtl_request *req,
+		       struct rtl_completion *c);
 	/* Until when this try may take. NULL: until the request's deadline. */
 	int64_t (*limit)(const struct rtl_ring *r,
 			 const struct rtl_request *req);
@@ -73,6 +81,8 @@ struct rtl_operation {
 			 const struct rtl_completion *c, struct rtl_events *e);
 	/* No task need be woken for this answer. NULL: there is always one. */
 	bool (*is_silent)(const struct rtl_request *req, int result);
+	/* epoll: its answer when broken off. NULL: -ECANCELED. */
+	int (*interrupted)(const struct rtl_request *req);
 	/* End it as soon as can be. NULL: rtl_request_cancel(). */
 	void (*cancel)(struct rtl_ring *r, struct rtl_request *req);
 	/* Another request on its fd has ended. NULL: that is all one to it. */
@@ -82,7 +92,7 @@ struct rtl_operation {
 enum rtl_state {
 	RTL_QUEUED,	/* in the FIFO, the kernel has not seen it */
 	RTL_WAITING_FOR_BUFFER, /* in another, because the pool had none */
-	RTL_IN_FLIGHT,	/* the kernel has it, its answer is to come */
+	RTL_IN_FLIGHT,	/* the backend has it, its answer is to come */
 	RTL_PARKED,	/* waits for others, or has nothing to do */
 	RTL_ENDED,	/* in a third FIFO, to be reported */
 };
@@ -98,17 +108,32 @@ struct rtl_request {
 	enum rtl_state state;
 	int fd;
 	int result;
+	unsigned int awaits;		/* poll(2): what is to become true */
 	unsigned int tries;
 	bool cancelling;
 	bool parted;			/* from its deadline: uring.c */
 	int64_t deadline_ns;
-	struct __kernel_timespec limit;	/* of a try, as the kernel reads it */
+	union {				/* what the backend notes */
+		struct {
+			struct __kernel_timespec limit;	/* of this try */
+		} uring;
+		struct {
+			struct rtl_completion answer;
+			bool answered;
+			bool pending;	/* in the FIFO */
+			bool timed;	/* among the deadlines, until: */
+			int64_t limit_ns;
+			struct rtl_request *child;	/* deadlines.c */
+			struct rtl_request *sibling;
+			struct rtl_request **link;
+		} epoll;
+	} at;
 	union {
 		struct {
 			void *base;
 			unsigned int len;
+			unsigned int done;	/* by tries that went before */
 		} buf;
-		unsigned int mask;
 		bool wait_first;	/* accept.c */
 		struct {
 			uint64_t limit;
@@ -137,7 +162,49 @@ struct rtl_fifo {
 	struct rtl_request **tail;
 };
 
+/* What there is to know of a descriptor's number. */
+struct rtl_fd {
+	struct rtl_request *requests;
+	uint32_t watched;	/* what epoll looks at it for; 0: it does not */
+};
+
+/*
+ * How requests meet the kernel: uring.c or epoll.c. Functions that return int
+ * return 0 or a count, or -errno.
+ */
+struct rtl_backend {
+	int (*open)(struct rtl_ring *r, unsigned int sq_entries,
+		    unsigned int cq_entries, enum rtl_engine engine);
+	void (*close)(struct rtl_ring *r);
+	int (*knows)(struct rtl_ring *r, uint8_t kernel_opcode);
+	/* The descriptor to sleep on when the ring is armed. */
+	int (*sleep_fd)(const struct rtl_ring *r);
+
+	/* The lent buffers are free again. */
+	void (*give_back)(struct rtl_ring *r);
+	/* Take what is queued, and the cancellations. */
+	int (*submit)(struct rtl_ring *r);
+	/* No request uses the number any more, whose file is open still. */
+	void (*leave_fd)(struct rtl_ring *r, int fd);
+
+	/* From now on a completion wakes who sleeps; no longer. */
+	int (*arm)(struct rtl_ring *r);
+	void (*disarm)(struct rtl_ring *r);
+	/* Have what can be completed be so. */
+	int (*run)(struct rtl_ring *r);
+	bool (*has_completions)(const struct rtl_ring *r);
+	/* True if run() may find some. */
+	bool (*may_have_completions)(struct rtl_ring *r);
+	/* Complete requests while there is room for their events. */
+	void (*complete)(struct rtl_ring *r, struct rtl_events *e);
+	/* The first ones, as long as nobody need be told of them. */
+	void (*complete_silent)(struct rtl_ring *r);
+	/* Sleep until there may be completions: 0, -ETIME or -EINTR. */
+	int (*wait)(struct rtl_ring *r, int64_t timeout_ns);
+};
+
 struct rtl_ring {
+	const struct rtl_backend *backend;
 	int eventfd;
 	struct rtl_counters stats;
 	bool expedited;			/* close.c */
@@ -145,14 +212,16 @@ struct rtl_ring {
 	/* table.c: open addressing by id, and the requests of each fd */
 	struct rtl_request **table;
 	size_t table_size;		/* a power of two */
-	struct rtl_request **by_fd;
-	size_t by_fd_size;
+	struct rtl_fd *fds;
+	size_t fds_size;
 
 	/* pool.c */
 	unsigned char *pool;
 	unsigned char *trash;		/* where discarded input goes */
 	uint16_t *lent;
 	unsigned int lent_len;
+	uint16_t *free;			/* of epoll.c */
+	unsigned int free_len;
 
 	/* request.c */
 	struct rtl_fifo queued;
@@ -164,7 +233,26 @@ struct rtl_ring {
 	/* uring.c */
 	struct io_uring uring;
 	struct io_uring_buf_ring *buf_ring;
+
+	/* epoll.c */
+	struct {
+		int fd;
+		int timer;
+		int64_t timer_ns;	/* when that goes off */
+		bool looked;		/* since the last submit() */
+		bool signalled;		/* the eventfd was readable */
+		struct rtl_fifo pending;
+	} epoll;
+
+	/* deadlines.c */
+	struct rtl_request *first_to_expire;
 };
+
+/* What a system call has returned: its result, or -errno. */
+static inline int rtl_result(ssize_t returned)
+{
+	return returned < 0 ? -errno : (int)returned;
+}
 
 /* clock.c */
 #define RTL_NS_PER_SECOND INT64_C(1000000000)
@@ -188,8 +276,17 @@ int rtl_pool_init(struct rtl_ring *r, unsigned int buffers,
 		  unsigned int buffer_size);
 void rtl_pool_exit(struct rtl_ring *r);
 void rtl_pool_lend(struct rtl_ring *r, uint16_t buffer);
+int rtl_pool_take(struct rtl_ring *r);
+void rtl_pool_put(struct rtl_ring *r, uint16_t buffer);
+
+/* deadlines.c */
+void rtl_deadline_set(struct rtl_ring *r, struct rtl_request *req, int64_t ns);
+void rtl_deadline_clear(struct rtl_ring *r, struct rtl_request *req);
 
 /* request.c */
+void rtl_fifo_init(struct rtl_fifo *f);
+void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *req);
+struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f);
 void rtl_requests_init(struct rtl_ring *r);
 int rtl_request_add(struct rtl_ring *r, uint64_t id,
 		    const struct rtl_operation *op, int fd,
@@ -213,6 +310,7 @@ bool rtl_is_interruption(int result);
 bool rtl_is_shortage(int error);
 
 bool rtl_is_past(const struct rtl_request *req);
+int64_t rtl_limit_of(const struct rtl_ring *r, const struct rtl_request *req);
 void rtl_complete(struct rtl_ring *r, struct rtl_request *req,
 		  const struct rtl_completion *c, struct rtl_events *e);
 void rtl_request_complete(struct rtl_ring *r, struct rtl_request *req,
@@ -225,6 +323,9 @@ void rtl_request_cancel(struct rtl_ring *r, struct rtl_request *req);
 /* A request that meets a passing shortage is issued again this many times. */
 #define RTL_MAX_TRIES 64u
 
+/* accept_now.c */
+int rtl_accept_now(int fd);
+
 /* recv.c send.c accept.c connect.c poll.c outbox.c close.c */
 extern const struct rtl_operation rtl_recv_operation;
 extern const struct rtl_operation rtl_recv_into_operation;
@@ -236,21 +337,8 @@ extern const struct rtl_operation rtl_poll_operation;
 extern const struct rtl_operation rtl_outbox_operation;
 extern const struct rtl_operation rtl_close_operation;
 
-/* uring.c */
-int rtl_uring_open(struct rtl_ring *r, unsigned int sq_entries,
-		   unsigned int cq_entries, enum rtl_task_work work);
-int rtl_uring_provide_pool(struct rtl_ring *r);
-void rtl_uring_close(struct rtl_ring *r);
-int rtl_uring_knows(struct rtl_ring *r, uint8_t kernel_opcode);
-void rtl_uring_give_back(struct rtl_ring *r);
-int rtl_uring_submit(struct rtl_ring *r);
-int rtl_uring_arm(struct rtl_ring *r);
-void rtl_uring_disarm(struct rtl_ring *r);
-int rtl_uring_run(struct rtl_ring *r);
-bool rtl_uring_may_have_completions(const struct rtl_ring *r);
-bool rtl_uring_has_completions(const struct rtl_ring *r);
-void rtl_uring_complete(struct rtl_ring *r, struct rtl_events *e);
-void rtl_uring_complete_silent(struct rtl_ring *r);
-int rtl_uring_wait(struct rtl_ring *r, int64_t timeout_ns);
+/* uring.c, epoll.c */
+extern const struct rtl_backend rtl_uring_backend;
+extern const struct rtl_backend rtl_epoll_backend;
 
 #endif

@@ -20,8 +20,10 @@
  *     over.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "internal.h"
 
@@ -105,6 +107,17 @@ static void outbox_prepare(const struct rtl_ring *r,
 	(void)r;
 	io_uring_prep_send(sqe, req->fd, s->base, s->len,
 			   MSG_NOSIGNAL | MSG_WAITALL);
+}
+
+static int outbox_attempt(struct rtl_ring *r, struct rtl_request *req,
+			  struct rtl_completion *c)
+{
+	const struct rtl_segment *s = req->u.out.head;
+
+	(void)r;
+	(void)c;
+	return rtl_result(send(req->fd, s->base, s->len,
+			       MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
 static void drop_head(struct rtl_ring *r, struct rtl_request *req)
@@ -242,9 +255,11 @@ static bool outbox_is_silent(const struct rtl_request *req, int result)
 
 const struct rtl_operation rtl_outbox_operation = {
 	.kernel_opcode = IORING_OP_SEND,
+	.awaits = POLLOUT,
 	.direction = RTL_OUT,
 	.life = RTL_ENDS_AT_RELEASE,
 	.prepare = outbox_prepare,
+	.attempt = outbox_attempt,
 	.complete = outbox_complete,
 	.is_silent = outbox_is_silent,
 	.cancel = outbox_cancel,

@@ -10,7 +10,7 @@
 
 static bool has_events(const struct rtl_ring *r)
 {
-	return rtl_has_ended(r) || rtl_uring_has_completions(r);
+	return rtl_has_ended(r) || r->backend->has_completions(r);
 }
 
 /*
@@ -21,17 +21,17 @@ int rtl_reap(struct rtl_ring *r, int64_t *events, unsigned int max_events)
 {
 	struct rtl_events e = { .next = events, .room = max_events };
 
-	rtl_uring_disarm(r);
-	rtl_uring_give_back(r);
+	r->backend->disarm(r);
+	r->backend->give_back(r);
 	while (e.room >= RTL_MOST_EVENTS &&
 	       r->lent_len <= r->stats.buffers / 2) {
-		int error = rtl_uring_run(r);
+		int error = r->backend->run(r);
 
 		if (error && error != -EAGAIN)
 			return e.count ? (int)e.count : error;
 		if (!has_events(r))
 			break;
-		rtl_uring_complete(r, &e);
+		r->backend->complete(r, &e);
 		rtl_report_ended(r, &e);
 	}
 	return (int)e.count;
@@ -45,22 +45,34 @@ static int wake(const struct rtl_ring *r)
 
 int rtl_arm(struct rtl_ring *r)
 {
-	int error = rtl_uring_arm(r);
+	int error = r->backend->arm(r);
 
 	if (error && error != -EAGAIN)
 		return error;
-	rtl_uring_complete_silent(r);
+	r->backend->complete_silent(r);
 	if (error || has_events(r) || r->queued.head || r->waiting.head)
 		return wake(r);
 	return 0;
 }
 
-int rtl_ready(const struct rtl_ring *r)
+int rtl_sleep_fd(const struct rtl_ring *r)
 {
-	return rtl_has_ended(r) || rtl_uring_may_have_completions(r);
+	return r->backend->sleep_fd(r);
 }
 
-void rtl_busy_poll(const struct rtl_ring *r, int64_t ns)
+void rtl_clear(const struct rtl_ring *r)
+{
+	eventfd_t ignored;
+
+	eventfd_read(r->eventfd, &ignored);
+}
+
+int rtl_ready(struct rtl_ring *r)
+{
+	return rtl_has_ended(r) || r->backend->may_have_completions(r);
+}
+
+void rtl_busy_poll(struct rtl_ring *r, int64_t ns)
 {
 	int64_t end = rtl_now_ns() + ns;
 
@@ -81,5 +93,5 @@ int rtl_wait(struct rtl_ring *r, int64_t timeout_ns)
 		return 0;
 	if (ret < 0 && timeout_ns > RTL_SHORTAGE_NS)
 		timeout_ns = RTL_SHORTAGE_NS;
-	return rtl_uring_wait(r, timeout_ns);
+	return r->backend->wait(r, timeout_ns);
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Receiving: into the pool, once or until cancelled; or into memory given. */
 #include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
 
 #include "internal.h"
 
@@ -10,6 +12,26 @@ static void prepare_from_pool(const struct rtl_request *req,
 	io_uring_prep_recv(sqe, req->fd, NULL, req->u.buf.len, 0);
 	sqe->flags |= IOSQE_BUFFER_SELECT;
 	sqe->buf_group = 0;
+}
+
+/* Into a free buffer of the pool, which is taken only for what has come. */
+static int attempt_from_pool(struct rtl_ring *r, struct rtl_request *req,
+			     struct rtl_completion *c)
+{
+	size_t len = (size_t)r->stats.buffer_size;
+	int buffer = rtl_pool_take(r);
+	int received;
+
+	if (buffer == RTL_NO_BUFFER)
+		return -ENOBUFS;
+	received = rtl_result(recv(req->fd, r->pool + (size_t)buffer * len,
+				   req->u.buf.len && req->u.buf.len < len ?
+				   req->u.buf.len : len, MSG_DONTWAIT));
+	if (received > 0)
+		c->buffer = buffer;
+	else
+		rtl_pool_put(r, (uint16_t)buffer);
+	return received;
 }
 
 static void recv_prepare(const struct rtl_ring *r,
@@ -22,10 +44,12 @@ static void recv_prepare(const struct rtl_ring *r,
 
 const struct rtl_operation rtl_recv_operation = {
 	.kernel_opcode = IORING_OP_RECV,
+	.awaits = POLLIN,
 	.direction = RTL_IN,
 	.uses_pool = true,
 	.life = RTL_ENDS_AT_CLOSE,
 	.prepare = recv_prepare,
+	.attempt = attempt_from_pool,
 	.complete = rtl_request_complete,
 };
 
@@ -47,11 +71,22 @@ static void recv_into_prepare(const struct rtl_ring *r,
 	io_uring_prep_recv(sqe, req->fd, req->u.buf.base, req->u.buf.len, 0);
 }
 
+static int recv_into_attempt(struct rtl_ring *r, struct rtl_request *req,
+			     struct rtl_completion *c)
+{
+	(void)r;
+	(void)c;
+	return rtl_result(recv(req->fd, req->u.buf.base, req->u.buf.len,
+			       MSG_DONTWAIT));
+}
+
 const struct rtl_operation rtl_recv_into_operation = {
 	.kernel_opcode = IORING_OP_RECV,
+	.awaits = POLLIN,
 	.direction = RTL_IN,
 	.life = RTL_ENDS_AT_CLOSE,
 	.prepare = recv_into_prepare,
+	.attempt = recv_into_attempt,
 	.complete = rtl_request_complete,
 };
 
@@ -77,6 +112,15 @@ static void multishot_prepare(const struct rtl_ring *r,
 	sqe->ioprio |= IORING_RECV_MULTISHOT;
 }
 
+static int multishot_attempt(struct rtl_ring *r, struct rtl_request *req,
+			     struct rtl_completion *c)
+{
+	int received = attempt_from_pool(r, req, c);
+
+	c->more = received > 0;
+	return received;
+}
+
 /* The kernel may end it for reasons of its own: then it is made anew. */
 static void multishot_complete(struct rtl_ring *r, struct rtl_request *req,
 			       const struct rtl_completion *c,
@@ -96,10 +140,12 @@ static void multishot_complete(struct rtl_ring *r, struct rtl_request *req,
 
 const struct rtl_operation rtl_recv_multishot_operation = {
 	.kernel_opcode = IORING_OP_RECV,
+	.awaits = POLLIN,
 	.direction = RTL_IN,
 	.uses_pool = true,
 	.life = RTL_ENDS_AT_CLOSE,
 	.prepare = multishot_prepare,
+	.attempt = multishot_attempt,
 	.complete = multishot_complete,
 };
 

@@ -20,20 +20,20 @@
 
 #include "internal.h"
 
-static void fifo_init(struct rtl_fifo *f)
+void rtl_fifo_init(struct rtl_fifo *f)
 {
 	f->head = NULL;
 	f->tail = &f->head;
 }
 
-static void fifo_push(struct rtl_fifo *f, struct rtl_request *req)
+void rtl_fifo_push(struct rtl_fifo *f, struct rtl_request *req)
 {
 	req->next = NULL;
 	*f->tail = req;
 	f->tail = &req->next;
 }
 
-static struct rtl_request *fifo_pop(struct rtl_fifo *f)
+struct rtl_request *rtl_fifo_pop(struct rtl_fifo *f)
 {
 	struct rtl_request *req = f->head;
 
@@ -58,9 +58,9 @@ static void fifo_remove(struct rtl_fifo *f, struct rtl_request *req)
 
 void rtl_requests_init(struct rtl_ring *r)
 {
-	fifo_init(&r->queued);
-	fifo_init(&r->waiting);
-	fifo_init(&r->ended);
+	rtl_fifo_init(&r->queued);
+	rtl_fifo_init(&r->waiting);
+	rtl_fifo_init(&r->ended);
 }
 
 /* Towards the kernel */
@@ -85,12 +85,12 @@ void rtl_queue(struct rtl_ring *r, struct rtl_request *req)
 	rtl_uncancel(req);
 	req->parted = false;
 	req->state = RTL_QUEUED;
-	fifo_push(&r->queued, req);
+	rtl_fifo_push(&r->queued, req);
 }
 
 struct rtl_request *rtl_unqueue_first(struct rtl_ring *r)
 {
-	return fifo_pop(&r->queued);
+	return rtl_fifo_pop(&r->queued);
 }
 
 /* Take a request that is queued, or waits for a buffer, out of its FIFO. */
@@ -106,7 +106,7 @@ void rtl_unqueue(struct rtl_ring *r, struct rtl_request *req)
 void rtl_queue_waiting(struct rtl_ring *r, uint64_t most)
 {
 	while (most-- && r->waiting.head)
-		rtl_queue(r, fifo_pop(&r->waiting));
+		rtl_queue(r, rtl_fifo_pop(&r->waiting));
 }
 
 /* Nothing was transferred, and another time something may be. */
@@ -128,13 +128,34 @@ bool rtl_is_past(const struct rtl_request *req)
 	return req->deadline_ns >= 0 && rtl_now_ns() >= req->deadline_ns;
 }
 
+/* Until when the next try may take, or RTL_NO_DEADLINE. */
+int64_t rtl_limit_of(const struct rtl_ring *r, const struct rtl_request *req)
+{
+	return req->op->limit ? req->op->limit(r, req) : req->deadline_ns;
+}
+
 /* It is over */
+
+/*
+ * Tell the backend if the number is used by no request any more. One that has
+ * ended does not: its number may be closed, and be another's, before it is
+ * reported.
+ */
+static void leave_fd_unused(struct rtl_ring *r, int fd)
+{
+	const struct rtl_request *req = r->fds[fd].requests;
+
+	while (req && req->state == RTL_ENDED)
+		req = req->fd_next;
+	if (!req)
+		r->backend->leave_fd(r, fd);
+}
 
 static void fd_changed(struct rtl_ring *r, int fd)
 {
 	struct rtl_request *req, *next;
 
-	for (req = r->by_fd[fd]; req; req = next) {
+	for (req = r->fds[fd].requests; req; req = next) {
 		next = req->fd_next;
 		if (req->op->fd_changed)
 			req->op->fd_changed(r, req);
@@ -148,6 +169,7 @@ void rtl_forget(struct rtl_ring *r, struct rtl_request *req)
 
 	rtl_uncancel(req);
 	rtl_table_remove(r, req);
+	leave_fd_unused(r, fd);
 	fd_changed(r, fd);
 }
 
@@ -165,7 +187,8 @@ void rtl_end(struct rtl_ring *r, struct rtl_request *req, int result)
 	rtl_uncancel(req);
 	req->state = RTL_ENDED;
 	req->result = result;
-	fifo_push(&r->ended, req);
+	rtl_fifo_push(&r->ended, req);
+	leave_fd_unused(r, req->fd);
 	fd_changed(r, req->fd);
 }
 
@@ -182,7 +205,7 @@ void rtl_event(struct rtl_events *e, uint64_t id, int64_t result, int64_t kind)
 void rtl_report_ended(struct rtl_ring *r, struct rtl_events *e)
 {
 	while (e->room && r->ended.head) {
-		struct rtl_request *req = fifo_pop(&r->ended);
+		struct rtl_request *req = rtl_fifo_pop(&r->ended);
 
 		rtl_over(r, req, req->result, e);
 	}
@@ -230,7 +253,7 @@ static bool try_again(struct rtl_ring *r, struct rtl_request *req, int result)
 	if (is_dry) {
 		rtl_uncancel(req);
 		req->state = RTL_WAITING_FOR_BUFFER;
-		fifo_push(&r->waiting, req);
+		rtl_fifo_push(&r->waiting, req);
 	} else {
 		rtl_queue(r, req);
 	}

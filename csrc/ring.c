@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A ring's birth and death, and the table of its operations. */
+/* A ring's birth and death, and the tables of operations and backends. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -17,9 +17,15 @@ static const struct rtl_operation *const operations[] = {
 	[RTL_OUTBOX] = &rtl_outbox_operation,
 };
 
+static const struct rtl_backend *const backends[] = {
+	[RTL_DEFERRED] = &rtl_uring_backend,
+	[RTL_COOPERATIVE] = &rtl_uring_backend,
+	[RTL_EPOLL] = &rtl_epoll_backend,
+};
+
 int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int cq_entries, unsigned int buffers,
-	     unsigned int buffer_size, enum rtl_task_work work)
+	     unsigned int buffer_size, enum rtl_engine engine)
 {
 	struct rtl_ring *r;
 	int ret;
@@ -30,6 +36,7 @@ int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	r = calloc(1, sizeof(*r));
 	if (!r)
 		return -ENOMEM;
+	r->backend = backends[engine];
 	r->eventfd = eventfd;
 	rtl_requests_init(r);
 	ret = rtl_table_init(r);
@@ -38,18 +45,13 @@ int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	ret = rtl_pool_init(r, buffers, buffer_size);
 	if (ret)
 		goto no_pool;
-	ret = rtl_uring_open(r, sq_entries, cq_entries, work);
+	ret = r->backend->open(r, sq_entries, cq_entries, engine);
 	if (ret)
-		goto no_uring;
-	ret = rtl_uring_provide_pool(r);
-	if (ret)
-		goto no_buffers;
+		goto no_backend;
 	*out = r;
 	return 0;
 
-no_buffers:
-	rtl_uring_close(r);
-no_uring:
+no_backend:
 	rtl_pool_exit(r);
 no_pool:
 	rtl_table_exit(r);
@@ -67,7 +69,7 @@ int rtl_free(struct rtl_ring *r)
 {
 	if (r->stats.in_flight || r->notices)
 		return -EBUSY;
-	rtl_uring_close(r);
+	r->backend->close(r);
 	rtl_pool_exit(r);
 	rtl_table_exit(r);
 	free(r);
@@ -92,5 +94,5 @@ uint64_t rtl_moved(const struct rtl_ring *r)
 
 int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode)
 {
-	return rtl_uring_knows(r, operations[opcode]->kernel_opcode);
+	return r->backend->knows(r, operations[opcode]->kernel_opcode);
 }

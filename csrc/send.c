@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* One send from the caller's memory. What a stream sends has an outbox. */
+#include <poll.h>
+#include <sys/socket.h>
+
 #include "internal.h"
 
 static void send_prepare(const struct rtl_ring *r,
@@ -11,11 +14,39 @@ static void send_prepare(const struct rtl_ring *r,
 			   MSG_NOSIGNAL | MSG_WAITALL);
 }
 
+/* All of it, as MSG_WAITALL means there: what is sent already is noted. */
+static int send_attempt(struct rtl_ring *r, struct rtl_request *req,
+			struct rtl_completion *c)
+{
+	unsigned int left = req->u.buf.len - req->u.buf.done;
+	int sent = rtl_result(send(req->fd,
+				   (char *)req->u.buf.base + req->u.buf.done,
+				   left, MSG_NOSIGNAL | MSG_DONTWAIT));
+
+	(void)r;
+	(void)c;
+	if (sent == -EAGAIN)
+		return -EAGAIN;
+	if (sent < 0)
+		return req->u.buf.done ? (int)req->u.buf.done : sent;
+	req->u.buf.done += (unsigned int)sent;
+	return req->u.buf.done < req->u.buf.len ? -EAGAIN :
+						  (int)req->u.buf.done;
+}
+
+static int send_interrupted(const struct rtl_request *req)
+{
+	return req->u.buf.done ? (int)req->u.buf.done : -ECANCELED;
+}
+
 const struct rtl_operation rtl_send_operation = {
 	.kernel_opcode = IORING_OP_SEND,
+	.awaits = POLLOUT,
 	.direction = RTL_OUT,
 	.prepare = send_prepare,
+	.attempt = send_attempt,
 	.complete = rtl_request_complete,
+	.interrupted = send_interrupted,
 };
 
 int rtl_send(struct rtl_ring *r, uint64_t id, int fd, const void *buf,

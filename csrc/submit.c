@@ -8,7 +8,7 @@
  */
 int rtl_submit(struct rtl_ring *r)
 {
-	rtl_uring_give_back(r);
+	r->backend->give_back(r);
 	rtl_queue_waiting(r, (r->stats.buffers + 1) / 2);
-	return rtl_uring_submit(r);
+	return r->backend->submit(r);
 }

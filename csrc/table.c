@@ -17,22 +17,22 @@
 int rtl_table_init(struct rtl_ring *r)
 {
 	r->table = calloc(FIRST_TABLE_SIZE, sizeof(struct rtl_request *));
-	r->by_fd = calloc(FIRST_FDS, sizeof(struct rtl_request *));
-	if (!r->table || !r->by_fd) {
+	r->fds = calloc(FIRST_FDS, sizeof(*r->fds));
+	if (!r->table || !r->fds) {
 		rtl_table_exit(r);
 		return -ENOMEM;
 	}
 	r->table_size = FIRST_TABLE_SIZE;
-	r->by_fd_size = FIRST_FDS;
+	r->fds_size = FIRST_FDS;
 	return 0;
 }
 
 void rtl_table_exit(struct rtl_ring *r)
 {
 	free(r->table);
-	free(r->by_fd);
+	free(r->fds);
 	r->table = NULL;
-	r->by_fd = NULL;
+	r->fds = NULL;
 }
 
 static size_t home_of(size_t size, uint64_t id)
@@ -67,29 +67,29 @@ static int grow_table(struct rtl_ring *r)
 	return 0;
 }
 
-/* The links into by_fd[] point at its cells: mend them when it moves. */
-static int grow_by_fd(struct rtl_ring *r, int fd)
+/* The links into fds[] point at its cells: mend them when it moves. */
+static int grow_fds(struct rtl_ring *r, int fd)
 {
-	size_t size = r->by_fd_size;
-	struct rtl_request **by_fd;
+	size_t size = r->fds_size;
+	struct rtl_fd *fds;
 
 	while (size <= (size_t)fd)
 		size *= 2;
-	by_fd = calloc(size, sizeof(struct rtl_request *));
-	if (!by_fd)
+	fds = calloc(size, sizeof(*fds));
+	if (!fds)
 		return -ENOMEM;
-	for (size_t i = 0; i < r->by_fd_size; i++) {
-		by_fd[i] = r->by_fd[i];
-		if (by_fd[i])
-			by_fd[i]->fd_link = &by_fd[i];
+	for (size_t i = 0; i < r->fds_size; i++) {
+		fds[i] = r->fds[i];
+		if (fds[i].requests)
+			fds[i].requests->fd_link = &fds[i].requests;
 	}
-	free(r->by_fd);
-	r->by_fd = by_fd;
-	r->by_fd_size = size;
+	free(r->fds);
+	r->fds = fds;
+	r->fds_size = size;
 	return 0;
 }
 
-/* by_fd[] grows for descriptors that exist, so their limit is its limit. */
+/* fds[] grows for descriptors that exist, so their limit is its limit. */
 static int make_room(struct rtl_ring *r, int fd)
 {
 	int error;
@@ -101,9 +101,9 @@ static int make_room(struct rtl_ring *r, int fd)
 		if (error)
 			return error;
 	}
-	if ((size_t)fd < r->by_fd_size)
+	if ((size_t)fd < r->fds_size)
 		return 0;
-	return fcntl(fd, F_GETFD) < 0 ? -errno : grow_by_fd(r, fd);
+	return fcntl(fd, F_GETFD) < 0 ? -errno : grow_fds(r, fd);
 }
 
 int rtl_table_add(struct rtl_ring *r, uint64_t id,
@@ -121,11 +121,12 @@ int rtl_table_add(struct rtl_ring *r, uint64_t id,
 	req->id = id;
 	req->op = op;
 	req->fd = fd;
-	req->fd_next = r->by_fd[fd];
-	req->fd_link = &r->by_fd[fd];
+	req->awaits = op->awaits;
+	req->fd_next = r->fds[fd].requests;
+	req->fd_link = &r->fds[fd].requests;
 	if (req->fd_next)
 		req->fd_next->fd_link = &req->fd_next;
-	r->by_fd[fd] = req;
+	r->fds[fd].requests = req;
 	place(r->table, r->table_size, req);
 	r->stats.in_flight++;
 	*out = req;

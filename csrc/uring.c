@@ -38,11 +38,11 @@ static const unsigned int work_flags[] = {
 	[RTL_COOPERATIVE] = IORING_SETUP_COOP_TASKRUN,
 };
 
-int rtl_uring_open(struct rtl_ring *r, unsigned int sq_entries,
-		   unsigned int cq_entries, enum rtl_task_work work)
+static int open_queues(struct rtl_ring *r, unsigned int sq_entries,
+		       unsigned int cq_entries, enum rtl_engine engine)
 {
 	struct io_uring_params params = {
-		.flags = SETUP_FLAGS | work_flags[work],
+		.flags = SETUP_FLAGS | work_flags[engine],
 		.cq_entries = cq_entries,
 	};
 	int ret;
@@ -53,31 +53,7 @@ int rtl_uring_open(struct rtl_ring *r, unsigned int sq_entries,
 	r->stats.sq_entries = params.sq_entries;
 	r->stats.cq_entries = params.cq_entries;
 	r->stats.features = params.features;
-	ret = io_uring_register_eventfd(&r->uring, r->eventfd);
-	if (ret)
-		io_uring_queue_exit(&r->uring);
-	else
-		io_uring_cq_eventfd_toggle(&r->uring, false);
-	return ret;
-}
-
-void rtl_uring_close(struct rtl_ring *r)
-{
-	io_uring_queue_exit(&r->uring);
-	rtl_unmap_pages(r->buf_ring,
-			r->stats.buffers * sizeof(struct io_uring_buf));
-}
-
-int rtl_uring_knows(struct rtl_ring *r, uint8_t kernel_opcode)
-{
-	struct io_uring_probe *probe = io_uring_get_probe_ring(&r->uring);
-	int known;
-
-	if (!probe)
-		return -ENOMEM;
-	known = io_uring_opcode_supported(probe, kernel_opcode);
-	io_uring_free_probe(probe);
-	return known;
+	return 0;
 }
 
 /* The pool, as the kernel takes buffers from it */
@@ -92,7 +68,7 @@ static void provide(struct rtl_ring *r, unsigned int buffer, int offset)
 			      offset);
 }
 
-int rtl_uring_provide_pool(struct rtl_ring *r)
+static int provide_pool(struct rtl_ring *r)
 {
 	unsigned int buffers = (unsigned int)r->stats.buffers;
 	struct io_uring_buf_reg reg = { .ring_entries = buffers };
@@ -112,7 +88,55 @@ int rtl_uring_provide_pool(struct rtl_ring *r)
 	return 0;
 }
 
-void rtl_uring_give_back(struct rtl_ring *r)
+static void uring_close(struct rtl_ring *r)
+{
+	io_uring_queue_exit(&r->uring);
+	rtl_unmap_pages(r->buf_ring,
+			r->stats.buffers * sizeof(struct io_uring_buf));
+}
+
+static int uring_open(struct rtl_ring *r, unsigned int sq_entries,
+		      unsigned int cq_entries, enum rtl_engine engine)
+{
+	int ret = open_queues(r, sq_entries, cq_entries, engine);
+
+	if (ret)
+		return ret;
+	ret = io_uring_register_eventfd(&r->uring, r->eventfd);
+	if (!ret)
+		ret = provide_pool(r);
+	if (ret)
+		uring_close(r);
+	else
+		io_uring_cq_eventfd_toggle(&r->uring, false);
+	return ret;
+}
+
+static int uring_knows(struct rtl_ring *r, uint8_t kernel_opcode)
+{
+	struct io_uring_probe *probe = io_uring_get_probe_ring(&r->uring);
+	int known;
+
+	if (!probe)
+		return -ENOMEM;
+	known = io_uring_opcode_supported(probe, kernel_opcode);
+	io_uring_free_probe(probe);
+	return known;
+}
+
+static int uring_sleep_fd(const struct rtl_ring *r)
+{
+	return r->eventfd;
+}
+
+/* io_uring knows open files, and no numbers. */
+static void uring_leave_fd(struct rtl_ring *r, int fd)
+{
+	(void)r;
+	(void)fd;
+}
+
+static void uring_give_back(struct rtl_ring *r)
 {
 	if (!r->lent_len)
 		return;
@@ -135,7 +159,7 @@ static void prepare(struct rtl_ring *r, struct rtl_request *req, bool limited)
 		return;
 	sqe->flags |= IOSQE_IO_LINK;
 	sqe = io_uring_get_sqe(&r->uring);
-	io_uring_prep_link_timeout(sqe, &req->limit, IORING_TIMEOUT_ABS);
+	io_uring_prep_link_timeout(sqe, &req->at.uring.limit, IORING_TIMEOUT_ABS);
 	io_uring_sqe_set_data64(sqe, req->id | CONTROL);
 	r->stats.control_in_flight++;
 }
@@ -143,11 +167,10 @@ static void prepare(struct rtl_ring *r, struct rtl_request *req, bool limited)
 /* Until when the kernel may take for the next try of a request, if limited. */
 static bool is_limited(const struct rtl_ring *r, struct rtl_request *req)
 {
-	int64_t limit = req->op->limit ? req->op->limit(r, req) :
-					 req->deadline_ns;
+	int64_t limit = rtl_limit_of(r, req);
 
 	if (limit >= 0)
-		req->limit = rtl_timespec(limit);
+		req->at.uring.limit = rtl_timespec(limit);
 	return limit >= 0;
 }
 
@@ -176,7 +199,7 @@ static void stage(struct rtl_ring *r)
 	}
 }
 
-int rtl_uring_submit(struct rtl_ring *r)
+static int uring_submit(struct rtl_ring *r)
 {
 	int total = 0;
 
@@ -210,12 +233,12 @@ static bool work_waits(const struct rtl_ring *r)
 	return sq_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
-bool rtl_uring_has_completions(const struct rtl_ring *r)
+static bool uring_has_completions(const struct rtl_ring *r)
 {
 	return io_uring_cq_ready(&r->uring);
 }
 
-bool rtl_uring_may_have_completions(const struct rtl_ring *r)
+static bool uring_may_have_completions(struct rtl_ring *r)
 {
 	return io_uring_cq_ready(&r->uring) || work_waits(r);
 }
@@ -271,7 +294,7 @@ static void complete(struct rtl_ring *r, const struct io_uring_cqe *cqe,
 		rtl_complete(r, req, &c, e);
 }
 
-void rtl_uring_complete(struct rtl_ring *r, struct rtl_events *e)
+static void uring_complete(struct rtl_ring *r, struct rtl_events *e)
 {
 	struct io_uring_cqe *cqe;
 	unsigned int head, seen = 0;
@@ -286,7 +309,7 @@ void rtl_uring_complete(struct rtl_ring *r, struct rtl_events *e)
 }
 
 /* The first completions, as long as nobody need be told of them. */
-void rtl_uring_complete_silent(struct rtl_ring *r)
+static void uring_complete_silent(struct rtl_ring *r)
 {
 	struct io_uring_cqe *cqe;
 
@@ -321,7 +344,7 @@ static int ask_for_work(struct rtl_ring *r)
  */
 #define MAX_FRUITLESS 16u
 
-int rtl_uring_run(struct rtl_ring *r)
+static int uring_run(struct rtl_ring *r)
 {
 	int error = 0;
 
@@ -346,7 +369,7 @@ int rtl_uring_run(struct rtl_ring *r)
  * is sure to see the other. The kernel's is the locked instruction on x86.
  * Elsewhere it is that of its list of work, so it is asked to look there.
  */
-int rtl_uring_arm(struct rtl_ring *r)
+static int uring_arm(struct rtl_ring *r)
 {
 	int error = 0;
 
@@ -355,16 +378,16 @@ int rtl_uring_arm(struct rtl_ring *r)
 #ifndef __x86_64__
 	error = ask_for_work(r);
 #endif
-	return error ? error : rtl_uring_run(r);
+	return error ? error : uring_run(r);
 }
 
-void rtl_uring_disarm(struct rtl_ring *r)
+static void uring_disarm(struct rtl_ring *r)
 {
 	io_uring_cq_eventfd_toggle(&r->uring, false);
 }
 
 /* 0, -ETIME or -EINTR. */
-int rtl_uring_wait(struct rtl_ring *r, int64_t timeout_ns)
+static int uring_wait(struct rtl_ring *r, int64_t timeout_ns)
 {
 	struct __kernel_timespec timeout = rtl_timespec(timeout_ns);
 	struct io_uring_cqe *cqe;
@@ -375,3 +398,21 @@ int rtl_uring_wait(struct rtl_ring *r, int64_t timeout_ns)
 	nanosleep(&(struct timespec){ .tv_nsec = RTL_SHORTAGE_NS }, NULL);
 	return 0;
 }
+
+const struct rtl_backend rtl_uring_backend = {
+	.open = uring_open,
+	.close = uring_close,
+	.knows = uring_knows,
+	.sleep_fd = uring_sleep_fd,
+	.give_back = uring_give_back,
+	.submit = uring_submit,
+	.leave_fd = uring_leave_fd,
+	.arm = uring_arm,
+	.disarm = uring_disarm,
+	.run = uring_run,
+	.has_completions = uring_has_completions,
+	.may_have_completions = uring_may_have_completions,
+	.complete = uring_complete,
+	.complete_silent = uring_complete_silent,
+	.wait = uring_wait,
+};

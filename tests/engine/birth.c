@@ -11,19 +11,18 @@
 #include "faults.h"
 #include "play.h"
 
-void play_births(void)
+void play_births(enum rtl_engine engine)
 {
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	struct rtl_ring *ring;
 	unsigned int n = 0;
 	int error;
 
-	error = ENGINE(rtl_open, &ring, fd, 1, 16, 4, 256, RTL_DEFERRED);
+	error = ENGINE(rtl_open, &ring, fd, 1, 16, 4, 256, engine);
 	CHECK(error == -EINVAL, "open with one entry: %d", error);
 	do {
 		faults_start_nth(++n);
-		error = ENGINE(rtl_open, &ring, fd, 8, 16, 4, 256,
-			       RTL_DEFERRED);
+		error = ENGINE(rtl_open, &ring, fd, 8, 16, 4, 256, engine);
 		CHECK(error == (faults_reached_nth() ? -ENOMEM : 0),
 		      "open with failure %u: %d", n, error);
 		CHECK(!error == !!ring, "open: %d and a ring", error);

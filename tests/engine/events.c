@@ -83,13 +83,15 @@ static bool may_be_cancelled(const struct request *q)
 	return now_ns() >= q->deadline;
 }
 
-/* An outbox that is shut down sends by send(2) too, which may fail. */
-static bool may_break(const struct request *q)
+/* What is sent by send(2) may fail. With io_uring that is what is left last. */
+static bool may_break(const struct play *p, const struct request *q)
 {
-	return q->shut_down && faults_in_play(FAULT_SEND_BROKEN);
+	return (q->shut_down || p->engine == RTL_EPOLL) &&
+	       faults_in_play(FAULT_SEND_BROKEN);
 }
 
-static void check_error(const struct request *q, int64_t error)
+static void check_error(const struct play *p, const struct request *q,
+			int64_t error)
 {
 	const struct connection *c = q->connection;
 	bool ok = false;
@@ -97,7 +99,7 @@ static void check_error(const struct request *q, int64_t error)
 	if (error == -ECANCELED)
 		ok = may_be_cancelled(q);
 	else if (error == -EPIPE)
-		ok = c && (c->broken || c->our_fin || may_break(q));
+		ok = c && (c->broken || c->our_fin || may_break(p, q));
 	else if (error == -ECONNRESET || error == -ENOTCONN)
 		ok = c && c->broken;
 	else if (error == -ETIMEDOUT)
@@ -240,7 +242,7 @@ static void on_over(struct play *p, struct request *q, int64_t result)
 		      (long long)result);
 	} else {
 		if (result < 0)
-			check_error(q, result);
+			check_error(p, q, result);
 		over[q->opcode](p, q, result);
 	}
 	request_over(q);

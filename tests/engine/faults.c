@@ -3,9 +3,11 @@
 #include <liburing.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "faults.h"
@@ -97,6 +99,11 @@ static bool fails(enum fault fault)
 	faults.in_play[fault]++;
 	faults.in_call[fault]++;
 	return true;
+}
+
+static bool runs(const char *call)
+{
+	return faults.call && !strcmp(faults.call, call);
 }
 
 static int any_of(const int *errors, unsigned int n)
@@ -205,12 +212,89 @@ int __wrap_io_uring_wait_cqes(struct io_uring *ring, struct io_uring_cqe **cqe,
 	return __real_io_uring_wait_cqes(ring, cqe, n, ts, mask);
 }
 
-/* close(2) has closed the descriptor even when it reports an error. */
+int __real_epoll_wait(int fd, struct epoll_event *events, int most,
+		      int timeout);
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int most,
+		      int timeout);
+
+int __wrap_epoll_wait(int fd, struct epoll_event *events, int most, int timeout)
+{
+	if (!timeout)
+		play_sees_work_run();
+	if (fails(timeout ? FAULT_WAIT : FAULT_LOOK)) {
+		errno = EINTR;
+		return -1;
+	}
+	return __real_epoll_wait(fd, events, most, timeout);
+}
+
+int __real_epoll_ctl(int fd, int what, int target, struct epoll_event *event);
+int __wrap_epoll_ctl(int fd, int what, int target, struct epoll_event *event);
+
+int __wrap_epoll_ctl(int fd, int what, int target, struct epoll_event *event)
+{
+	enum fault fault = runs("rtl_open") ? FAULT_SETUP : FAULT_CTL;
+
+	if (what != EPOLL_CTL_DEL && fails(fault)) {
+		errno = ENOMEM;
+		return -1;
+	}
+	return __real_epoll_ctl(fd, what, target, event);
+}
+
+int __real_epoll_create1(int flags);
+int __wrap_epoll_create1(int flags);
+
+int __wrap_epoll_create1(int flags)
+{
+	if (!fails(FAULT_SETUP))
+		return __real_epoll_create1(flags);
+	errno = ENOMEM;
+	return -1;
+}
+
+int __real_timerfd_create(int clock, int flags);
+int __wrap_timerfd_create(int clock, int flags);
+
+int __wrap_timerfd_create(int clock, int flags)
+{
+	if (!fails(FAULT_SETUP))
+		return __real_timerfd_create(clock, flags);
+	errno = ENOMEM;
+	return -1;
+}
+
+int __real_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags);
+int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags);
+
+/* Another process was faster: so the call waits for the next connection. */
+int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags)
+{
+	if (fails(FAULT_ACCEPT))
+		__real_close(__real_accept4(fd, address, len, flags));
+	return __real_accept4(fd, address, len, flags);
+}
+
+ssize_t __real_recv(int fd, void *buf, size_t len, int flags);
+ssize_t __wrap_recv(int fd, void *buf, size_t len, int flags);
+
+ssize_t __wrap_recv(int fd, void *buf, size_t len, int flags)
+{
+	if (!fails(FAULT_RECV))
+		return __real_recv(fd, buf, len, flags);
+	errno = ANY_OF(EAGAIN, EINTR, ENOMEM);
+	return -1;
+}
+
+/*
+ * close(2) has closed the descriptor even when it reports an error. A ring's
+ * own are closed when it is opened, or not, and freed.
+ */
 int __wrap_close(int fd)
 {
 	int ret = __real_close(fd);
 
-	if (!engine_call())
+	if (!engine_call() || runs("rtl_open") || runs("rtl_free"))
 		return ret;
 	play_sees_close(fd, ret);
 	if (!fails(FAULT_CLOSE))

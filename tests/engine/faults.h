@@ -16,7 +16,10 @@ enum fault {
 	FAULT_SHORT,	/* ... takes only some of the SQEs */
 	FAULT_CANCEL,	/* ... does not find what it should cancel */
 	FAULT_EVENTS,	/* ... that runs work */
-	FAULT_WAIT,	/* ... that waits */
+	FAULT_WAIT,	/* ... or epoll_wait(2), that waits */
+	FAULT_LOOK,	/* epoll_wait(2) that does not */
+	FAULT_CTL,	/* epoll_ctl(2): memory is short */
+	FAULT_RECV,	/* recv(2): an error that passes */
 	FAULT_ACCEPT,	/* accept4(2): another process took the connection */
 	FAULT_CLOSE,	/* close(2) closes and reports an error */
 	FAULT_SEND,	/* send(2): an error that passes */
@@ -26,7 +29,7 @@ enum fault {
 	FAULT_MALLOC,
 	FAULT_CALLOC,
 	FAULT_MMAP,
-	FAULT_SETUP,	/* io_uring_setup(2) and io_uring_register(2) */
+	FAULT_SETUP,	/* what opens io_uring, or epoll and a timer */
 	FAULTS,
 };
 

@@ -82,28 +82,36 @@ static void choose_faults(struct play *p)
 	faults_start(random_next(&p->random), rates);
 }
 
-static void open_ring(struct play *p)
+static const char *const engine_names[] = {
+	[RTL_DEFERRED] = "io_uring, deferred",
+	[RTL_COOPERATIVE] = "io_uring, cooperative",
+	[RTL_EPOLL] = "epoll",
+};
+
+static void open_ring(struct play *p, enum rtl_engine engine)
 {
 	unsigned int sq = 2u << below(&p->random, 5);
 	unsigned int cq = 64u << below(&p->random, 3);
-	enum rtl_task_work work = one_in(&p->random, 4) ? RTL_COOPERATIVE :
-							  RTL_DEFERRED;
+	bool cooperative = one_in(&p->random, 4);
 	int error;
 
+	if (engine != RTL_EPOLL && cooperative)
+		engine = RTL_COOPERATIVE;
 	if (one_in(&p->random, 3))
 		cq = sq;
+	p->engine = engine;
 	p->buffers = 2u << below(&p->random, 6);
 	p->buffer_size = 64u << below(&p->random, 7);
 	p->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	error = rtl_open(&p->ring, p->eventfd, sq, cq, p->buffers,
-			 p->buffer_size, work);
+			 p->buffer_size, engine);
 	CHECK(!error, "open: %s", strerror(-error));
 	trace("ring of %u and %u entries, %u buffers of %u, %s", sq, cq,
-	      p->buffers, p->buffer_size,
-	      work == RTL_DEFERRED ? "deferred" : "cooperative");
+	      p->buffers, p->buffer_size, engine_names[engine]);
 }
 
-static void run(uint64_t seed, unsigned int most_steps, bool verbose)
+static void run(uint64_t seed, enum rtl_engine engine, unsigned int most_steps,
+		bool verbose)
 {
 	unsigned int fds = open_fds(), steps;
 
@@ -113,7 +121,7 @@ static void run(uint64_t seed, unsigned int most_steps, bool verbose)
 	trace_start(seed, verbose);
 	steps = 100 + below(&play.random, 1500);
 	listener_open(&play);
-	open_ring(&play);
+	open_ring(&play, engine);
 	choose_faults(&play);
 	for (unsigned int i = 0; i < steps && i < most_steps; i++) {
 		play_step(&play);
@@ -151,8 +159,9 @@ static uint64_t number(const char *text)
 
 static void usage(void)
 {
-	fputs("usage: engine-test [-v] [-s SEED] [-n PLAYS] [-t SECONDS]\n"
+	fputs("usage: engine-test [-e] [-v] [-s SEED] [-n PLAYS] [-t SECONDS]\n"
 	      "                   [-l STEPS]\n"
+	      "  -e  on epoll, not on io_uring\n"
 	      "  -v  show each call\n"
 	      "  -s  the first seed (1)\n"
 	      "  -n  how many seeds from there (200)\n"
@@ -164,11 +173,13 @@ static void usage(void)
 int main(int argc, char **argv)
 {
 	uint64_t first = 1, n = 200, seconds = 20, steps = UINT32_MAX;
+	enum rtl_engine engine = RTL_DEFERRED;
 	bool verbose = false;
 	int option;
 
-	while ((option = getopt(argc, argv, "hvs:n:t:l:")) >= 0) {
+	while ((option = getopt(argc, argv, "ehvs:n:t:l:")) >= 0) {
 		switch (option) {
+		case 'e': engine = RTL_EPOLL; break;
 		case 'v': verbose = true; break;
 		case 's': first = number(optarg); break;
 		case 'n': n = number(optarg); break;
@@ -179,10 +190,11 @@ int main(int argc, char **argv)
 	}
 	wait_set_limit((int64_t)seconds * 1000 * NS_PER_MS);
 	allow_fds();
-	play_births();
+	play_births(engine);
 	for (uint64_t seed = first; seed < first + n; seed++)
-		run(seed, (unsigned int)steps, verbose);
-	printf("engine: %llu plays from seed %llu: nothing wrong\n",
+		run(seed, engine, (unsigned int)steps, verbose);
+	printf("engine: %s: %llu plays from seed %llu: nothing wrong\n",
+	       engine == RTL_EPOLL ? "epoll" : "io_uring",
 	       (unsigned long long)n, (unsigned long long)first);
 	return 0;
 }

@@ -32,6 +32,7 @@ class Mutant:
     name: str
     pattern: str
     replacement: str
+    epoll: bool = False  # it is in what only that backend runs
 
 
 MUTANTS = (
@@ -47,7 +48,7 @@ MUTANTS = (
     ),
     Mutant(
         "requests by fd: links into the array that has grown are not mended",
-        r"(\w+)\[(\w+)\]->fd_link = &\1\[\2\];",
+        r"(\w+)\[(\w+)\]\.requests->fd_link = &\1\[\2\]\.requests;",
         ";",
     ),
     Mutant(
@@ -115,6 +116,48 @@ MUTANTS = (
         r"s->len -= \(unsigned int\)sent;",
         "",
     ),
+    Mutant(
+        "a descriptor is watched for one direction only",
+        r"watched \| req->awaits",
+        "req->awaits",
+        epoll=True,
+    ),
+    Mutant(
+        "epoll goes on to watch a descriptor that nobody uses",
+        r"control\(r, EPOLL_CTL_DEL, fd, 0\);",
+        "",
+        epoll=True,
+    ),
+    Mutant(
+        "a deadline outlives its request",
+        r"rtl_deadline_clear\(r, req\);(\s+rtl_complete)",
+        r"\1",
+        epoll=True,
+    ),
+    Mutant(
+        "no timer wakes who sleeps when a deadline comes",
+        r"setting\.it_value\.tv_sec = ns / RTL_NS_PER_SECOND;",
+        "setting.it_value.tv_sec = INT_MAX;",
+        epoll=True,
+    ),
+    Mutant(
+        "a receive that was cancelled and has data goes on",
+        r"if \(req->cancelling\)(\s+answer_result)",
+        r"if (0)\1",
+        epoll=True,
+    ),
+    Mutant(
+        "a send that was not done at once starts anew",
+        r"req->u\.buf\.done \+= [^;]+;",
+        "",
+        epoll=True,
+    ),
+    Mutant(
+        "accept4() waits for ever for a connection that another process took",
+        r"timer_settime\([^)]*\)",
+        "0",
+        epoll=True,
+    ),
 )
 
 
@@ -161,9 +204,10 @@ def symptoms(output: str) -> Iterator[str]:
             yield found[0]
 
 
-def play(root: Path) -> str | None:
-    """Runs the test; returns what it found, or None."""
+def play(root: Path, *, epoll: bool) -> str | None:
+    """Runs the test on one backend; returns what it found, or None."""
     command = [str(root / "build/tests/engine/engine-test"), "-n", str(SEEDS), "-t", str(STALL)]
+    command += ["-e"] * epoll
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=LIMIT
@@ -182,13 +226,14 @@ def main() -> None:
         tree(root)
         meson("setup", "-Dengine_tests=true", "-Db_sanitize=address,undefined", "build", cwd=root)
         build(root)
-        if found := play(root):
-            sys.exit(f"the engine as it is: {found}")
+        for epoll in (False, True):
+            if found := play(root, epoll=epoll):
+                sys.exit(f"the engine as it is: {found}")
         survivors = 0
         for mutant in MUTANTS:
             path, original = apply(mutant, root / "csrc")
             build(root)
-            found = play(root)
+            found = play(root, epoll=mutant.epoll)
             path.write_text(original)
             survivors += not found
             print(f"{'killed' if found else 'SURVIVES'}: {mutant.name}\n    {found}", flush=True)

@@ -18,7 +18,7 @@
  *     (request.c).
  *  6. A request with a deadline ends by itself, and not before (end.c,
  *     events.c).
- *  7. While anything is out, the eventfd wakes who armed it (wait.c).
+ *  7. While anything is out, the ring wakes who armed it (wait.c).
  *  8. With more than half of the pool lent, no further work is run (events.c).
  *  9. The counters are the model's (counters.c).
  * 10. A call that fails has done nothing (calls.c).
@@ -102,6 +102,7 @@ struct play {
 	uint64_t seed;
 	struct random random;
 	struct rtl_ring *ring;
+	enum rtl_engine engine;
 	int eventfd;
 	int listener;
 	struct sockaddr_in address;	/* of the listener */
@@ -193,6 +194,6 @@ void check_counters(struct play *p);
 void play_end(struct play *p);
 
 /* birth.c */
-void play_births(void);
+void play_births(enum rtl_engine engine);
 
 #endif

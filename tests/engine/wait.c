@@ -60,7 +60,7 @@ static unsigned int watch_peers(struct play *p, struct pollfd *fds)
 }
 
 /*
- * An event loop: sleep until the eventfd or a peer has something. That sends
+ * An event loop: sleep until the ring or a peer has something. That sends
  * are over which nobody is told of is no reason to wake, but to arm.
  */
 static void sleep_in_poll(struct play *p,
@@ -68,9 +68,9 @@ static void sleep_in_poll(struct play *p,
 {
 	struct pollfd fds[MAX_CONNECTIONS + 1];
 	unsigned int n;
-	eventfd_t ignored;
 
-	fds[0] = (struct pollfd){ .fd = p->eventfd, .events = POLLIN };
+	fds[0] = (struct pollfd){ .fd = rtl_sleep_fd(p->ring),
+				  .events = POLLIN };
 	if (call_submit(p) < 0)
 		eventfd_write(p->eventfd, 1);
 	arm(p);
@@ -79,7 +79,7 @@ static void sleep_in_poll(struct play *p,
 	n = 1 + watch_peers(p, fds + 1);
 	if (poll(fds, n, (int)(limit_ns / NS_PER_MS)) <= 0)
 		hang(p, "nothing wakes who sleeps");
-	eventfd_read(p->eventfd, &ignored);
+	ENGINE_VOID(rtl_clear, p->ring);
 }
 
 static void sleep_in_ring(struct play *p)
