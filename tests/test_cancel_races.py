@@ -26,7 +26,7 @@ from .conftest import Contexts
 from .support.streams import handshaken, open_fds, socket_streams, tcp_pair
 from .support.waiting import LIMIT, until
 
-CUT_OFF = int(3500 * float(os.environ.get("RINGTLS_RACES", "1")))
+CUT_OFF = int(1500 * float(os.environ.get("RINGTLS_RACES", "1")))
 
 
 #: Descriptors are few where nobody asked for more: 1024, and each client takes two.

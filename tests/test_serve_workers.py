@@ -357,7 +357,7 @@ def test_bad_certificate_at_the_start(files: Contexts) -> None:
     assert said.startswith("ringtls: no certificate with its key in ")
 
 
-def test_no_io_uring(files: Contexts) -> None:
+def test_no_io_uring_where_it_is_forced(files: Contexts) -> None:
     command = "import errno; from tests.support.seccomp import *; forbid_io_uring(errno.EPERM);"
     command += "import ringtls._cli, sys; sys.exit(ringtls._cli.main())"
     arguments = ["serve", *WORKERS, "--bind", "127.0.0.1:0"]
@@ -365,6 +365,7 @@ def test_no_io_uring(files: Contexts) -> None:
     run = subprocess.run(
         [sys.executable, "-c", command, *arguments],
         cwd=ROOT,
+        env=os.environ | {"RINGTLS_ENGINE": "io_uring"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -1,4 +1,5 @@
-"""Where io_uring is refused there is one clear error, and the socket is not lost."""
+"""Where io_uring is refused epoll does its work. Where it is forced there is one clear error, and
+the socket is not lost."""
 
 from __future__ import annotations
 
@@ -12,10 +13,13 @@ import pytest
 
 from ringtls._engine import availability as _availability
 from ringtls._engine.availability import remedy, unavailable
+from ringtls._engine.ring import Ring
+
+from .support.streams import open_fds
 
 ROOT = Path(__file__).parent.parent
 
-USE_REFUSED = """
+USE_FORCED = """
 import socket, sys, trio, ringtls
 from tests.support.seccomp import forbid_io_uring
 forbid_io_uring(int(sys.argv[1]))
@@ -32,6 +36,29 @@ async def main():
 trio.run(main)
 """
 
+USE_REFUSED = """
+import logging, socket, sys, threading, trio, ringtls, ringtls.blocking
+from tests.support.seccomp import forbid_io_uring
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+forbid_io_uring(int(sys.argv[1]))
+async def main():
+    ours, theirs = socket.socketpair()
+    async with ringtls.SocketStream(ours) as a, ringtls.SocketStream(theirs) as b:
+        await a.send_all(b"hello")
+        assert await b.receive_some(100) == b"hello"
+        assert ringtls.statistics().engine == "epoll"
+def block():
+    ours, theirs = socket.socketpair()
+    with ringtls.blocking.SocketStream(ours) as a, theirs:
+        a.send_all(b"hello")
+        assert theirs.recv(100) == b"hello"
+trio.run(main)
+trio.run(main)
+thread = threading.Thread(target=block)
+thread.start()
+thread.join()
+"""
+
 WORDS = {
     errno.EPERM: "seccomp",
     errno.ENOSYS: "seccomp",
@@ -41,19 +68,58 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("error", WORDS)
-def test_refused(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_availability, "seccomp_mode", lambda: 2)  # as in the child
+def run_child(program: str, error: int, engine: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", USE_REFUSED, str(error)],
+        [sys.executable, "-W", "error", "-c", program, str(error)],
         cwd=ROOT,
+        env=os.environ | {"RINGTLS_ENGINE": engine},
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.stderr == ""
-    assert done.stdout == f"{error} {unavailable(error)}\n"
-    assert WORDS[error] in done.stdout
+    assert done.returncode == 0
+    return done.stdout
+
+
+@pytest.fixture
+def like_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_availability, "seccomp_mode", lambda: 2)
+
+
+@pytest.mark.usefixtures("like_the_child")
+@pytest.mark.parametrize("error", WORDS)
+def test_refused_and_forced(error: int) -> None:
+    out = run_child(USE_FORCED, error, "io_uring")
+    assert out == f"{error} {unavailable(error)}\n"
+    assert WORDS[error] in out
+
+
+@pytest.mark.usefixtures("like_the_child")
+@pytest.mark.parametrize("error", WORDS.keys() - {errno.EMFILE})
+def test_refused_epoll_does_it_and_one_record_says_why(error: int) -> None:
+    out = run_child(USE_REFUSED, error, "")
+    reason = unavailable(error).strerror
+    assert out == f"INFO:ringtls:epoll is used: {reason}\n"
+
+
+@pytest.mark.usefixtures("like_the_child")
+def test_without_a_descriptor_there_is_neither() -> None:
+    out = run_child(USE_FORCED, errno.EMFILE, "")
+    assert out == f"{errno.EMFILE} {unavailable(errno.EMFILE)}\n"
+
+
+def test_epoll_when_asked_for() -> None:
+    out = run_child(USE_REFUSED, errno.EPERM, "epoll")
+    assert out == "INFO:ringtls:epoll is used: it was asked for\n"
+
+
+def test_an_engine_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGTLS_ENGINE", "kqueue")
+    fds = open_fds()
+    with pytest.raises(ValueError, match="RINGTLS_ENGINE is 'kqueue': set it to io_uring or epoll"):
+        Ring()
+    assert open_fds() == fds
 
 
 @pytest.mark.parametrize(

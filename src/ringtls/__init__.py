@@ -1,4 +1,4 @@
-"""TLS streams for trio on io_uring that always end with close_notify."""
+"""TLS streams for trio, on io_uring or epoll, that always end with close_notify."""
 
 from typing import TYPE_CHECKING
 

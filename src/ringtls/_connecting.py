@@ -27,7 +27,7 @@ async def connect(family: socket.AddressFamily, address: Address) -> SocketStrea
 
     Raises:
       OSError: connect(2) failed, or no descriptor is left for the socket.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
       ValueError, TypeError: the host is not numeric, or the address not of this family.
     """
     driver = TrioDriver.current()

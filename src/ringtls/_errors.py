@@ -14,7 +14,11 @@ class TruncationError(trio.BrokenResourceError):
 
 
 class RingUnavailableError(OSError):
-    """This process can't have an io_uring; the text says why and what to change."""
+    """This process can't have the engine it needs; the text says why and what to change.
+
+    That is so where io_uring is refused and the environment variable RINGTLS_ENGINE forces it, and
+    where no descriptor is left. Else epoll takes the place of an io_uring that is refused.
+    """
 
 
 def wrong_caller(*, is_forked: bool) -> RuntimeError:

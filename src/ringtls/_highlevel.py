@@ -56,7 +56,7 @@ async def open_tcp_stream(
 
     Raises:
       OSError: no address of the host could be connected to.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
     """
     TrioDriver.current().ring  # noqa: B018
     stream = await trio.open_tcp_stream(
@@ -74,7 +74,7 @@ async def open_unix_socket(
 
     Raises:
       OSError: it could not be connected to.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
     """
     TrioDriver.current().ring  # noqa: B018
     stream = await trio.open_unix_socket(filename)
@@ -132,7 +132,7 @@ async def open_unix_listeners(
 
     Raises:
       OSError: the path can't be had, of errno EADDRINUSE if it is there already.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
     """
     TrioDriver.current().ring  # noqa: B018
     sock = trio.socket.socket(trio.socket.AF_UNIX)
@@ -161,7 +161,7 @@ async def open_tls_over_tcp_listeners(
 
     Raises:
       OSError: the address can't be had, as when the port is in use.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
     return [

@@ -27,6 +27,9 @@ class Tally:
 class Statistics:
     """The figures of one trio run, since its start where they are not of this moment."""
 
+    engine: str | None
+    """``"io_uring"`` or ``"epoll"``: what moves the bytes. None without a ring."""
+
     connections_open: int
     """Streams whose end has not begun."""
 

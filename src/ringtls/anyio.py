@@ -313,7 +313,7 @@ async def connect_tcp(
       OSError: no address of the host could be connected to.
       ssl.SSLError: the handshake failed.
       anyio.BrokenResourceError: the connection broke, or ended, in the middle of it.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
       RuntimeError: anyio runs on another backend than trio.
     """
     below = await open_tcp_stream(

@@ -108,7 +108,7 @@ class SocketStream(_Stream):
       sock: a connected stream socket.
 
     Raises:
-      RingUnavailableError: there is no io_uring here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
       TypeError, ValueError: it is not a stream socket, or belongs to another stream.
       OSError: of errno EBADF: it is closed. In all these cases it stays the caller's.
       RuntimeError: gevent has monkey-patched this process.
@@ -418,7 +418,7 @@ def open_tls_over_tcp_stream(
 
     Raises:
       OSError: no address of the host could be connected to.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
     """
     BlockingDriver.current()  # raises before there is anything to be closed
     context = ssl_context or ssl.create_default_context()

@@ -83,7 +83,7 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         Raises:
           httpcore.ConnectTimeout: it took more than ``timeout`` seconds.
           httpcore.ConnectError: no address of the host could be connected to.
-          RingUnavailableError: there is no io_uring here.
+          RingUnavailableError: io_uring is forced, and there is none here.
           RuntimeError: not called from inside a trio run.
         """
         TrioDriver.current()

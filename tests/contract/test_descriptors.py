@@ -13,6 +13,7 @@ import io
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -24,12 +25,16 @@ from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, SocketListener, SocketStream, blocking
 from ringtls._drivers.blocking import BlockingDriver
+from ringtls._engine.handle import Handle
+from ringtls._engine.request import ignore
+from ringtls._engine.ring import Ring
 from ringtls._streams import socket as _socket
 
 from ..conftest import Contexts
 from ..support.faces import AnyStream, BlockingFace, Face, TrioFace
 from ..support.peer import End, Peer, meet
 from ..support.processes import fork
+from ..support.rings import drive, drive_until, is_awake
 from ..support.streams import open_fds, socket_streams, tcp_pair
 
 FACES = [TrioFace, BlockingFace]
@@ -142,6 +147,31 @@ def test_c17_close_on_the_streams_socket_begins_the_streams_end(
     assert outcome is CloseOutcome.CLEAN
     assert end.is_clean
     assert end.data == LAST_WORDS
+
+
+def test_c17_a_number_that_is_used_again_is_anothers(ring: Ring) -> None:
+    """Steps: (1) the ring closes a connection, of which there is a duplicate, as in a forked child;
+    (2) a new connection gets its number; (3) input comes for the old one."""
+    old, old_peer = tcp_pair()
+    new, new_peer = tcp_pair()
+    with old.dup(), old_peer, new, new_peer:
+        ring.recv_multishot(old.fileno(), sink=ignore, on_done=lambda request: None)
+        ring.submit()
+        closing = ring.close_fd(old.fileno(), discard_limit=0, deadline=time.monotonic())
+        number = old.detach()
+        assert ring.release(closing)
+        drive_until(ring, lambda: closing.is_over)
+        os.dup2(new.fileno(), number)
+        receive = Handle(ring, ring.recv(number, 100))
+        ring.submit()
+        old_peer.sendall(b"for the old one")
+        drive(ring)
+        ring.arm()
+        assert not is_awake(ring)
+        new_peer.sendall(b"for the new one")
+        drive_until(ring, lambda: receive.done)
+        assert receive.take() == b"for the new one"
+        os.close(number)
 
 
 async def test_c17_close_wakes_who_waits(contexts: Contexts) -> None:

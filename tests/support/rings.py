@@ -32,4 +32,4 @@ def drive_until(ring: Ring, is_enough: Callable[[], object]) -> None:
 
 def is_awake(ring: Ring) -> bool:
     """True if an event loop would come back to the ring at once."""
-    return bool(select.select([ring.wakeup_fd], [], [], 0)[0])
+    return bool(select.select([ring.sleep_fd], [], [], 0)[0])

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from .._engine.choice import forced
 
 __all__ = ["main"]
 
@@ -30,7 +31,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="ringtls", description="TLS on io_uring that always ends with close_notify."
+        prog="ringtls", description="TLS that always ends with close_notify, on io_uring or epoll."
     )
     parser.add_argument("--version", action="version", version=f"ringtls {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"ringtls: {text}", file=sys.stderr)
                 return 1
     arguments = parser.parse_args(argv)
+    try:
+        forced()
+    except ValueError as error:
+        print(f"ringtls: {error}", file=sys.stderr)
+        return 2
     try:
         status: int = arguments.run(arguments)
     except OSError as error:

@@ -164,7 +164,7 @@ class BlockingDriver:
     """What the streams of one thread share, and how it waits for its ring (Driver of _interfaces).
 
     Raises:
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
       RuntimeError: gevent has patched this process (rule 7).
     """
 

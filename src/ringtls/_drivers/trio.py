@@ -7,9 +7,10 @@ Rules:
    tick in which its operation completed.
 2. Nothing is rescheduled before the sleep: trio has computed its timeout by then. What is
    complete already makes the eventfd readable instead (csrc/reap.c).
-3. The pump, a system task, waits for the driver's eventfd, so that epoll wakes. It clears it;
-   all dispatching is the instrument's. While trio is awake anyway the eventfd is not used. In
-   a busy poll (busy_poll.py) it is the pump that keeps trio awake.
+3. The pump, a system task, waits for the descriptor that the ring has to sleep on, so that trio
+   wakes; before there is a ring, for the driver's eventfd. It clears that; all dispatching is
+   the instrument's. While trio is awake anyway the descriptor is not used. In a busy poll
+   (busy_poll.py) it is the pump that keeps trio awake.
 4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
    is caught, and ends every request in flight with itself as the reason. What a signal's handler
    raises at the very entry of the instrument can't be caught: a second instrument, called after
@@ -229,10 +230,11 @@ class TrioDriver(trio.abc.Instrument):
         """The ring of this run, made on first use.
 
         Raises:
-          RingUnavailableError: there is no io_uring here.
+          RingUnavailableError: io_uring is forced, and there is none here.
         """
         if self._ring is None:
             self._ring = open_for_event_loop(self._wakeup_fd)
+            self.wake()  # the pump sleeps on the ring from now on
         return self._ring
 
     def start_task(self, function: Callable[[], Awaitable[None]]) -> None:
@@ -313,6 +315,7 @@ class TrioDriver(trio.abc.Instrument):
         closing = sum(ending.started for ending in connections)
         engine = None if self._ring is None else self._ring.counters()
         return Statistics(
+            engine=str(self._ring.engine) if self._ring else None,
             connections_open=len(connections) - closing,
             connections_closing=closing,
             closings=dict(self.tally.closings),
@@ -408,9 +411,15 @@ class TrioDriver(trio.abc.Instrument):
     async def _next_wakeup(self) -> None:
         while self._polling.awake:
             await trio.lowlevel.checkpoint()
-        await trio.lowlevel.wait_readable(self._wakeup_fd)
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wakeup_fd)
+        ring = self._ring
+        if ring is None or not ring.is_usable:
+            await trio.lowlevel.wait_readable(self._wakeup_fd)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wakeup_fd)
+        else:
+            await trio.lowlevel.wait_readable(ring.sleep_fd)
+            if ring.is_usable:
+                ring.clear()
 
     @property
     def _in_flight(self) -> int:

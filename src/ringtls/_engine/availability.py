@@ -109,8 +109,8 @@ def remedy(error: int) -> str:
     return "see io_uring_setup(2)"
 
 
-def unavailable(error: int) -> RingUnavailableError:
-    """The exception for an errno of io_uring_setup(2) or io_uring_register(2)."""
+def unavailable(error: int, engine: str = "io_uring") -> RingUnavailableError:
+    """The exception for an errno of what opens a ring."""
     return RingUnavailableError(
-        error, f"io_uring is not available: {os.strerror(error)}: {remedy(error)}"
+        error, f"{engine} is not available: {os.strerror(error)}: {remedy(error)}"
     )

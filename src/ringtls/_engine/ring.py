@@ -45,6 +45,7 @@ from .._log import log
 from . import _native
 from .address import Address, packed
 from .availability import unavailable
+from .choice import Engine, announce, forced, may_be_replaced
 from .request import (
     Event,
     Opcode,
@@ -154,20 +155,28 @@ def close_now(fd: int) -> None:
 
 
 class Ring:
-    """An io_uring and the requests it has in flight.
+    """An io_uring, or what epoll makes of one, and the requests it has in flight.
 
     Args:
-      wakeup_fd: an eventfd that outlives the ring; by default it has one of its own. It is
-        readable when there are completions, once ``arm`` was called.
+      wakeup_fd: an eventfd that outlives the ring; by default it has one of its own. ``wake``
+        makes it readable.
       buffers: how many buffers the receive pool has; a power of two.
       buffer_size: size of each, in bytes.
-      sq_entries: size of the submission queue, a power of two; None: SQ_ENTRIES. For each the
-        kernel counts about 130 bytes as memory that the user has locked.
-      cooperative: the thread's next system call completes what is ready, whichever that is, and
-        not only ``reap`` and ``wait`` do. It costs a little more.
+      sq_entries: size of io_uring's submission queue, a power of two; None: SQ_ENTRIES. For each
+        the kernel counts about 130 bytes as memory that the user has locked.
+      cooperative: of an io_uring the thread's next system call completes what is ready, whichever
+        that is, and not only ``reap`` and ``wait`` do. It costs a little more.
+      engine: io_uring or epoll; None: what is forced, or works here (choice.py).
+
+    Attributes:
+      engine: which of the two it is.
+      sleep_fd: the descriptor to sleep on: readable when there are completions, once ``arm`` was
+        called, and when ``wakeup_fd`` is, until ``clear``.
 
     Raises:
-      RingUnavailableError: there is no io_uring here; the text says what to change.
+      RingUnavailableError: io_uring was asked for and there is none here, or no descriptor is
+        left; the text says what to change.
+      ValueError: RINGTLS_ENGINE is neither io_uring nor epoll.
     """
 
     def __init__(
@@ -178,18 +187,25 @@ class Ring:
         buffer_size: int = BUFFER_SIZE,
         sq_entries: int | None = None,
         cooperative: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         self._owns_wakeup_fd = wakeup_fd is None
         self.wakeup_fd: int = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
         )
         try:
-            self._engine = _open_engine(
-                self.wakeup_fd, sq_entries or SQ_ENTRIES, buffers, buffer_size, cooperative
+            self.engine, self._engine = _open_engine(
+                engine or forced(),
+                self.wakeup_fd,
+                sq_entries or SQ_ENTRIES,
+                buffers,
+                buffer_size,
+                cooperative,
             )
-        except RingUnavailableError:
+        except BaseException:
             self._close_wakeup_fd()
             raise
+        self.sleep_fd = int(_lib.rtl_sleep_fd(self._engine))
         self.cooperative = cooperative
         self.forked = False
         self._closed = False
@@ -437,19 +453,23 @@ class Ring:
         result = _lib.rtl_submit(engine)
         if result < 0:
             if -result not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
-                raise OSError(-result, f"io_uring submit: {os.strerror(-result)}")
+                raise OSError(-result, f"{self.engine} submit: {os.strerror(-result)}")
             self.wake()
         return bool(result)
 
     def arm(self) -> None:
-        """Have completions make the wake-up descriptor readable, until the next ``reap``.
+        """Have completions make ``sleep_fd`` readable, until the next ``reap``.
 
         Raises:
-          OSError: io_uring_enter(2) failed.
+          OSError: io_uring_enter(2) or timerfd_settime(2) failed.
         """
         result = _lib.rtl_arm(self._usable())
         if result < 0:
-            raise OSError(-result, f"io_uring work: {os.strerror(-result)}")
+            raise OSError(-result, f"{self.engine} arm: {os.strerror(-result)}")
+
+    def clear(self) -> None:
+        """Make the wake-up descriptor unreadable."""
+        _lib.rtl_clear(self._usable())
 
     def busy_poll(self, ns: int) -> None:
         """Stay here, without sleeping, until there may be completions: ``ns`` nanoseconds at
@@ -476,7 +496,7 @@ class Ring:
             while _lib.rtl_moved(engine) < enough:
                 count = _lib.rtl_reap(engine, events, REAP_EVENTS)
                 if count < 0:
-                    raise OSError(-count, f"io_uring reap: {os.strerror(-count)}")
+                    raise OSError(-count, f"{self.engine} reap: {os.strerror(-count)}")
                 if count == 0:
                     break
                 found = True
@@ -527,7 +547,7 @@ class Ring:
         ns = int(min(max(timeout, 0.0), _LONGEST_WAIT) * 1e9)
         result = _lib.rtl_wait(self._usable(), ns)
         if result < 0 and -result not in (errno.ETIME, errno.EINTR):
-            raise OSError(-result, f"io_uring wait: {os.strerror(-result)}")
+            raise OSError(-result, f"{self.engine} wait: {os.strerror(-result)}")
 
     def _dismiss_abandoned(self) -> None:
         while self._abandoned:
@@ -654,18 +674,42 @@ class Ring:
 
 
 def _open_engine(
-    wakeup_fd: int, sq_entries: int, buffers: int, buffer_size: int, cooperative: bool
-) -> Any:
-    """A ring of the usual size, or a smaller one where memory is short."""
+    wanted: Engine | None,
+    wakeup_fd: int,
+    sq_entries: int,
+    buffers: int,
+    buffer_size: int,
+    cooperative: bool,
+) -> tuple[Engine, Any]:
     out = _ffi.new("struct rtl_ring **")
+    reason = "it was asked for"
+    if wanted is not Engine.EPOLL:
+        try:
+            _open_io_uring(out, wakeup_fd, sq_entries, buffers, buffer_size, cooperative)
+            return Engine.IO_URING, out[0]
+        except RingUnavailableError as error:
+            if wanted is Engine.IO_URING or not may_be_replaced(error):
+                raise
+            reason = str(error.strerror)
+    result = _lib.rtl_open(out, wakeup_fd, 2, 2, buffers, buffer_size, _lib.RTL_EPOLL)
+    if result < 0:
+        raise unavailable(-result, Engine.EPOLL)
+    announce(reason)
+    return Engine.EPOLL, out[0]
+
+
+def _open_io_uring(
+    out: Any, wakeup_fd: int, sq_entries: int, buffers: int, buffer_size: int, cooperative: bool
+) -> None:
+    """A ring of the usual size, or a smaller one where memory is short."""
     work = _lib.RTL_COOPERATIVE if cooperative else _lib.RTL_DEFERRED
     cq_entries = min(4 * sq_entries, CQ_ENTRIES)
     while True:
         result = _lib.rtl_open(out, wakeup_fd, sq_entries, cq_entries, buffers, buffer_size, work)
         if result == 0:
-            return out[0]
+            return
         if result != -errno.ENOMEM or sq_entries <= SMALLEST_RING:
-            raise unavailable(-result)
+            raise unavailable(-result, Engine.IO_URING)
         sq_entries //= 2
         cq_entries //= 2
 

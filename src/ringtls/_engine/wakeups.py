@@ -12,11 +12,11 @@ thread, the thread runs the work, and that signals the eventfd.
 2. The probe runs once per process, when the first ring for an event loop is opened.
 3. A late signal counts as missing. The cooperative ring that follows is slower, and correct.
 4. A plain thread waits in the ring itself and needs no eventfd.
+5. A ring on epoll has no such eventfd. It passes the probe: the loop sleeps on epoll's descriptor.
 """
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 from collections.abc import Callable
@@ -31,10 +31,10 @@ PATIENCE_MS = 100
 
 
 def open_for_event_loop(wakeup_fd: int) -> Ring:
-    """A ring of which each completion makes ``wakeup_fd``, an eventfd, readable, once armed.
+    """A ring of which each completion makes ``sleep_fd`` readable, once armed.
 
     Raises:
-      RingUnavailableError: there is no io_uring here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
     """
     return Ring(wakeup_fd=wakeup_fd, cooperative=not wakes_event_loops())
 
@@ -44,16 +44,16 @@ def wakes_event_loops() -> bool:
     """False if a ring for an event loop must be cooperative here.
 
     Raises:
-      RingUnavailableError: there is no io_uring here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
     """
     return signals_again(_becomes_readable)
 
 
 def signals_again(is_signalled: Callable[[int], bool]) -> bool:
-    """Have deferred work come twice, and see whether the eventfd was signalled each time.
+    """Have deferred work come twice, and see whether that was signalled each time.
 
     Args:
-      is_signalled: waits until an eventfd is readable; False if that does not happen.
+      is_signalled: waits until a descriptor is readable; False if that does not happen.
     """
     ring = Ring(buffers=1, buffer_size=4096, sq_entries=8)
     ours, theirs = socket.socketpair()
@@ -72,9 +72,9 @@ def _is_woken(
     ring.submit()
     ring.arm()
     theirs.send(b"x")
-    if not is_signalled(ring.wakeup_fd):
+    if not is_signalled(ring.sleep_fd):
         return False
-    os.eventfd_read(ring.wakeup_fd)
+    ring.clear()
     ring.reap()
     return request.is_over
 

@@ -100,7 +100,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
       sock: a connected stdlib or trio stream socket.
 
     Raises:
-      RingUnavailableError: there is no io_uring here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
       TypeError, ValueError: it is not a stream socket, or belongs to another stream.
       OSError: of errno EBADF: it is closed. In all these cases it stays the caller's.
     """
@@ -436,7 +436,7 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
       sock: a listening stdlib or trio stream socket.
 
     Raises:
-      RingUnavailableError: there is no io_uring here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
       TypeError, ValueError: it is not a listening stream socket, or belongs to another listener.
       OSError: of errno EBADF: it is closed; EMFILE: no descriptor is left for a duplicate. In all
         these cases nothing has happened to the socket.

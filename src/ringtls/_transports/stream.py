@@ -1,6 +1,6 @@
 """The transport over any trio stream, with the promises of the one on the ring.
 
-For streams in memory, for TLS in TLS, and for machines where io_uring is forbidden.
+For streams in memory, and for TLS in TLS.
 
 Rules:
 

@@ -43,7 +43,7 @@ async def compare(connections: int, on_end: Callable[[str, str, End], object]) -
       on_end: called for each connection that has ended, with the names of case and server.
 
     Raises:
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
     """
     contexts = throwaway_contexts()
     ends = {}

@@ -91,7 +91,7 @@ async def measure(
       on_end: called for each of them.
 
     Raises:
-      RingUnavailableError: the server needs an io_uring and there is none here.
+      RingUnavailableError: the server needs an io_uring, as that is forced, and there is none here.
     """
     [tcp_listener] = await trio.open_tcp_listeners(0, host=HOST)
     tcp_listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

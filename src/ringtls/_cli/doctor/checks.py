@@ -3,7 +3,8 @@
 Rules:
 
 1. A check that raises is a failed check; the others go on.
-2. What needs a ring is skipped where there is none: the check of io_uring says why.
+2. What is about io_uring is skipped where there is none: its check says why. That is a warning,
+   as epoll does instead, unless the environment forbids that.
 3. A remedy says what to change. It is there whenever the status is a warning or failed.
 """
 
@@ -28,6 +29,7 @@ from ..._engine.availability import (
     remedy,
     seccomp_mode,
 )
+from ..._engine.choice import VARIABLE, Engine, forced
 from ..._engine.ring import SQ_ENTRIES, Ring
 from ..._engine.wakeups import wakes_event_loops
 from ..._errors import RingUnavailableError
@@ -96,8 +98,8 @@ def _finding_of(check: Check) -> Finding:
 
 
 @contextmanager
-def _open_ring() -> Iterator[Ring]:
-    ring = Ring()
+def _open_io_uring() -> Iterator[Ring]:
+    ring = Ring(engine=Engine.IO_URING)
     try:
         yield ring
     finally:
@@ -108,7 +110,7 @@ def _kernel() -> Finding:
     found = f"Linux {os.uname().release}"
     if kernel_version() >= KERNEL_FLOOR:
         return Finding(Status.OK, found)
-    return Finding(Status.FAILED, found, remedy(errno.EINVAL))
+    return Finding(Status.WARNING, found, remedy(errno.EINVAL))
 
 
 def _sysctl() -> Finding:
@@ -129,12 +131,12 @@ def _seccomp() -> Finding:
 
 def _io_uring() -> Finding:
     try:
-        with _open_ring() as ring:
+        with _open_io_uring() as ring:
             counters = ring.counters()
     except RingUnavailableError as error:
         code = error.errno or errno.EIO
         found = f"io_uring is not available: {os.strerror(code)}"
-        return Finding(Status.FAILED, found, remedy(code))
+        return Finding(Status.WARNING, found, remedy(code))
     found = (
         f"a ring of {counters.sq_entries}/{counters.cq_entries} entries, "
         f"{counters.buffers} buffers of {counters.buffer_size} bytes"
@@ -146,10 +148,10 @@ def _io_uring() -> Finding:
 
 def _operations() -> Finding:
     try:
-        with _open_ring() as ring:
+        with _open_io_uring() as ring:
             missing = ring.unsupported()
     except RingUnavailableError:
-        return _skipped()
+        return Finding(Status.SKIPPED, "io_uring is not available")
     if missing:
         names = ", ".join(opcode.name.lower() for opcode in missing)
         return Finding(Status.FAILED, f"the kernel lacks: {names}", "run a newer kernel")
@@ -159,8 +161,8 @@ def _operations() -> Finding:
 def _wake_ups() -> Finding:
     try:
         works = wakes_event_loops()
-    except RingUnavailableError:
-        return _skipped()
+    except (RingUnavailableError, ValueError):
+        return _no_engine()
     if works:
         return Finding(Status.OK, "a sleeping event loop is woken each time")
     return Finding(
@@ -169,6 +171,20 @@ def _wake_ups() -> Finding:
         "are opened without DEFER_TASKRUN, at some cost",
         'run a kernel that has the fix "io_uring/eventfd: reset deferred signal state"',
     )
+
+
+def _engine() -> Finding:
+    try:
+        ring = Ring()
+    except RingUnavailableError as error:
+        return Finding(Status.FAILED, f"none: {error.strerror}", f"unset {VARIABLE}, to have epoll")
+    except ValueError as error:
+        return Finding(Status.FAILED, "none", str(error))
+    ring.close(timeout=1.0)
+    if ring.engine is Engine.IO_URING:
+        return Finding(Status.OK, ring.engine)
+    reason = f"{VARIABLE} asks for it" if forced() else "io_uring is not available"
+    return Finding(Status.OK, f"{ring.engine}, because {reason}")
 
 
 def _locked_memory() -> Finding:
@@ -213,8 +229,8 @@ def _openssl() -> Finding:
 def _close_notify() -> Finding:
     try:
         ends = trio.run(_ends_over_loopback)
-    except RingUnavailableError:
-        return _skipped()
+    except (RingUnavailableError, ValueError):
+        return _no_engine()
     unclean = [f"{case}: {end.value}" for case, end in ends.items() if end is not End.CLEAN]
     if unclean:
         see = f"see what interferes with connections over loopback; else {REPORT}"
@@ -230,8 +246,8 @@ async def _ends_over_loopback() -> dict[str, End]:
     return ends
 
 
-def _skipped() -> Finding:
-    return Finding(Status.SKIPPED, "io_uring is not available")
+def _no_engine() -> Finding:
+    return Finding(Status.SKIPPED, "there is no engine")
 
 
 CHECKS = (
@@ -240,7 +256,8 @@ CHECKS = (
     Check("seccomp", _seccomp),
     Check("io_uring", _io_uring),
     Check("io_uring operations", _operations),
-    Check("io_uring wake-ups", _wake_ups),
+    Check("engine", _engine),
+    Check("wake-ups", _wake_ups),
     Check("RLIMIT_MEMLOCK", _locked_memory),
     Check("RLIMIT_NOFILE", _descriptors),
     Check("Python", _python),

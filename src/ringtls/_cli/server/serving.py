@@ -84,7 +84,7 @@ async def serve(
     """Serve those who connect to the sockets, until a signal ends it.
 
     Raises:
-      StartError: there is no io_uring here.
+      StartError: io_uring is forced, and there is none here.
     """
     try:
         listeners = [SocketListener(sock) for sock in sockets]
