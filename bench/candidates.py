@@ -40,6 +40,7 @@ class Candidate:
 
 CANDIDATES = (
     Candidate("ringtls", "ringtls"),
+    Candidate("ringtls_epoll", "ringtls (epoll)"),
     Candidate("trio", "trio.SSLStream"),
     Candidate("asyncio_streams", "asyncio streams"),
     Candidate("uvloop_streams", "uvloop streams", package="uvloop"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import random
 import select
 import socket
@@ -200,9 +201,15 @@ def _on_uvloop(case: Case, connections: int, contexts: Contexts) -> Counter[End]
     return ends
 
 
+def _measure_epoll(case: Case, connections: int, contexts: Contexts) -> Counter[End]:
+    os.environ["RINGTLS_ENGINE"] = "epoll"
+    return _measure_trio(RINGTLS, case, connections, contexts)
+
+
 #: By the candidates' names.
 MEASURES: Mapping[str, Callable[[Case, int, Contexts], Counter[End]]] = {
     "ringtls": partial(_measure_trio, RINGTLS),
+    "ringtls_epoll": _measure_epoll,
     "trio": partial(_measure_trio, TRIO),
     "asyncio_streams": _on_asyncio,
     "uvloop_streams": _on_uvloop,

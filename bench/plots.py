@@ -20,6 +20,7 @@ __all__ = ["draw"]
 
 COLOURS = {
     "ringtls": "#d1495b",
+    "ringtls_epoll": "#e59aa5",
     "trio": "#8d96a3",
     "asyncio_streams": "#edae49",
     "uvloop_streams": "#00798c",

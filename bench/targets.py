@@ -56,6 +56,7 @@ TRIO = "trio"
 UVLOOP = "uvloop_streams"
 NGINX = "nginx"
 SERVE = "ringtls_serve"
+EPOLL = "ringtls_epoll"
 
 TARGETS = (
     Target("keep-alive-1", "cpu_per_request", TRIO, 0.75),
@@ -64,6 +65,7 @@ TARGETS = (
     Target("keep-alive-1", "p50", UVLOOP, 1.0),
     Target("keep-alive-64", "cpu_per_request", TRIO, 0.35),
     Target("keep-alive-64", "cpu_per_request", UVLOOP, 1.0),
+    Target("keep-alive-64", "cpu_per_request", TRIO, 0.6, of=EPOLL),
     Target("keep-alive-64", "cpu_per_request", NGINX, 1.25),
     Target("keep-alive-512", "cpu_per_request", TRIO, 0.30),
     Target("keep-alive-512", "cpu_per_request", UVLOOP, 1.0),
