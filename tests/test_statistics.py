@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, statistics
@@ -13,6 +17,7 @@ from ringtls._drivers.trio import TrioDriver
 from .conftest import Contexts
 from .support import peer
 from .support.peer import Meet
+from .support.streams import handshaken, reset, socket_streams, tls_over
 from .support.waiting import cut_off, until
 
 
@@ -41,6 +46,73 @@ async def test_connections_and_their_ends(contexts: Contexts, meet: Meet) -> Non
     assert figures.connections_open == 0
     assert figures.orphans_adopted == 1
     assert figures.closings == {CloseOutcome.CLEAN: 2, CloseOutcome.UNCLEAN: 1}
+
+
+async def test_handshakes_by_what_they_came_to(versioned_contexts: Contexts) -> None:
+    version = versioned_contexts.client.minimum_version.name.replace("_", ".")
+    client, server = await handshaken(versioned_contexts)
+    await server.send_all(b"with the ticket, if that is TLS 1.3")
+    await client.receive_some()
+    cipher = client.cipher()
+    assert cipher is not None
+    assert statistics().handshakes == {(version, cipher[0], False): 2}
+    session = client.session
+    for stream in client, server:
+        await stream.aclose()
+    client, server = tls_over(*await socket_streams(), versioned_contexts)
+    client.session = session
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        nursery.start_soon(server.do_handshake)
+    await client.do_handshake()  # is not another
+    assert statistics().handshakes == {
+        (version, cipher[0], False): 2,
+        (version, cipher[0], True): 2,
+    }
+    assert not statistics().handshake_failures
+    for stream in client, server:
+        await stream.aclose()
+
+
+async def test_failed_handshakes_by_why(contexts: Contexts, meet: Meet) -> None:
+    suspicious, vain = await meet(contexts, server_side=False, handshake=False)
+    vain.sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    left, gone = await meet(contexts, handshake=False)
+    gone.sock.close()
+    broken, reset_by = await meet(contexts, server_side=False, handshake=False)
+    await cut_off(broken.do_handshake)  # it has sent something
+    reset(reset_by.sock)
+    never, silent = await meet(contexts, handshake=False)
+    for stream in suspicious, left, broken:
+        async with stream:
+            for _ in range(2):
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.do_handshake()
+    await never.aclose()
+    assert statistics().handshake_failures == {
+        "WRONG_VERSION_NUMBER": 1,
+        "UNEXPECTED_EOF_WHILE_READING": 1,
+        "connection": 1,
+    }
+    assert not statistics().handshakes
+    vain.sock.close()
+    silent.sock.close()
+
+
+async def test_two_who_wait_for_one_handshake(contexts: Contexts) -> None:
+    """It fails once."""
+    stream, peer_ = await peer.meet(contexts, server_side=False, handshake=False)
+
+    async def fails(call: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await call()
+
+    async with stream, trio.open_nursery() as nursery:
+        nursery.start_soon(fails, stream.receive_some)
+        nursery.start_soon(fails, partial(stream.send_all, b"x"))
+        await wait_all_tasks_blocked()
+        reset(peer_.sock)
+    assert statistics().handshake_failures == {"connection": 1}
 
 
 async def test_operations(contexts: Contexts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._outcome import CloseOutcome
 
-__all__ = ["Statistics", "Tally"]
+__all__ = ["Statistics", "Tally", "reason_of"]
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Why a handshake failed, given the cause: see Statistics.handshake_failures."""
+    return (isinstance(error, ssl.SSLError) and error.reason) or "connection"
 
 
 @dataclass(slots=True)
@@ -21,6 +27,8 @@ class Tally:
     bytes_received: int = 0
     orphans_adopted: int = 0
     closings: Counter[CloseOutcome] = field(default_factory=Counter)
+    handshakes: Counter[tuple[str, str, bool]] = field(default_factory=Counter)
+    handshake_failures: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,15 @@ class Statistics:
 
     closings: Mapping[CloseOutcome, int]
     """How many connections ended how."""
+
+    handshakes: Mapping[tuple[str, str, bool], int]
+    """How many handshakes succeeded, by the version, the cipher's name, and whether a session was
+    resumed: ("TLSv1.3", "TLS_AES_256_GCM_SHA384", False)."""
+
+    handshake_failures: Mapping[str, int]
+    """How many handshakes failed, by why: OpenSSL's name of the reason, as
+    "CERTIFICATE_VERIFY_FAILED", or "UNEXPECTED_EOF_WHILE_READING" for a peer that went;
+    "connection" where that broke."""
 
     orphans_adopted: int
     """Streams that nobody closed, and that were closed in the background."""

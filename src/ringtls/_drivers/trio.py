@@ -319,6 +319,8 @@ class TrioDriver(trio.abc.Instrument):
             connections_open=len(connections) - closing,
             connections_closing=closing,
             closings=dict(self.tally.closings),
+            handshakes=dict(self.tally.handshakes),
+            handshake_failures=dict(self.tally.handshake_failures),
             orphans_adopted=self.tally.orphans_adopted,
             bytes_sent=self.tally.bytes_sent + (engine.bytes_sent if engine else 0),
             bytes_received=self.tally.bytes_received + (engine.bytes_received if engine else 0),

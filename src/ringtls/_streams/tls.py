@@ -38,6 +38,7 @@ from trio.lowlevel import enable_ki_protection
 from .._drivers.trio import TrioDriver
 from .._errors import RingUnavailableError
 from .._outcome import CloseOutcome
+from .._statistics import reason_of
 from .._transports.base import HIGH_WATER, RECEIVE_SIZE
 from .._transports.ring import RingTransport
 from .._transports.stream import StreamTransport
@@ -138,6 +139,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._closing.attach_session(self._session, shutdown_timeout)
         self._closing.reset_on_error = reset_on_error
         self._unwrapped = False
+        self._handshake_failed = False
         self._answered = 0  # bytes of answers since less than HIGH_WATER was unsent
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
@@ -573,13 +575,27 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         if self._session.handshake_done:
             return False
         session, waited = self._session, False
-        step = partial(session.handshake, for_reading=for_reading)
-        while not (session.handshake_done or self._call_session(step)):
-            await self._receive_answer()
-            waited = True
+        try:
+            while not (session.handshake_done or self._shake_hands(for_reading)):
+                await self._receive_answer()
+                waited = True
+        except trio.BrokenResourceError as error:
+            if not self._handshake_failed:
+                self._handshake_failed = True
+                self._driver.tally.handshake_failures[reason_of(error.__cause__)] += 1
+            raise
         if not (session.has_last_word or session.has_ciphertext or sends_next):
             self._transport.acknowledge()
         return waited
+
+    def _shake_hands(self, for_reading: bool) -> bool:
+        session = self._session
+        is_over = self._call_session(partial(session.handshake, for_reading=for_reading))
+        if session.handshake_done:
+            tls = session.object
+            version, cipher = tls.version() or "", tls.cipher() or ("", "", 0)
+            self._driver.tally.handshakes[version, cipher[0], bool(tls.session_reused)] += 1
+        return is_over
 
     async def _receive_answer(self) -> None:
         """Wait for input that can come only in answer to what we have sent (rule C18)."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterable
 
 import ringtls
 from ringtls import CloseOutcome, TlsStream
 
+from ..._statistics import reason_of
 from .metrics import Metrics
 
 __all__ = ["Figures"]
@@ -83,8 +83,7 @@ class Figures:
         )
 
     def count_failure(self, error: BaseException | None) -> None:
-        reason = getattr(error, "reason", None)
-        self.failures.add(reason if isinstance(error, ssl.SSLError) and reason else "connection")
+        self.failures.add(reason_of(error))
 
     def sample(self) -> None:
         """Take over what the streams of this run count."""
