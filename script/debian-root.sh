@@ -37,10 +37,13 @@ make_root() { # make_root RELEASE ARCHITECTURE [PACKAGE...]: python3, and nothin
 	fi
 	echo "Making a Debian of $release for $architecture ..."
 	packages=$(printf ',%s' python3 "$@")
+	valid_until= # "false" where this host puts up with old copies of the archive
+	eval "$(apt-config shell valid_until Acquire::Check-Valid-Until)"
 	quiet apart 900 mmdebstrap --variant=$variant --architectures="$architecture" \
 		--include="${packages#,}" --skip=cleanup/apt/lists \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt=force-unsafe-io \
+		${valid_until:+--aptopt="Acquire::Check-Valid-Until \"$valid_until\""} \
 		"$release" "$root" ||
 		cannot "mmdebstrap made no Debian of $release"
 	cp -L /etc/resolv.conf "$root/etc"
