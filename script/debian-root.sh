@@ -34,6 +34,7 @@ make_root() { # make_root RELEASE ARCHITECTURE [PACKAGE...]: python3, and nothin
 		need_command qemu-aarch64-static qemu-user-static
 		foreign=aarch64
 		variant=extract # nothing is configured: that would take long
+		set -- '?essential' "$@"
 	fi
 	echo "Making a Debian of $release for $architecture ..."
 	packages=$(printf ',%s' python3 "$@")
