@@ -59,13 +59,17 @@ static bool all_acknowledged(int fd)
 	return ioctl(fd, SIOCOUTQ, &unacknowledged) || !unacknowledged;
 }
 
-/* After close(2) an RST, the answer to more input, would destroy the rest. */
-static bool may_lose_data(int fd)
+/*
+ * After close(2) an RST, the answer to more input, would destroy the rest. After
+ * the peer's FIN there is no more.
+ */
+static bool may_lose_data(const struct rtl_request *req)
 {
-	int protocol = 0;
+	int protocol = 0, fd = req->fd;
 	socklen_t len = sizeof(protocol);
 
-	return !getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len) &&
+	return !req->u.close.at_eof &&
+	       !getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len) &&
 	       protocol == IPPROTO_TCP && !all_acknowledged(fd);
 }
 
@@ -101,7 +105,7 @@ static void step(struct rtl_ring *r, struct rtl_request *req)
 	}
 	if (!req->u.close.released || others(r, req, false))
 		return;
-	result = may_lose_data(req->fd);
+	result = may_lose_data(req);
 	r->backend->leave_fd(r, req->fd);
 	error = rtl_close_now(req->fd);
 	rtl_end(r, req, error ? error : result);
@@ -163,6 +167,7 @@ static void close_complete(struct rtl_ring *r, struct rtl_request *req,
 		req->u.close.seen += (uint64_t)c->result;
 	else if (rtl_is_passing(c->result))
 		req->tries++;
+	req->u.close.at_eof = !c->result;
 	req->u.close.at_end = input_has_ended(r, req, c->result);
 	step(r, req);
 }

@@ -190,8 +190,8 @@ int rtl_cancel(struct rtl_ring *r, uint64_t id);
  * are cancelled, its input is thrown away. It stays the caller's, who shuts
  * down its output or resets it, and then releases it. Input is thrown away
  * until the peer's end, until discard_limit bytes after the release, or to the
- * deadline. The result is 0; 1 if the peer's TCP had not acknowledged all by
- * then; or the error of close(2).
+ * deadline. The result is 0; 1 if the peer, which has not ended, had not
+ * acknowledged all by then; or the error of close(2).
  *
  * Cancelled before the release it resets the connection and ends with
  * -ECANCELED; the descriptor stays the caller's.

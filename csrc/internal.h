@@ -139,6 +139,7 @@ struct rtl_request {
 			uint64_t limit;
 			uint64_t seen;
 			bool released;	/* FIN or reset sent: may close */
+			bool at_eof;	/* the peer's FIN has come */
 			bool at_end;	/* nothing more will be discarded */
 		} close;
 		struct {

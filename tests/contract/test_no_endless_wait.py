@@ -12,7 +12,14 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls import CloseOutcome, SocketStream, TlsStream, blocking, statistics
+from ringtls import (
+    CloseOutcome,
+    SocketStream,
+    TlsStream,
+    TruncationError,
+    blocking,
+    statistics,
+)
 from ringtls._drivers.trio import TrioDriver
 from ringtls._streams.session import TlsSession
 
@@ -297,6 +304,25 @@ async def test_wait_acknowledged(contexts: Contexts) -> None:
         await trio.to_thread.run_sync(peer.receive, len(data))
         await waited.wait()
     peer.sock.close()
+
+
+async def test_c3_nothing_is_lost_if_the_peers_end_came_first(contexts: Contexts) -> None:
+    """Who has ended can't be reset by what it sends. As on any way that takes time, our last bytes
+    are not acknowledged yet when the descriptor is closed."""
+    stream, peer = await meet(contexts)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await stream.send_all(bytes(200_000))
+    await stream.wait_sent()
+    peer.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(TruncationError):
+        await stream.receive_some()
+    await stream.aclose()
+    while statistics().connections_closing:
+        await trio.sleep(0.01)
+    assert stream.close_outcome is CloseOutcome.CLEAN
+    end = await trio.to_thread.run_sync(peer.end)
+    assert end.is_clean
+    assert end.data == bytes(200_000)
 
 
 async def test_c3_an_end_that_was_not_acknowledged_says_so(contexts: Contexts) -> None:
