@@ -49,6 +49,9 @@ class Driver(Protocol):
     @property
     def ring(self) -> Ring: ...
 
+    runs_between_calls: ClassVar[bool]
+    """True if the ring's callbacks are called while nobody waits."""
+
     @property
     def is_forked(self) -> bool:
         """True in a child of the process that made this."""

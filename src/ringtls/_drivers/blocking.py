@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .._engine.ring import Ring
 from .._errors import wrong_caller
@@ -167,6 +167,8 @@ class BlockingDriver:
       RingUnavailableError: io_uring is forced, and there is none here.
       RuntimeError: gevent has patched this process (rule 7).
     """
+
+    runs_between_calls: ClassVar[bool] = False
 
     def __init__(self) -> None:
         _refuse_greenlets()

@@ -39,7 +39,7 @@ from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from types import coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 import trio
@@ -172,6 +172,8 @@ class _Guard(trio.abc.Instrument):
 
 class TrioDriver(trio.abc.Instrument):
     """What the streams of one trio run share, and how its tasks wait for the ring."""
+
+    runs_between_calls: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.failure: BaseException | None = None

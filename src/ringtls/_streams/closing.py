@@ -221,6 +221,8 @@ class Closing:
     def _is_waited_for(self) -> bool:
         if self.transport.has_stream_below:
             return self.transport.on_crash is not None
+        if self._phase is Phase.DELIVERING:
+            return not self.transport.driver.runs_between_calls  # else nobody would reset it
         return self._phase is Phase.FLUSHING
 
     # What nobody waits for
@@ -334,6 +336,7 @@ class Closing:
     def _delivered(self) -> None:
         if self._phase is Phase.DELIVERING:
             self._step(Event.DELIVERED)
+            self._settled.wake()
             self._end_transport()
 
     def _settle(self, event: Event) -> None:

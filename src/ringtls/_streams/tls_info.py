@@ -74,7 +74,8 @@ class TlsInfo(Uncopyable):
         sent before the handshake is complete, after ``send_eof``, when the connection is broken
         off, or if only a part of what was given to the last ``send_all`` was accepted: they would
         land inside of another message. If the function raises, that is logged, and the end goes on
-        without them. WebSocket has such words (Close, RFC 6455, section 5.5.1), HTTP/2 (GOAWAY, RFC
+        without them. It must not refer to the stream, which could not be noticed as lost then.
+        WebSocket has such words (Close, RFC 6455, section 5.5.1), HTTP/2 (GOAWAY, RFC
         9113, section 6.8) and SMTP (QUIT).
         """
         return self._closing.farewell

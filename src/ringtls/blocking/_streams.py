@@ -1,23 +1,4 @@
-"""The streams of ringtls for plain threads: ``with`` instead of ``async with``, and no event loop.
-
-    with ringtls.blocking.open_tls_over_tcp_stream("example.org", 443) as stream:
-        stream.send_all(b"...")
-        print(stream.receive_some())
-
-What holds for all of them:
-
-- A stream may be used in the thread that made it, and in no other.
-- ``timeout`` is how many seconds one call may wait; None, the default, means as long as it takes.
-  After that the call raises TimeoutError, and the stream stays usable. Closing is bounded by
-  ``shutdown_timeout`` instead.
-- Ctrl-C, like anything else that SIGINT's handler raises, comes out of a call where it waits, or at
-  its end. A close does not wait any less for that. (What handlers of other signals raise comes out
-  anywhere, as in all of Python.)
-- When a thread ends, and for the main thread at the interpreter's exit, its streams that are still
-  open are closed, and all ends are waited for. Python kills a daemon thread at the interpreter's
-  exit, and its streams with it.
-- The exceptions are those of the asynchronous streams, trio's.
-"""
+"""The blocking streams: the asynchronous ones, driven by the thread that calls them."""
 
 from __future__ import annotations
 
@@ -26,20 +7,20 @@ import ssl
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, final
 
-from ._drivers.blocking import BlockingDriver, complete
-from ._streams import socket as _socket
-from ._streams import tls as _tls
-from ._streams.closing import SHUTDOWN_TIMEOUT, checked_timeout
-from ._streams.tls_info import TlsInfo
-from ._streams.uncopyable import Uncopyable
+from .._drivers.blocking import BlockingDriver, complete
+from .._streams import socket as _socket
+from .._streams import tls as _tls
+from .._streams.closing import SHUTDOWN_TIMEOUT, checked_timeout
+from .._streams.tls_info import TlsInfo
+from .._streams.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
 
     from typing_extensions import Buffer
 
-    from ._drivers.blocking import _Call
-    from ._streams.closing import Closing
+    from .._drivers.blocking import _Call
+    from .._streams.closing import Closing
 
 __all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream"]
 
