@@ -1,0 +1,1 @@
+"""Programs on ringtls and on libraries of protocols: short, whole, and tested."""

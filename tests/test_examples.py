@@ -1,0 +1,115 @@
+"""The examples, written once, in both faces against real servers (D6)."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import trio
+
+import ringtls
+from examples import h11_client, smtp_client
+from ringtls import blocking
+
+from .conftest import Contexts
+from .support.mail import MailServer
+
+Run = Callable[..., Any]
+
+
+def in_trio(function: Callable[..., Any], contexts: Contexts, *args: Any) -> Any:
+    open_stream = partial(ringtls.open_tls_over_tcp_stream, ssl_context=contexts.client)
+    return trio.run(function, open_stream, *args)
+
+
+def in_a_thread(function: Callable[..., Any], contexts: Contexts, *args: Any) -> Any:
+    open_stream = partial(blocking.open_tls_over_tcp_stream, ssl_context=contexts.client)
+    return blocking.call(function, open_stream, *args)
+
+
+@pytest.fixture(params=[in_trio, in_a_thread])
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.param  # type: ignore[no-any-return]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with the target, in chunks if that is asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = self.path.encode()
+        self.send_response(200 if self.path != "/missing" else 404)
+        if self.path == "/chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for byte in body:
+                self.wfile.write(b"1\r\n%c\r\n" % byte)
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@contextmanager
+def http_server(context: ssl.SSLContext) -> Iterator[int]:
+    """The stdlib's, over TLS."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_d6_an_http_client(contexts: Contexts, run: Run) -> None:
+    targets = ("/", "/chunks", "/missing")
+    with http_server(contexts.server) as port:
+        responses = run(h11_client.get, contexts, "localhost", port, *targets)
+    assert responses == [(200, b"/"), (200, b"/chunks"), (404, b"/missing")]
+
+
+@pytest.fixture(scope="module")
+def mail(contexts: Contexts) -> Iterator[MailServer]:
+    with MailServer.running(contexts) as server:
+        yield server
+
+
+def test_d6_a_mail_client(contexts: Contexts, mail: MailServer, run: Run) -> None:
+    message = b"Subject: hello\r\n\r\n.a dot\r\n"
+    people = "me@example.org", ["you@example.org", "her@example.org"]
+    run(smtp_client.send, contexts, "localhost", mail.port, *people, message)
+    assert mail.seen() == [
+        f"accepted {message!r}",
+        "EHLO localhost",
+        "MAIL FROM:<me@example.org>",
+        "RCPT TO:<you@example.org>",
+        "RCPT TO:<her@example.org>",
+        "DATA",
+        "Subject: hello",
+        "",
+        "..a dot",
+        ".",
+        "QUIT",
+        "END",
+    ]
+
+
+def test_d6_a_server_that_refuses(contexts: Contexts, mail: MailServer, run: Run) -> None:
+    """The exception comes out, and the server hears QUIT all the same."""
+    with pytest.raises(smtp_client.RefusedError, match="Syntax"):
+        run(smtp_client.send, contexts, "localhost", mail.port, "no address>", [], b"")
+    assert mail.seen() == ["EHLO localhost", "MAIL FROM:<no address>>", "QUIT", "END"]
