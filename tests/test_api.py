@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import ringtls
+import ringtls.blocking
 
 
 def test_public_names() -> None:
@@ -84,6 +85,7 @@ def test_everything_public_is_in_the_reference() -> None:
         [
             "ringtls.anyio",
             "ringtls.blocking",
+            *(f"ringtls.blocking.{n}" for n in ringtls.blocking.__all__),
             "ringtls.httpcore",
             *(f"ringtls.{n}" for n in ringtls.__all__),
         ]

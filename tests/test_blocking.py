@@ -74,7 +74,12 @@ def test_public_names() -> None:
 def test_it_has_the_methods_of_the_asynchronous_stream() -> None:
     asynchronous = {name for name in dir(ringtls.TlsStream) if not name.startswith("_")}
     missing = asynchronous - set(dir(blocking.TlsStream))
-    assert missing == {"aclose", "wait_sent", "wait_send_all_might_not_block"}
+    assert missing == {
+        "aclose",
+        "send_nowait",
+        "wait_sent",
+        "wait_send_all_might_not_block",
+    }
 
 
 # Opening, and serving
