@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ByteStream", "RingAttribute", "connect_tcp", "wrap_listener", "wrap_stream"]
 
-logger = logging.getLogger("ringtls")
+_logger = logging.getLogger("ringtls")
 
 #: Seconds that an accepted connection's handshake may take, as anyio's TLSListener has it.
 HANDSHAKE_TIMEOUT = 30.0
@@ -268,7 +268,7 @@ class _Listener(Listener[ByteStream]):
             await stream.aclose()
             if not isinstance(error, trio.BrokenResourceError | trio.TooSlowError):
                 raise
-            logger.info("a handshake failed: %s", str(error) or "it took too long")
+            _logger.info("a handshake failed: %s", str(error) or "it took too long")
             return False
         return True
 

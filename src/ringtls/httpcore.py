@@ -31,12 +31,12 @@ import trio
 try:
     import httpcore
     import httpx
-except ModuleNotFoundError as error:
-    if error.name not in ("httpcore", "httpx"):
+except ModuleNotFoundError as _error:
+    if _error.name not in ("httpcore", "httpx"):
         raise
     raise ModuleNotFoundError(
-        f"ringtls.httpcore needs {error.name}: pip install 'ringtls[httpx]'", name=error.name
-    ) from error
+        f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
+    ) from _error
 
 from ._drivers.trio import TrioDriver
 from ._errors import RingUnavailableError
