@@ -21,6 +21,7 @@ from ringtls import (
     statistics,
 )
 from ringtls._drivers.trio import TrioDriver
+from ringtls._engine.ring import has_unacknowledged
 from ringtls._streams.session import TlsSession
 
 from ..conftest import Contexts
@@ -28,7 +29,7 @@ from ..support.clogging import clog
 from ..support.faces import BlockingFace, Face, TrioFace
 from ..support.peer import End, Meet, Peer, Transport, meet
 from ..support.streams import handshaken, tcp_pair
-from ..support.waiting import until
+from ..support.waiting import LIMIT, until
 
 
 class RaisingFilter(logging.Filter):
@@ -323,6 +324,32 @@ async def test_c3_nothing_is_lost_if_the_peers_end_came_first(contexts: Contexts
     end = await trio.to_thread.run_sync(peer.end)
     assert end.is_clean
     assert end.data == bytes(200_000)
+
+
+async def has_what_is_never_acknowledged(contexts: Contexts) -> TlsStream[Any]:
+    """The kernel had all, the peer's TCP had not, and then it was reset."""
+    stream, peer = await meet(contexts, shutdown_timeout=1e9)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await stream.send_all(bytes(200_000))
+    await stream.wait_sent()
+    assert has_unacknowledged(stream.transport_stream.socket.fileno())
+    peer.vanish()
+    return stream
+
+
+async def test_c18_what_was_reset_is_not_acknowledged_any_more(contexts: Contexts) -> None:
+    async with await has_what_is_never_acknowledged(contexts) as stream:
+        with trio.fail_after(LIMIT), pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            await stream.wait_acknowledged()
+
+
+async def test_c16_an_end_does_not_wait_for_what_was_reset(contexts: Contexts) -> None:
+    stream = await has_what_is_never_acknowledged(contexts)
+    stream.reset_on_error = True
+    with pytest.raises(ValueError, match="half an answer"):
+        async with stream:
+            raise ValueError("half an answer")
+    await until(lambda: not statistics().connections_closing)
 
 
 async def test_c3_an_end_that_was_not_acknowledged_says_so(contexts: Contexts) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -270,7 +272,8 @@ class RingTransport(BaseTransport):
         def look(timer: Request | None = None) -> None:
             now = time.monotonic()
             failed = timer is not None and timer.failure is not None
-            if failed or now >= deadline or not self._has_unacknowledged():
+            is_over = self._is_gone() or not self._has_unacknowledged()
+            if failed or now >= deadline or is_over:
                 on_delivered()
                 return
             again = self._ring.timer(min(now + ACKNOWLEDGEMENT_PAUSE, deadline), on_done=look)
@@ -281,12 +284,21 @@ class RingTransport(BaseTransport):
     async def wait_acknowledged(self) -> None:
         await self.wait_sent(below=1)
         while self._has_unacknowledged():
+            if self._is_gone():
+                raise broken(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
             await self.driver.sleep(ACKNOWLEDGEMENT_PAUSE)
             self.check_open()
             self.check_sendable()
 
     def _has_unacknowledged(self) -> bool:
         return has_unacknowledged(self.socket.fileno())
+
+    def _is_gone(self) -> bool:
+        """True if the connection was reset: the kernel goes on to count what was sent as not
+        acknowledged."""
+        look = select.poll()
+        look.register(self.socket.fileno(), 0)
+        return bool(look.poll(0))
 
     def end_output(self) -> None:
         try:
