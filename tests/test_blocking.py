@@ -66,6 +66,7 @@ def test_public_names() -> None:
         "TlsStream",
         "call",
         "open_tls_over_tcp_stream",
+        "relay",
     ]
     for name in blocking.__all__:
         assert inspect.getdoc(getattr(blocking, name)), name

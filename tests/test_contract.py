@@ -8,8 +8,8 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 CONTRACT = TESTS.parent / "docs" / "contract.md"
 
-RULE = re.compile(r"^- \*\*([CHDA]\d+)\b", re.MULTILINE)
-NUMBERED_TEST = re.compile(r"^ *(?:async )?def test_([chda]\d+)_", re.MULTILINE)
+RULE = re.compile(r"^- \*\*([CHDRA]\d+)\b", re.MULTILINE)
+NUMBERED_TEST = re.compile(r"^ *(?:async )?def test_([chdra]\d+)_", re.MULTILINE)
 
 
 def rules() -> list[str]:
@@ -34,6 +34,6 @@ def test_each_numbered_test_has_a_rule() -> None:
 
 def test_numbers_are_given_once_and_in_order() -> None:
     numbers = [(rule[0], int(rule[1:])) for rule in rules()]
-    for letter in "CHDA":
+    for letter in "CHDRA":
         of_letter = [number for first, number in numbers if first == letter]
         assert of_letter == list(range(1, len(of_letter) + 1)), letter

@@ -18,6 +18,7 @@ from ._highlevel import (
 from ._outcome import CloseOutcome
 from ._statistics import Statistics
 from ._streams.operation import Operation
+from ._streams.relay import RelayDirection, RelayEnd, RelayOutcome, relay
 from ._streams.socket import SocketListener, SocketStream
 from ._streams.tls import TlsListener, TlsStream
 
@@ -25,6 +26,9 @@ __all__ = [
     "AsyncDestructor",
     "CloseOutcome",
     "Operation",
+    "RelayDirection",
+    "RelayEnd",
+    "RelayOutcome",
     "RingUnavailableError",
     "SocketListener",
     "SocketStream",
@@ -42,6 +46,7 @@ __all__ = [
     "open_unix_listeners",
     "open_unix_socket",
     "register_as_trio",
+    "relay",
     "replace",
     "serve_tcp",
     "serve_tls_over_tcp",

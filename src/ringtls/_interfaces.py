@@ -100,6 +100,9 @@ class Driver(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait so long; a cancellation ends it."""
 
+    async def wait_at_most(self, queue: WaitQueue, seconds: float) -> None:
+        """Wait for the next ``wake`` of one of its queues, or so long; a cancellation ends it."""
+
 
 class Transport(Protocol):
     """What TLS needs of a byte stream. Only ``receive``, ``wait_sent`` and ``detach`` wait."""
@@ -109,6 +112,9 @@ class Transport(Protocol):
 
     error: OSError | None
     """Why nothing can be sent any more."""
+
+    input_error: OSError | None
+    """Why nothing can be received any more, though the input has not ended."""
 
     on_crash: Callable[[BaseException], object] | None
     """What is called with what a callback of the transport's own raised."""
@@ -146,11 +152,42 @@ class Transport(Protocol):
     async def detach(self) -> None:
         """Pass on no more."""
 
+    def pass_on(
+        self, sink: Sink, on_end: Callable[[], object], on_change: Callable[[], object]
+    ) -> None:
+        """As ``attach``, for callers that have no task to wait in.
+
+        From now on ``resume`` takes the place of ``receive``. ``on_change`` is called where a task
+        would be woken: when less is unsent than ``has_unsent`` was asked about, when sending or
+        receiving has broken, when input is paused, and when the connection is closed.
+        """
+
+    def resume(self) -> None:
+        """Pass input on as it comes, until ``pause``."""
+
+    @property
+    def is_receiving(self) -> bool:
+        """True if input will be passed on as it comes."""
+
+    def pause(self) -> None:
+        """Pass on no more than what is on its way. ``on_change`` tells when that is over."""
+
+    def receive_now(self, max_bytes: int) -> bytes:
+        """What can be received without waiting. b"" if that is nothing; and where input has ended,
+        ``on_end`` was called."""
+
+    def half_close(self) -> None:
+        """End the output behind all that was accepted, by FIN where the transport has it. Input
+        goes on."""
+
+    def has_unsent(self, least: int) -> bool:
+        """True if that many bytes are unsent, and then it will be told when they are fewer."""
+
     def acknowledge(self) -> None:
         """Have the peer's TCP, if there is one, hear at once that what was passed on has come."""
 
-    def enqueue(self, data: bytes) -> None:
-        """Accept bytes for sending, in order; never blocks."""
+    def enqueue(self, data: bytes | memoryview) -> None:
+        """Accept bytes for sending, in order; never blocks. They are not to be changed."""
 
     def check_sendable(self) -> None:
         """Raise trio.BrokenResourceError if an earlier send failed."""

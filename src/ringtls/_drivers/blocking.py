@@ -39,7 +39,7 @@ from .end_of_run import Patience, adopt, give_up
 
 if TYPE_CHECKING:
     from .._engine.handle import Handle
-    from .._interfaces import Ending
+    from .._interfaces import Ending, WaitQueue
 
 __all__ = ["BlockingDriver", "complete"]
 
@@ -251,6 +251,14 @@ class BlockingDriver:
         end = time.monotonic() + seconds
         timer = self.ring.timer(end)
         self.drive_until(lambda: timer.is_over)
+
+    async def wait_at_most(self, queue: WaitQueue, seconds: float) -> None:
+        timer = self.ring.timer(time.monotonic() + seconds, on_done=lambda timer: queue.wake())
+        try:
+            await queue.wait()
+        finally:
+            if self.ring.is_usable:
+                self.ring.cancel(timer)
 
     # Driving
 

@@ -55,7 +55,7 @@ from .end_of_run import Patience, adopt, give_up
 if TYPE_CHECKING:
     from .._engine.handle import Handle
     from .._engine.ring import Ring
-    from .._interfaces import Ending
+    from .._interfaces import Ending, WaitQueue
 
 __all__ = ["TrioDriver"]
 
@@ -310,6 +310,10 @@ class TrioDriver(trio.abc.Instrument):
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
+
+    async def wait_at_most(self, queue: WaitQueue, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await queue.wait()
 
     def statistics(self) -> Statistics:
         """The figures of this run."""

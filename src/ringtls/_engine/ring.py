@@ -214,7 +214,7 @@ class Ring:
         self._thread = get_ident()
         self._last_id = 0
         self._in_flight: dict[int, Request] = {}
-        self._borrowed: dict[int, bytes] = {}  # in outboxes, not copied
+        self._borrowed: dict[int, bytes | memoryview] = {}  # in outboxes, not copied
         self._abandoned: deque[Request] = deque()
         self._failure: BaseException | None = None
         self._interrupted: list[Request] = []  # completed, and an exception came out of that
@@ -283,7 +283,7 @@ class Ring:
         request = Request(Opcode.OUTBOX, fd, on_done=on_done, on_progress=on_progress)
         return self._start(request, _lib.rtl_outbox_open)
 
-    def outbox_write(self, outbox: Request, data: bytes) -> int:
+    def outbox_write(self, outbox: Request, data: bytes | memoryview) -> int:
         """Have ``data`` sent. Never blocks.
 
         Returns:
@@ -299,7 +299,8 @@ class Ring:
         if size > LARGEST_COPY:
             self._last_id = segment = self._last_id + 1
             self._borrowed[segment] = data
-        unsent: int = _outbox_write(engine, outbox.id, data, size, segment)
+        memory = data if type(data) is bytes else _ffi.from_buffer(data)
+        unsent: int = _outbox_write(engine, outbox.id, memory, size, segment)
         if unsent <= 0:
             self._borrowed.pop(segment, None)
             if unsent < 0:

@@ -281,10 +281,12 @@ class Closing:
 
     def _take_leave(self, *, break_off: bool) -> None:
         session = self._session
+        if break_off:
+            self._leave = CloseOutcome.BROKEN_OFF
         if session is None:
             return
         if break_off:
-            self._leave = CloseOutcome.BROKEN_OFF
+            pass
         elif not session.handshake_done:
             self._leave = CloseOutcome.BEFORE_HANDSHAKE
         else:

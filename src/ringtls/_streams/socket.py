@@ -332,7 +332,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
             if self._sent_eof:
                 return
             try:
-                self.socket.shutdown(socket.SHUT_WR)
+                self._transport.shut_output_down()
             except OSError as error:
                 raise broken(error) from error
             self._sent_eof = True
@@ -354,7 +354,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
     def release_to_tls(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
         with self._sending, self._receiving:
-            self._transport.check_open()
+            self._check_sendable()
         if not self._is_owner:
             raise ValueError("this stream is below another TlsStream already")
         self._is_owner = False

@@ -42,12 +42,12 @@ from .._statistics import reason_of
 from .._transports.base import HIGH_WATER, RECEIVE_SIZE
 from .._transports.ring import RingTransport
 from .._transports.stream import StreamTransport
+from . import trio_socket
 from .closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
 from .conflict import ConflictDetector
 from .session import TlsSession
 from .socket import SocketStream, checked_max_bytes, writable_bytes
 from .tls_info import TlsInfo
-from .trio_socket import can_be_taken, give_back, take
 from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -65,7 +65,15 @@ else:
 
     StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-__all__ = ["TlsListener", "TlsStream", "ascii_hostname", "reference_name"]
+__all__ = [
+    "ANSWER_LIMIT",
+    "TlsListener",
+    "TlsStream",
+    "ascii_hostname",
+    "give_back",
+    "reference_name",
+    "take_over",
+]
 
 #: Plaintext that is encrypted in one piece.
 PIECE = 256 * 1024
@@ -132,7 +140,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         if initial_input:
             self._session.feed(memoryview(initial_input).cast("B"))
         shutdown_timeout = checked_timeout(shutdown_timeout)
-        self._transport, self._closing = _take_over(transport_stream)
+        self._transport, self._closing = take_over(transport_stream)
         self._transport_stream: StreamT | None = transport_stream
         self._driver = self._transport.driver
         self._transport.attach(self._session.feed, self._session.feed_end)
@@ -423,7 +431,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._transport.detach()
             self._check_usable()
             assert self._transport_stream is not None
-            _give_back(self._transport_stream, self._transport, self._closing)
+            give_back(self._transport_stream, self._transport, self._closing)
             transport_stream, self._transport_stream = self._transport_stream, None
             self._unwrapped = True
             self._is_owner = False
@@ -483,6 +491,13 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         if self._transport_stream is None:
             raise trio.ClosedResourceError("this stream was unwrapped")
         return self._transport_stream
+
+    def _release_to_relay(self) -> tuple[Transport, Closing, TlsSession]:
+        """Hand the connection to a relay, which sees to its end from now on."""
+        with self._sending, self._receiving:
+            self._check_sendable()
+        self._is_owner = False
+        return self._transport, self._closing, self._session
 
     # Helpers
 
@@ -694,22 +709,26 @@ class _TransportOverTls(StreamTransport):
             raise trio.BrokenResourceError(f"the outer TLS connection ended: {outcome}")
 
 
-def _take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
+def take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     if isinstance(stream, SocketStream):
         return stream.release_to_tls()
     driver = TrioDriver.current()
-    if isinstance(stream, trio.SocketStream) and _has_ring(driver) and can_be_taken(stream):
-        return take(stream)
+    if (
+        isinstance(stream, trio.SocketStream)
+        and _has_ring(driver)
+        and trio_socket.can_be_taken(stream)
+    ):
+        return trio_socket.take(stream)
     kind = _TransportOverTls if isinstance(stream, TlsStream) else StreamTransport
     transport = kind(driver, stream)
     return transport, Closing(transport)
 
 
-def _give_back(stream: trio.abc.Stream, transport: Transport, closing: Closing) -> None:
+def give_back(stream: trio.abc.Stream, transport: Transport, closing: Closing) -> None:
     if isinstance(stream, SocketStream):
         stream.reclaim()
     elif isinstance(stream, trio.SocketStream) and isinstance(transport, RingTransport):
-        give_back(stream, transport, closing)
+        trio_socket.give_back(stream, transport, closing)
     else:
         closing.detach()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,9 +13,10 @@ from .._engine.request import ignore
 
 if TYPE_CHECKING:
     from .._engine.request import Sink
-    from .._interfaces import Driver, OnClosed
+    from .._interfaces import Driver, OnClosed, WaitQueue
 
 __all__ = [
+    "ACKNOWLEDGEMENT_PAUSE",
     "ACKNOWLEDGE_ONCE",
     "DISCARD_LIMIT",
     "HIGH_WATER",
@@ -23,6 +25,7 @@ __all__ = [
     "RECEIVE_SIZE",
     "BaseTransport",
     "broken",
+    "is_gone",
     "reset_met",
 ]
 
@@ -46,8 +49,28 @@ INPUT_LIMIT = 256 * 1024
 ACKNOWLEDGE_ONCE = 2
 
 
+#: Seconds between two looks at what the peer's TCP has acknowledged: no event tells of it.
+ACKNOWLEDGEMENT_PAUSE = 0.01
+
+
 def _nothing() -> None:
     """What is done at the end of input before anything is attached."""
+
+
+class _Announced:
+    """A wait queue (WaitQueue of _interfaces), of which something else hears as well."""
+
+    __slots__ = ("_on_wake", "_queue", "wait", "wait_uncancellable")
+
+    def __init__(self, queue: WaitQueue, on_wake: Callable[[], object]) -> None:
+        self._queue = queue
+        self._on_wake = on_wake
+        self.wait = queue.wait
+        self.wait_uncancellable = queue.wait_uncancellable
+
+    def wake(self) -> None:
+        self._queue.wake()
+        self._on_wake()
 
 
 class BaseTransport:
@@ -55,15 +78,16 @@ class BaseTransport:
 
     __slots__ = (
         "_arrived",
-        "_input_error",
         "_on_closed",
         "_on_end",
         "_on_flushed",
+        "_passes_on",
         "_progress",
         "_sink",
         "closing",
         "driver",
         "error",
+        "input_error",
         "name",
         "on_crash",
         "unsent",
@@ -81,16 +105,25 @@ class BaseTransport:
         # Input
         self._sink: Sink = ignore
         self._on_end: Callable[[], object] = _nothing
-        self._input_error: OSError | None = None
-        self._arrived = driver.wait_queue()
+        self.input_error: OSError | None = None
+        self._arrived: WaitQueue = driver.wait_queue()
+        self._passes_on = False
         # Output
         self.unsent = 0
         self.error: OSError | None = None
-        self._progress = driver.wait_queue()
+        self._progress: WaitQueue = driver.wait_queue()
 
     def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
         self._sink = sink
         self._on_end = on_end
+
+    def pass_on(
+        self, sink: Sink, on_end: Callable[[], object], on_change: Callable[[], object]
+    ) -> None:
+        self.attach(sink, on_end)
+        self._passes_on = True
+        self._arrived = _Announced(self._arrived, on_change)
+        self._progress = _Announced(self._progress, on_change)
 
     def check_sendable(self) -> None:
         if self.error is not None:
@@ -99,16 +132,14 @@ class BaseTransport:
     async def wait_sent(self, *, below: int = HIGH_WATER) -> bool:
         waited = False
         self.check_open()
-        while self._has_unsent(below):
+        while self.has_unsent(below):
             await self._progress.wait()
             waited = True
             self.check_open()
         self.check_sendable()
         return waited
 
-    def _has_unsent(self, least: int) -> bool:
-        """True if that many bytes are unsent, and then ``_progress`` will tell when they are
-        fewer."""
+    def has_unsent(self, least: int) -> bool:
         return self.unsent >= least
 
     def _wake_all(self) -> None:
@@ -127,6 +158,14 @@ def reset_met(error: OSError | None) -> OSError | None:
     with EPIPE where the peer's FIN came before its reset.
     """
     return None if error is None or error.errno == errno.EPIPE else error
+
+
+def is_gone(fd: int) -> bool:
+    """True if the connection was reset: the kernel goes on to count what was sent as not
+    acknowledged."""
+    look = select.poll()
+    look.register(fd, 0)
+    return bool(look.poll(0))
 
 
 def broken(error: OSError) -> trio.BrokenResourceError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -18,24 +17,23 @@ from .._engine.request import ignore
 from .._engine.ring import close_now, has_unacknowledged, reset_connection
 from .base import (
     ACKNOWLEDGE_ONCE,
+    ACKNOWLEDGEMENT_PAUSE,
     DISCARD_LIMIT,
     INPUT_LIMIT,
     LARGEST_TRANSFER,
     BaseTransport,
     broken,
+    is_gone,
     reset_met,
 )
 
 if TYPE_CHECKING:
-    from .._engine.request import Request
+    from .._engine.request import Request, Sink
     from .._engine.ring import Ring
     from .._interfaces import Driver, OnClosed
     from .owned_socket import OwnedSocket
 
 __all__ = ["RingTransport", "as_bytes", "as_count"]
-
-#: Seconds between two looks at what the peer's TCP has acknowledged: no event tells of it.
-ACKNOWLEDGEMENT_PAUSE = 0.01
 
 
 class RingTransport(BaseTransport):
@@ -46,10 +44,12 @@ class RingTransport(BaseTransport):
 
     __slots__ = (
         "_close_request",
+        "_half_closes",
         "_input",
         "_input_ended",
         "_operations",
         "_outbox",
+        "_output_ended",
         "_ring",
         "_unread",
         "socket",
@@ -65,6 +65,8 @@ class RingTransport(BaseTransport):
         self._input_ended = False
         self._unread = 0
         self._outbox: Request | None = None
+        self._half_closes = False
+        self._output_ended = False
 
     # As the transport of a TLS stream
 
@@ -73,22 +75,22 @@ class RingTransport(BaseTransport):
             self._start_input()
         self._unread = 0
         await self._arrived.wait()
-        if self.closing or (self._input_error is not None and not self._unread):
+        if self.closing or (self.input_error is not None and not self._unread):
             self._check_receivable()
 
     def look(self) -> bool:
-        if self._input is None and not self._input_ended and self._input_error is None:
+        if self._input is None and not self._input_ended and self.input_error is None:
             self._start_input()
         self.driver.look()
-        return self._input_ended or self._input_error is not None
+        return self._input_ended or self.input_error is not None
 
     async def detach(self) -> None:
         while self._input is not None:
             self._ring.cancel(self._input)
             await self._arrived.wait()
         self.check_open()
-        if self._input_error is not None:
-            raise broken(self._input_error)
+        if self.input_error is not None:
+            raise broken(self.input_error)
         self._sink = ignore
 
     def acknowledge(self) -> None:
@@ -98,7 +100,9 @@ class RingTransport(BaseTransport):
     def _start_input(self) -> None:
         self._check_receivable()
         self._input = self._ring.recv_multishot(
-            self.socket.fileno(), sink=self._take_input, on_done=self._end_input
+            self.socket.fileno(),
+            sink=self._sink if self._passes_on else self._take_input,
+            on_done=self._end_input,
         )
         self._input.on_failure = self.on_crash
 
@@ -118,17 +122,75 @@ class RingTransport(BaseTransport):
             self._input_ended = True
             self._on_end()
         elif error.errno != errno.ECANCELED:
-            self._input_error = error
+            self.input_error = error
         self._arrived.wake()
+
+    # As a side of a relay
+
+    def pass_on(
+        self, sink: Sink, on_end: Callable[[], object], on_change: Callable[[], object]
+    ) -> None:
+        super().pass_on(sink, on_end, on_change)
+        if self._input is not None:
+            self._input.sink = sink
+
+    def resume(self) -> None:
+        if not (self._input or self._input_ended or self.input_error or self.closing):
+            self._start_input()
+
+    @property
+    def is_receiving(self) -> bool:
+        return self._input is not None
+
+    def pause(self) -> None:
+        if self._input is not None:
+            self._ring.cancel(self._input)
+
+    def receive_now(self, max_bytes: int) -> bytes:
+        if self._input or self._input_ended or self.input_error or self.closing:
+            return b""
+        try:
+            data = self.socket.recv(max_bytes, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            self.input_error = error
+            return b""
+        self.driver.tally.bytes_received += len(data)
+        if not data:
+            self.input_error = reset_met(self.error)
+            if self.input_error is None:
+                self._input_ended = True
+                self._on_end()
+        return data
+
+    def half_close(self) -> None:
+        self._half_closes = True
+        self._send_fin_if_due()
+
+    def _send_fin_if_due(self) -> None:
+        if not (self._output_ended or self.error or self.closing or self.has_unsent(1)):
+            with suppress(OSError):  # what is received will tell
+                self.shut_output_down()
+
+    def shut_output_down(self) -> None:
+        """Send FIN. Receiving goes on.
+
+        Raises:
+          OSError: the connection is broken.
+        """
+        if not self._output_ended:
+            self._output_ended = True
+            self.socket.shutdown(socket.SHUT_WR)
 
     def _check_receivable(self) -> None:
         self.check_open()
-        if self._input_error is not None:
-            raise broken(self._input_error)
+        if self.input_error is not None:
+            raise broken(self.input_error)
         if self._input_ended:
             raise trio.BrokenResourceError("the connection has ended")
 
-    def enqueue(self, data: bytes) -> None:
+    def enqueue(self, data: bytes | memoryview) -> None:
         if self.error is not None:
             return
         try:
@@ -142,13 +204,15 @@ class RingTransport(BaseTransport):
             self.error = error
             self._arrived.wake()
 
-    def _has_unsent(self, least: int) -> bool:
+    def has_unsent(self, least: int) -> bool:
         if self.unsent >= least and self._outbox is not None:
             self.unsent = self._ring.outbox_notify_below(self._outbox, least)
         return self.unsent >= least
 
     def _progressed(self, unsent: int) -> None:
         self.unsent = unsent
+        if self._half_closes:
+            self._send_fin_if_due()
         self._progress.wake()
 
     def _end_outbox(self, request: Request) -> None:
@@ -189,7 +253,7 @@ class RingTransport(BaseTransport):
             except BlockingIOError:
                 continue  # readiness may be spurious: select(2), BUGS
             except OSError as error:  # the kernel reports it once
-                self._input_error = error
+                self.input_error = error
                 raise broken(error) from error
 
     async def send(self, data: memoryview) -> int:
@@ -272,7 +336,7 @@ class RingTransport(BaseTransport):
         def look(timer: Request | None = None) -> None:
             now = time.monotonic()
             failed = timer is not None and timer.failure is not None
-            is_over = self._is_gone() or not self._has_unacknowledged()
+            is_over = is_gone(self.socket.fileno()) or not self._has_unacknowledged()
             if failed or now >= deadline or is_over:
                 on_delivered()
                 return
@@ -284,7 +348,7 @@ class RingTransport(BaseTransport):
     async def wait_acknowledged(self) -> None:
         await self.wait_sent(below=1)
         while self._has_unacknowledged():
-            if self._is_gone():
+            if is_gone(self.socket.fileno()):
                 raise broken(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
             await self.driver.sleep(ACKNOWLEDGEMENT_PAUSE)
             self.check_open()
@@ -293,16 +357,9 @@ class RingTransport(BaseTransport):
     def _has_unacknowledged(self) -> bool:
         return has_unacknowledged(self.socket.fileno())
 
-    def _is_gone(self) -> bool:
-        """True if the connection was reset: the kernel goes on to count what was sent as not
-        acknowledged."""
-        look = select.poll()
-        look.register(self.socket.fileno(), 0)
-        return bool(look.poll(0))
-
     def end_output(self) -> None:
         try:
-            self.socket.shutdown(socket.SHUT_WR)
+            self.shut_output_down()
         finally:
             self._release()
 

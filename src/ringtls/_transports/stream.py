@@ -8,7 +8,7 @@ Rules:
    task of ours calls it, one call at a time, and only the end's deadline cancels that.
 2. Input is received in the task that wants it. When sending has broken, that receive is cancelled
    and the task looks again, because the answer it waits for may be to something that was never
-   sent (C18). Input that has come is kept.
+   sent (C18). Input that has come is kept. In a relay a system task of ours receives.
 3. During the end, input is read and discarded, as the ring does: a peer that is blocked in a send
    would otherwise never read our last bytes. After FIN this goes on until the peer ends too, for
    at most LINGER seconds, because closing over unread input could destroy what was sent (C10).
@@ -41,8 +41,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
+from .._engine.ring import has_unacknowledged
 from .._log import log
-from .base import ACKNOWLEDGE_ONCE, RECEIVE_SIZE, BaseTransport, broken, reset_met
+from .base import (
+    ACKNOWLEDGE_ONCE,
+    ACKNOWLEDGEMENT_PAUSE,
+    RECEIVE_SIZE,
+    BaseTransport,
+    broken,
+    is_gone,
+    reset_met,
+)
 
 if TYPE_CHECKING:
     from .._interfaces import OnClosed, TaskDriver
@@ -78,13 +87,17 @@ class StreamTransport(BaseTransport):
     def __init__(self, driver: TaskDriver, stream: trio.abc.Stream) -> None:
         super().__init__(driver, repr(stream))
         self._stream = stream
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._input_ended = trio.Event()
         self._receiving: trio.CancelScope | None = None
         self._discarding: trio.CancelScope | None = None
         self._sending: trio.CancelScope | None = None
         self._lingering: trio.socket.SocketType | None = None  # on a descriptor of our own (rule 4)
         self._deadline = 0.0
+        self._is_wanted = False  # input, by a relay
+        self._is_passing_on = False  # a task does so
+        self._half_closes = False
+        self._on_delivered: Callable[[], object] | None = None
         self._ends = False  # the task of the end was started
         self._last_step: Callable[[], Awaitable[None]] | None = None  # of the end, once decided
 
@@ -92,15 +105,15 @@ class StreamTransport(BaseTransport):
 
     async def receive(self) -> None:
         self.check_open()
-        if self._input_error is not None:
-            raise broken(self._input_error)
+        if self.input_error is not None:
+            raise broken(self.input_error)
         if self._receiving is not None:
             await self._arrived.wait()
         else:
             await self._receive()
         self.check_open()
-        if self._input_error is not None:
-            raise broken(self._input_error)
+        if self.input_error is not None:
+            raise broken(self.input_error)
 
     async def _receive(self) -> None:
         scope = trio.CancelScope()
@@ -110,7 +123,7 @@ class StreamTransport(BaseTransport):
                 try:
                     data = await self._stream.receive_some()
                 except _CONNECTION_ERRORS as error:
-                    self._input_error = _as_os_error(error)
+                    self.input_error = _as_os_error(error)
                 else:
                     self._take_input(data)
         finally:
@@ -123,16 +136,41 @@ class StreamTransport(BaseTransport):
             try:
                 self._sink(data)
             except BaseException as error:  # there is a gap in the input now
-                self._input_error = _as_os_error(error)
+                self.input_error = _as_os_error(error)
                 raise
         else:
             self._input_ended.set()
-            self._input_error = reset_met(self.error)
-            if self._input_error is None:
+            self.input_error = reset_met(self.error)
+            if self.input_error is None:
                 self._on_end()
 
+    # As a side of a relay
+
+    def resume(self) -> None:
+        self._is_wanted = True
+        if not self._is_passing_on and self._may_receive:
+            self._is_passing_on = self._start(self._pass_input_on, self._fail_passing_on)
+
+    @property
+    def is_receiving(self) -> bool:
+        return self._is_wanted and self._is_passing_on
+
+    def pause(self) -> None:
+        self._is_wanted = False
+
+    def receive_now(self, max_bytes: int) -> bytes:
+        return b""  # a trio stream can't be asked without waiting
+
+    def half_close(self) -> None:
+        self._half_closes = True
+        self._keep_sending()
+
+    @property
+    def _may_receive(self) -> bool:
+        return not (self.closing or self.input_error or self._input_ended.is_set())
+
     def look(self) -> bool:
-        return self._input_error is not None
+        return self.input_error is not None
 
     async def detach(self) -> None:
         self.check_open()
@@ -142,7 +180,7 @@ class StreamTransport(BaseTransport):
             with suppress(OSError):  # of a socket that is not TCP's
                 self._stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, ACKNOWLEDGE_ONCE)
 
-    def enqueue(self, data: bytes) -> None:
+    def enqueue(self, data: bytes | memoryview) -> None:
         if not data or self.error is not None:
             return
         self.driver.check_caller()
@@ -151,7 +189,8 @@ class StreamTransport(BaseTransport):
         self._keep_sending()
 
     def _keep_sending(self) -> None:
-        if self._queue and self._sending is None:
+        has_work = self._queue or (self._half_closes and not self.closing)
+        if has_work and self._sending is None:
             scope = trio.CancelScope()
             if self._start(partial(self._send_queued, scope), self._fail_sending):
                 self._sending = scope
@@ -172,7 +211,7 @@ class StreamTransport(BaseTransport):
         self._start_end()
 
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
-        on_delivered()
+        self._on_delivered = on_delivered
 
     async def wait_acknowledged(self) -> None:
         await self.wait_sent(below=1)
@@ -245,9 +284,12 @@ class StreamTransport(BaseTransport):
                 self.unsent -= len(data)
                 self.driver.tally.bytes_sent += len(data)
                 self._progress.wake()
+            if self._half_closes and isinstance(self._stream, trio.abc.HalfCloseableStream):
+                await self._stream.send_eof()
         if scope.cancelled_caught:
             raise trio.TooSlowError
         self._sending = None
+        self._progress.wake()
 
     def _fail_sending(self, error: BaseException) -> None:
         """Wake all who wait; rule 2."""
@@ -261,6 +303,17 @@ class StreamTransport(BaseTransport):
         if not isinstance(error, _CONNECTION_ERRORS):
             self._log(error)
 
+    async def _pass_input_on(self) -> None:
+        while self._is_wanted and self._may_receive:
+            await self._receive()
+        self._is_passing_on = False
+
+    def _fail_passing_on(self, error: BaseException) -> None:
+        self._is_passing_on = False
+        self.input_error = _as_os_error(error)
+        self._log(error)
+        self._arrived.wake()
+
     async def _end(self) -> None:
         """Rules 3, 5 and 7."""
         try:
@@ -269,6 +322,10 @@ class StreamTransport(BaseTransport):
             if self._on_flushed is not None:
                 on_flushed, self._on_flushed = self._on_flushed, None
                 on_flushed(self.error)
+            if self._on_delivered is not None:
+                on_delivered, self._on_delivered = self._on_delivered, None
+                await self._deliver()
+                on_delivered()
         except BaseException as error:
             self._crash(error)
         try:
@@ -280,12 +337,23 @@ class StreamTransport(BaseTransport):
         """Return when all is sent, when it can't be, and when that is of no use any more."""
         self._keep_sending()
         with trio.move_on_at(self._time_of(self._deadline)) as scope:
-            while self.unsent > 0 and self._last_step is None:
+            while (self.unsent > 0 or self._sending) and self._last_step is None:
                 await self._progress.wait()
         if scope.cancelled_caught:
             self.error = _as_os_error(trio.TooSlowError())
             if self._sending is not None:
                 self._sending.cancel()
+
+    async def _deliver(self) -> None:
+        """Return when the peer's TCP, if there is one, has all that was sent, or it is too late."""
+        if not isinstance(self._stream, trio.SocketStream):
+            return
+        with trio.move_on_at(self._time_of(self._deadline)):
+            while self._last_step is None:
+                fd = self._stream.socket.fileno()
+                if is_gone(fd) or not has_unacknowledged(fd):
+                    return
+                await self.driver.sleep(ACKNOWLEDGEMENT_PAUSE)
 
     def _start_discarding(self) -> None:
         scope = trio.CancelScope(deadline=self._time_of(self._deadline))

@@ -22,6 +22,6 @@ What holds for all of them:
 """
 
 from ._call import call
-from ._streams import SocketStream, TlsStream, open_tls_over_tcp_stream
+from ._streams import SocketStream, TlsStream, open_tls_over_tcp_stream, relay
 
-__all__ = ["SocketStream", "TlsStream", "call", "open_tls_over_tcp_stream"]
+__all__ = ["SocketStream", "TlsStream", "call", "open_tls_over_tcp_stream", "relay"]

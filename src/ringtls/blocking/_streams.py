@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, final
 
 from .._drivers.blocking import BlockingDriver, complete
+from .._streams import relay as _relay
 from .._streams import socket as _socket
 from .._streams import tls as _tls
 from .._streams.closing import SHUTDOWN_TIMEOUT, checked_timeout
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .._drivers.blocking import _Call
     from .._streams.closing import Closing
 
-__all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream"]
+__all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream", "relay"]
 
 
 class _Stream(Uncopyable):
@@ -410,3 +411,22 @@ def open_tls_over_tcp_stream(
     except BaseException:
         stream.close()
         raise
+
+
+def relay(
+    a: SocketStream | TlsStream, b: SocketStream | TlsStream, *, idle_timeout: float | None = None
+) -> _relay.RelayOutcome:
+    """Pass on what each of two streams says to the other, and how it ends: see ringtls.relay.
+
+    Both are closed when this returns or raises. Their timeouts have no effect on it.
+
+    Raises:
+      TypeError, ValueError: these can't be relayed. Nothing has happened to them.
+      trio.ClosedResourceError: one is closed, or its ``send_eof`` was called; likewise.
+      BaseException: what SIGINT's handler raised. Both connections were reset.
+    """
+    for stream in (a, b):
+        if not isinstance(stream, SocketStream | TlsStream):
+            raise TypeError(f"blocking.relay needs blocking streams, not {stream!r}")
+    with a._driver.call():
+        return complete(_relay.relay(a._stream, b._stream, idle_timeout=idle_timeout))

@@ -1,0 +1,496 @@
+"""R1 to R6: what a relay passes on, and what each end of one side becomes on the other."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from ringtls import (
+    CloseOutcome,
+    RelayEnd,
+    RelayOutcome,
+    TruncationError,
+    aclose_all,
+    blocking,
+    relay,
+)
+from ringtls._drivers.blocking import BlockingDriver
+from ringtls._engine.ring import has_unacknowledged
+from ringtls._streams import relay as _relay
+from ringtls._streams.relay import ANSWERS
+
+from ..conftest import Contexts
+from ..support.relaying import (
+    BLOCKING_KINDS,
+    END,
+    KINDS,
+    RESET,
+    Kind,
+    Meeting,
+    Met,
+    Part,
+    Saw,
+    Talker,
+    play,
+    play_blocking,
+)
+from ..support.signals import signal_in_the_ring
+from ..support.streams import handshaken, open_fds, reset, socket_streams, tcp_pair
+from ..support.waiting import wait_until, when_all_wait
+
+REQUEST = b"a question"
+ANSWER = bytes(range(256)) * 1000
+UPLOAD = ANSWER * 4
+
+#: The client's TCP takes it all, though the client does not read.
+SHORT_ANSWER = ANSWER[:20_000]
+
+
+@dataclass(frozen=True)
+class Between:
+    """What a relay is between: streams of two kinds, on the face that they belong to."""
+
+    a: Kind
+    b: Kind
+    is_blocking: bool
+    version: ssl.TLSVersion
+
+    def __str__(self) -> str:
+        face = "blocking " if self.is_blocking else ""
+        version = " 1.2" if self.version is ssl.TLSVersion.TLSv1_2 else ""
+        return f"{face}{self.a.name} to {self.b.name}{version}"
+
+    def relay(self, contexts: Contexts, client: Part, backend: Part, **options: Any) -> Met:
+        play_face = play_blocking if self.is_blocking else play
+        contexts = contexts.of_version(self.version)
+        return play_face(contexts, (self.a, self.b), client, backend, **options)
+
+
+#: All combinations of streams on both faces, and of each with TLS one with version 1.2.
+ALL = [
+    Between(a, b, is_blocking, version)
+    for is_blocking, kinds in ((False, KINDS), (True, BLOCKING_KINDS))
+    for a, b in product(kinds, kinds)
+    for version in (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2)
+    if version is ssl.TLSVersion.TLSv1_3 or (a.tls and a is b)
+]
+
+every_combination = pytest.mark.parametrize("between", ALL, ids=str)
+with_tls = pytest.mark.parametrize("between", [each for each in ALL if each.a.tls], ids=str)
+
+
+def wait_acknowledged(talker: Talker) -> None:
+    """Until the relay's TCP has all that was sent: what a reset destroys before is the peer's own
+    affair."""
+    wait_until(lambda: not has_unacknowledged(talker.sock.fileno()))
+
+
+def send_and_reset(talker: Talker, data: bytes) -> None:
+    talker.send(data)
+    wait_acknowledged(talker)
+    reset(talker.sock)
+
+
+def end(talker: Talker) -> Saw:
+    """End in order, and read what is still said."""
+    talker.half_close()
+    return talker.read()
+
+
+def read(talker: Talker) -> Saw:
+    return talker.read()
+
+
+def ask(talker: Talker) -> Saw:
+    """Ask, read the answer to its end, then end too."""
+    talker.send(REQUEST)
+    saw = talker.read()
+    with suppress(OSError, ssl.SSLError):  # it was reset
+        talker.half_close()
+    return saw
+
+
+# R1
+
+
+@every_combination
+def test_r1_all_bytes_both_ways_in_order(contexts: Contexts, between: Between) -> None:
+    there = random.Random(1).randbytes(700_000)
+    back = random.Random(2).randbytes(900_000)
+
+    def talk(data: bytes, count: int) -> Callable[[Talker], Saw]:
+        def part(talker: Talker) -> Saw:
+            for start in range(0, len(data), 30_011):
+                talker.send(data[start : start + 30_011])
+            talker.half_close()
+            return talker.read()
+
+        return part
+
+    met = between.relay(contexts, talk(there, len(back)), talk(back, len(there)))
+    assert met.client == Saw(back, END)
+    assert met.backend == Saw(there, END)
+    assert met.outcome.is_orderly
+    assert (met.outcome.a_to_b.bytes, met.outcome.b_to_a.bytes) == (len(there), len(back))
+
+
+# R2
+
+
+@every_combination
+def test_r2_an_end_becomes_an_end(contexts: Contexts, between: Between) -> None:
+    def answer(talker: Talker) -> Saw:
+        talker.receive(len(REQUEST))
+        talker.send(ANSWER)
+        return end(talker)
+
+    met = between.relay(contexts, ask, answer)
+    assert met.client == Saw(ANSWER, END)
+    assert met.backend == Saw(b"", END)
+    assert met.outcome.is_orderly
+
+
+@every_combination
+def test_r2_a_client_half_closes_and_reads_its_answer(contexts: Contexts, between: Between) -> None:
+    def client(talker: Talker) -> Saw:
+        talker.send(REQUEST)
+        return end(talker)
+
+    def backend(talker: Talker) -> Saw:
+        saw = talker.read()
+        talker.send(ANSWER)
+        talker.half_close()
+        return saw
+
+    met = between.relay(contexts, client, backend)
+    assert met.client == Saw(ANSWER, END)
+    assert met.backend == Saw(REQUEST, END)
+    assert met.outcome.is_orderly
+
+
+@every_combination
+def test_r2_a_backend_half_closes_and_reads_on(contexts: Contexts, between: Between) -> None:
+    def client(talker: Talker) -> Saw:
+        saw = talker.read()
+        talker.send(UPLOAD)
+        talker.half_close()
+        return saw
+
+    def backend(talker: Talker) -> Saw:
+        talker.send(ANSWER)
+        return end(talker)
+
+    met = between.relay(contexts, client, backend)
+    assert met.client == Saw(ANSWER, END)
+    assert met.backend == Saw(UPLOAD, END)
+    assert met.outcome.is_orderly
+
+
+# R3
+
+
+@every_combination
+def test_r3_a_crash_in_mid_answer_is_no_end(contexts: Contexts, between: Between) -> None:
+    def crash(talker: Talker) -> None:
+        talker.receive(len(REQUEST))
+        send_and_reset(talker, ANSWER)
+
+    met = between.relay(contexts, ask, crash)
+    assert met.client == Saw(ANSWER, RESET)
+    assert met.outcome.b_to_a.end is RelayEnd.RESET
+    assert met.outcome.b_to_a.reason == "ECONNRESET"
+    assert met.outcome.a_to_b.end is RelayEnd.UNDELIVERED
+
+
+@every_combination
+def test_r3_a_client_that_resets(contexts: Contexts, between: Between) -> None:
+    def client(talker: Talker) -> None:
+        send_and_reset(talker, UPLOAD)
+
+    met = between.relay(contexts, client, read)
+    assert met.backend == Saw(UPLOAD, RESET)
+    assert met.outcome.a_to_b.end is RelayEnd.RESET
+
+
+@with_tls
+def test_r3_a_truncated_upload_is_no_end(contexts: Contexts, between: Between) -> None:
+    def client(talker: Talker) -> Saw:
+        talker.send(UPLOAD)
+        talker.sock.shutdown(socket.SHUT_WR)
+        return talker.read()
+
+    met = between.relay(contexts, client, read)
+    assert met.backend == Saw(UPLOAD, RESET)
+    assert met.client == Saw(b"", RESET)
+    assert met.outcome.a_to_b.end is RelayEnd.TRUNCATED
+    assert met.outcome.b_to_a.end is RelayEnd.UNDELIVERED
+
+
+@with_tls
+def test_r3_a_bare_fin_is_an_end_if_its_owner_says_so(contexts: Contexts, between: Between) -> None:
+    def client(talker: Talker) -> Saw:
+        talker.send(UPLOAD)
+        talker.sock.shutdown(socket.SHUT_WR)
+        return talker.read()
+
+    def backend(talker: Talker) -> Saw:
+        saw = talker.read()
+        talker.send(ANSWER)
+        talker.half_close()
+        return saw
+
+    met = between.relay(contexts, client, backend, https_compatible=True)
+    assert met.backend == Saw(UPLOAD, END)
+    assert met.client == Saw(ANSWER, END)
+    assert met.outcome.is_orderly
+
+
+@with_tls
+def test_r3_a_tls_error(contexts: Contexts, between: Between) -> None:
+    def client(talker: Talker) -> Saw:
+        talker.send(UPLOAD)
+        talker.sock.sendall(b"this is no TLS record at all")
+        return talker.read()
+
+    met = between.relay(contexts, client, read)
+    assert met.backend == Saw(UPLOAD, RESET)
+    assert met.client is not None
+    assert "ALERT" in met.client.end
+    assert met.outcome.a_to_b.end is RelayEnd.TLS_ERROR
+    assert met.outcome.a_to_b.reason == "WRONG_VERSION_NUMBER"
+
+
+@every_combination
+def test_r3_an_early_answer_arrives(contexts: Contexts, between: Between) -> None:
+    """The backend answers, ends and is gone, while the client still uploads."""
+
+    def client(talker: Talker) -> Saw:
+        with suppress(OSError, ssl.SSLError):
+            for _ in range(8):
+                talker.send(UPLOAD)
+        return talker.read()
+
+    def backend(talker: Talker) -> None:
+        talker.receive(1000)
+        talker.send(SHORT_ANSWER)
+        talker.half_close()
+        wait_acknowledged(talker)
+
+    met = between.relay(contexts, client, backend)
+    assert met.client is not None
+    assert met.client.data == SHORT_ANSWER, met.outcome
+
+
+# R4
+
+
+@every_combination
+def test_r4_both_are_ended(contexts: Contexts, between: Between) -> None:
+    """And the descriptors closed, when their ends have come."""
+    fds = open_fds()
+    between.relay(contexts, end, end)
+    assert open_fds() == fds
+
+
+def test_r4_nothing_has_happened_to_what_can_t_be_relayed(contexts: Contexts) -> None:
+    async def main() -> None:
+        a, b = await socket_streams()
+        c, d = await handshaken(contexts)
+        with pytest.raises(ValueError, match="itself"):
+            await relay(a, a)
+        with pytest.raises(TypeError, match="streams"):
+            await relay(a, None)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="timeout"):
+            await relay(a, c, idle_timeout=-1)
+        with pytest.raises(ValueError, match="below"):
+            await relay(a, c.transport_stream)
+        receiving = b.start_receive(100)
+        with pytest.raises(trio.BusyResourceError):
+            await relay(c, b)
+        await d.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await relay(a, d)
+        await a.send_all(b"still a's own")
+        assert await receiving == b"still a's own"
+        await aclose_all(a, b, c)
+
+    trio.run(main)
+
+
+def test_r4_the_streams_are_the_relay_s(contexts: Contexts) -> None:
+    async def main() -> None:
+        a, theirs_a = await socket_streams()
+        b, theirs_b = await handshaken(contexts)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay, a, b)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await a.receive_some()
+            with pytest.raises(trio.BusyResourceError):
+                await b.send_all(b"in between")
+            await theirs_a.aclose()
+            await theirs_b.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await a.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await b.send_all(b"too late")
+
+    trio.run(main)
+
+
+def test_r4_closed_by_somebody_else(contexts: Contexts) -> None:
+    """Then it is cut: what the other one was told must not look whole."""
+
+    async def main() -> None:
+        a, theirs_a = await socket_streams()
+        b, theirs_b = await handshaken(contexts)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_reset, theirs_b)
+            nursery.start_soon(when_all_wait, a.socket.close)
+            outcome = await relay(a, b)
+        assert outcome.a_to_b.end is RelayEnd.CANCELLED
+        assert outcome.b_to_a.end is RelayEnd.UNDELIVERED
+        await theirs_a.aclose()
+
+    trio.run(main)
+
+
+# R5
+
+
+async def expect_reset(stream: trio.abc.ReceiveStream) -> None:
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        while await stream.receive_some():
+            pass
+    assert not isinstance(caught.value, TruncationError)
+    await stream.aclose()
+
+
+@pytest.mark.parametrize("way", ["cancelled", "idle"])
+def test_r5_cut_in_the_middle(contexts: Contexts, way: str) -> None:
+    ends: list[RelayOutcome] = []
+
+    async def cut(nursery: trio.Nursery, a: trio.abc.Stream, b: trio.abc.Stream) -> None:
+        with trio.CancelScope() as scope:
+            if way == "cancelled":
+                nursery.start_soon(when_all_wait, scope.cancel)
+            ends.append(await relay(a, b, idle_timeout=0.05 if way == "idle" else None))
+            await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught == (way == "cancelled")
+
+    async def main() -> None:
+        a, theirs_a = await socket_streams()
+        b, theirs_b = await handshaken(contexts)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_reset, theirs_a)
+            nursery.start_soon(expect_reset, theirs_b)
+            nursery.start_soon(cut, nursery, a, b)
+
+    trio.run(main)
+    (outcome,) = ends
+    expected = RelayEnd.CANCELLED if way == "cancelled" else RelayEnd.TIMED_OUT
+    assert outcome.a_to_b.end is outcome.b_to_a.end is expected
+
+
+def test_r5_what_had_ended_stays_ended(contexts: Contexts) -> None:
+    async def main() -> None:
+        a, theirs_a = await socket_streams()
+        b, theirs_b = await handshaken(contexts)
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+
+                async def talk() -> None:
+                    await theirs_a.send_all(ANSWER)
+                    await theirs_a.send_eof()
+                    received = b""
+                    while data := await theirs_b.receive_some():
+                        received += data
+                    assert received == ANSWER
+                    scope.cancel()
+                    await expect_reset(theirs_a)
+                    assert await theirs_b.receive_some() == b""
+                    await theirs_b.aclose()
+
+                nursery.start_soon(talk)
+                outcome = await relay(a, b)
+        assert outcome.a_to_b.end is RelayEnd.ORDERLY
+        assert outcome.b_to_a.end is RelayEnd.CANCELLED
+        assert b.close_outcome is CloseOutcome.CLEAN
+
+    trio.run(main)
+
+
+def test_r5_interrupted(contexts: Contexts) -> None:
+    theirs_a, a = tcp_pair()
+    b, theirs_b = tcp_pair()
+    with signal_in_the_ring(), pytest.raises(KeyboardInterrupt):
+        blocking.relay(blocking.SocketStream(a), blocking.SocketStream(b))
+    BlockingDriver.current().end()
+    for sock in (theirs_a, theirs_b):
+        with sock, pytest.raises(ConnectionResetError):
+            sock.recv(1)
+
+
+# R6
+
+
+@pytest.mark.parametrize("kinds", list(product(KINDS[:2], KINDS[:2])), ids=str)
+def test_r6_no_task_step_for_a_piece(contexts: Contexts, kinds: tuple[Kind, Kind]) -> None:
+    """The relay's task runs when it starts and when it ends."""
+    steps = 0
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal steps
+            steps += task.name == f"{relay.__module__}.relay"
+
+    def ask_often(talker: Talker) -> Saw:
+        talker.handshake()
+        for _ in range(100):
+            talker.send(REQUEST)
+            assert talker.receive(len(REQUEST)) == REQUEST
+        return end(talker)
+
+    def echo(talker: Talker) -> Saw:
+        talker.handshake()
+        for _ in range(100):
+            talker.send(talker.receive(len(REQUEST)))
+        return end(talker)
+
+    meeting = Meeting(contexts, kinds, ask_often, echo)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay, *meeting.streams())
+
+    trio.run(main, instruments=[Steps()])
+    client, backend = meeting.join()
+    assert client == backend == Saw(b"", END)
+    assert 0 < steps <= 4
+
+
+# The table
+
+
+def test_r3_the_table_of_ends() -> None:
+    """The code's, the module's and the page's are one."""
+    assert _relay.__doc__ is not None
+    assert set(ANSWERS) == set(RelayEnd)
+    expected = {(end.name, answer.name) for end, answer in ANSWERS.items()}
+    in_module = re.findall(r"^    ([A-Z_]+)  +.*?  ([A-Z_]+) ", _relay.__doc__, re.MULTILINE)
+    page = Path(__file__).parents[2] / "docs" / "relay.md"
+    on_page = re.findall(r"^\| `([A-Z_]+)` \|.*\| `([A-Z_]+)`", page.read_text(), re.MULTILINE)
+    assert set(in_module) == set(on_page) == expected
+    assert len(in_module) == len(on_page) == len(expected)
