@@ -193,6 +193,7 @@ class Ring:
         self.wakeup_fd: int = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
         )
+        self.engine: Engine
         try:
             self.engine, self._engine = _open_engine(
                 engine or forced(),
@@ -205,7 +206,7 @@ class Ring:
         except BaseException:
             self._close_wakeup_fd()
             raise
-        self.sleep_fd = int(_lib.rtl_sleep_fd(self._engine))
+        self.sleep_fd: int = int(_lib.rtl_sleep_fd(self._engine))
         self.cooperative = cooperative
         self.forked = False
         self._closed = False
