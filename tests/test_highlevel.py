@@ -23,6 +23,7 @@ from ringtls import (
     serve_tcp,
     statistics,
 )
+from ringtls import _highlevel as highlevel
 
 from .conftest import Contexts
 from .support.waiting import until
@@ -79,6 +80,28 @@ async def test_open_tcp_listeners() -> None:
             await open_tcp_listeners(port, host="127.0.0.1")
         await client.aclose()
         await server.aclose()
+
+
+async def test_no_listener_is_left_where_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [(await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] for _ in range(2)]
+    opened: list[SocketListener] = []
+
+    async def open_both(port: int, **options: object) -> list[trio.SocketListener]:
+        return both
+
+    def take(sock: trio.socket.SocketType) -> SocketListener:
+        if opened:
+            raise OSError(errno.EMFILE, "no descriptor is left")
+        opened.append(SocketListener(sock))
+        return opened[0]
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", open_both)
+    monkeypatch.setattr(highlevel, "SocketListener", take)
+    with pytest.raises(OSError, match="no descriptor"):
+        await open_tcp_listeners(0)
+    assert [listener.socket.fileno() for listener in both] == [-1, -1]
+    with pytest.raises(trio.ClosedResourceError):
+        await opened[0].accept()
 
 
 async def test_unix(tmp_path: Path) -> None:

@@ -115,7 +115,12 @@ async def open_tcp_listeners(
     """
     TrioDriver.current().ring  # noqa: B018 raises before there is anything to be closed
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
-    return [SocketListener(listener.socket) for listener in listeners]
+    try:
+        return [SocketListener(listener.socket) for listener in listeners]
+    except BaseException:  # as where no descriptor is left
+        for listener in listeners:
+            listener.socket.close()
+        raise
 
 
 async def open_unix_listeners(
