@@ -13,8 +13,10 @@ import trio.testing
 from ringtls import CloseOutcome
 
 from ..conftest import Contexts
+from ..support.clogging import SMALL
 from ..support.faces import AnyStream
 from ..support.peer import End, Meet, Peer, Transport, meet
+from ..support.waiting import until
 
 WORDS = b"goodbye"
 
@@ -50,6 +52,28 @@ async def test_c21_an_exception_breaks_off(contexts: Contexts, meet: Meet, size:
     assert not end.close_notify
     assert end.transport is Transport.RST
     assert len(end.data) == size
+
+
+async def test_c21_a_peer_that_reads_late_gets_all(contexts: Contexts, meet: Meet) -> None:
+    """What the kernel has not delivered yet, a reset would destroy."""
+    stream, peer = await meet(contexts, buffer_size=SMALL)
+    stream.reset_on_error = True
+    ends: list[End] = []
+    async with trio.open_nursery() as nursery:
+
+        async def look() -> None:
+            await until(lambda: stream.close_outcome is not None)
+            ends.append(await end_of(peer))
+
+        nursery.start_soon(look)
+        with pytest.raises(HandlerError):
+            async with stream:
+                await stream.send_all(bytes(2 * SMALL))
+                await stream.wait_sent()
+                raise HandlerError
+    (end,) = ends
+    assert len(end.data) == 2 * SMALL
+    assert end.transport is Transport.RST
 
 
 async def test_c21_a_cancellation_breaks_off(contexts: Contexts, meet: Meet) -> None:
