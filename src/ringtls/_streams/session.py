@@ -440,8 +440,8 @@ class TlsSession:
 
     def _leave(self, outer: TlsSession | None) -> None:
         bios = self._bios
-        if bios.outgoing.pending:
-            self.output.append(bios.outgoing.read())
+        if output := bios.outgoing.read():
+            self.output.append(output)
         if bios.incoming.pending:
             bios.holder = self
             if outer is not None:
