@@ -54,6 +54,7 @@ def test_public_names() -> None:
         "anyio",
         "blocking",
         "httpcore",
+        "hypercorn",
         "lint",
         "pytest_plugin",
     }
@@ -91,6 +92,7 @@ def test_everything_public_is_in_the_reference() -> None:
             "ringtls.blocking",
             *(f"ringtls.blocking.{n}" for n in ringtls.blocking.__all__),
             "ringtls.httpcore",
+            "ringtls.hypercorn",
             *(f"ringtls.{n}" for n in ringtls.__all__),
         ]
     )

@@ -26,7 +26,7 @@ LAYERS = (
     ("_transports", "_drivers"),
     ("_streams",),
     ("_accepting", "_as_trio", "_combinators", "_connecting", "_destructor", "_highlevel"),
-    ("_api", "__init__", "anyio", "blocking", "httpcore"),
+    ("_api", "__init__", "anyio", "blocking", "httpcore", "hypercorn"),
     ("_cli", "__main__", "lint", "pytest_plugin"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

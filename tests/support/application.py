@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["application"]
+import trio
+
+__all__ = ["CANCELLED", "PIECE", "application", "silent", "unwilling"]
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PIECE = bytes(16384)
+
+#: How many sends are cancelled: more than a connection takes in at once.
+CANCELLED = 100
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -20,6 +26,16 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
             await send({"type": f"{message['type']}.complete"})
     else:
         await _PATHS[scope["path"]](scope, receive, send)
+
+
+async def silent(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """It wants no lifespan, and answers nothing."""
+
+
+async def unwilling(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """It does not start."""
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "not today"})
 
 
 async def _tell_version(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -45,8 +61,50 @@ async def _send_for_ever(scope: dict[str, Any], receive: Receive, send: Send) ->
         await send({"type": "http.response.body", "body": PIECE, "more_body": True})
 
 
+async def _answer_early(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    await _start(send, (b"content-length", b"5"))
+    await send({"type": "http.response.body", "body": b"early"})
+
+
+async def _cancel_sends(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Each send is cancelled before it begins."""
+    await _start(send)
+    for _ in range(CANCELLED):
+        with trio.CancelScope() as cancelled:
+            cancelled.cancel()
+            await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+    await send({"type": "http.response.body", "body": b"end"})
+
+
+async def _fail(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    raise ValueError("this application has a fault")
+
+
+async def _tell_of_tls(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    await _start(send)
+    body = json.dumps(scope["extensions"].get("tls")).encode()
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _talk(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """A WebSocket's messages go back."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
 async def _start(send: Send, *headers: tuple[bytes, bytes]) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
 
 
-_PATHS = {"/": _tell_version, "/echo": _echo, "/for-ever": _send_for_ever}
+_PATHS = {
+    "/": _tell_version,
+    "/echo": _echo,
+    "/for-ever": _send_for_ever,
+    "/early": _answer_early,
+    "/cancelled": _cancel_sends,
+    "/fail": _fail,
+    "/tls": _tell_of_tls,
+    "/talk": _talk,
+}

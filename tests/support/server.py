@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ SMALL = os.urandom(3 * MIB)
 
 
 class Server:
-    """A running ``ringtls serve`` on a port of the kernel's choice."""
+    """A running ``ringtls serve``, or another command, on a port of the kernel's choice."""
 
     def __init__(
         self,
@@ -36,11 +36,12 @@ class Server:
         log: Path,
         *arguments: str,
         bind: str = "127.0.0.1:0",
+        subcommand: Sequence[str] = (),
         **options: Any,
     ) -> None:
         self._contexts = contexts
         self._log = log
-        command = [sys.executable, "-m", "ringtls", "serve", "-d", str(site)]
+        command = [sys.executable, "-m", "ringtls", *(subcommand or ("serve", "-d", str(site)))]
         command += ["--bind", bind, "--certfile", str(contexts.certificate)]
         command += ["--keyfile", str(contexts.key), *arguments]
         with log.open("wb") as stderr:

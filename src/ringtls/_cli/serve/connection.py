@@ -21,7 +21,7 @@ import logging
 import time
 from pathlib import Path
 
-from ..server import SHORTAGES, Connection, Metrics, Service, Wait, access_logger
+from ..server import SHORTAGES, Connection, Metrics, Service, Wait, is_logging, log_request
 from .files import PIECE, FileCache, Found, Page, Policy, Representation, read_piece
 from .opening import Directory
 from .paths import BadTargetError, path_of
@@ -248,48 +248,21 @@ class FileService(Service):
     def _note(
         self, connection: Connection, request: Request, status: http.HTTPStatus, sent: int
     ) -> None:
-        """Count it, and log it in the combined format of Apache and others."""
+        """Count it, and log it."""
         self._requests.add(_STATUS_TEXTS[status])
-        if not access_logger.isEnabledFor(logging.INFO):
-            return
-        headers = request.headers
-        method, target = request.method.decode("ascii"), _printable(request.target)
-        referrer = _printable(headers.get(b"referer", b"-"))
-        agent = _printable(headers.get(b"user-agent", b"-"))
-        fields = {
-            "peer": connection.peer,
-            "identity": connection.identity,
-            "method": method,
-            "target": target,
-            "version": request.version,
-            "status": status.value,
-            "sent": sent,
-            "referrer": referrer,
-            "agent": agent,
-        }
-        access_logger.info(
-            '%s - %s [%s] "%s %s HTTP/%s" %d %d "%s" "%s"',
-            connection.peer.rsplit(":", 1)[0],
-            _printable(connection.identity.encode()) or "-",
-            time.strftime("%d/%b/%Y:%H:%M:%S %z"),
-            method,
-            target,
-            request.version,
-            status,
-            sent,
-            referrer,
-            agent,
-            extra={"fields": fields},
-        )
+        if is_logging():
+            log_request(
+                peer=connection.peer,
+                identity=connection.identity,
+                method=request.method.decode("ascii"),
+                target=request.target,
+                version=request.version,
+                status=status.value,
+                sent=sent,
+                referrer=request.headers.get(b"referer", b"-"),
+                agent=request.headers.get(b"user-agent", b"-"),
+            )
 
 
 def _method_not_allowed() -> Response:
     return error_response(http.HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
-
-
-def _printable(text: bytes) -> str:
-    """A text of the client's that can't end its field, or its line, in a log."""
-    return "".join(
-        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
-        for byte in text
-    )

@@ -7,11 +7,11 @@ and their reload, the drain, limits for peers, the log.
 
 from ringtls._accepting import SHORTAGES
 
+from .access import is_logging, log_request
 from .command import add_options, run_server
 from .connections import Connection, Cut, Wait
 from .errors import StartError
 from .handling import Service
-from .logs import access_logger
 from .metrics import Metrics
 
 __all__ = [
@@ -22,7 +22,8 @@ __all__ = [
     "Service",
     "StartError",
     "Wait",
-    "access_logger",
     "add_options",
+    "is_logging",
+    "log_request",
     "run_server",
 ]

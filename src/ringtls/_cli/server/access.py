@@ -1,0 +1,70 @@
+"""The access log: a line for each request, in the combined format of Apache and others."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from .logs import access_logger
+
+__all__ = ["is_logging", "log_request"]
+
+
+def is_logging() -> bool:
+    """Whether anybody wants these lines."""
+    return access_logger.isEnabledFor(logging.INFO)
+
+
+def log_request(
+    *,
+    peer: str,
+    identity: str,
+    method: str,
+    target: bytes,
+    version: str,
+    status: int | None,
+    sent: int | None,
+    referrer: bytes,
+    agent: bytes,
+) -> None:
+    """Write a line.
+
+    Args:
+      peer: HOST:PORT.
+      identity: the subject of the client's certificate, if it has one.
+      status: None if the client went away before.
+      sent: bytes of the body, if they are known.
+    """
+    fields = {
+        "peer": peer,
+        "identity": identity,
+        "method": method,
+        "target": _printable(target),
+        "version": version,
+        "status": status,
+        "sent": sent,
+        "referrer": _printable(referrer),
+        "agent": _printable(agent),
+    }
+    access_logger.info(
+        '%s - %s [%s] "%s %s HTTP/%s" %s %s "%s" "%s"',
+        peer.rsplit(":", 1)[0],
+        _printable(identity.encode()) or "-",
+        time.strftime("%d/%b/%Y:%H:%M:%S %z"),
+        method,
+        fields["target"],
+        version,
+        "-" if status is None else status,
+        "-" if sent is None else sent,
+        fields["referrer"],
+        fields["agent"],
+        extra={"fields": fields},
+    )
+
+
+def _printable(text: bytes) -> str:
+    """A text of the client's that can't end its field, or its line, in a log."""
+    return "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
+        for byte in text
+    )

@@ -1,0 +1,350 @@
+"""``ringtls asgi``: frameworks, what it adds to hypercorn's protocols, and how connections end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
+
+from ringtls.httpcore import transport
+
+from .conftest import Contexts, contexts_of
+from .support.application import CANCELLED, PIECE
+from .support.peer import Peer
+from .support.server import PATIENCE, Server
+from .support.streams import reset
+from .support.waiting import LIMIT
+
+ROOT = Path(__file__).parent.parent
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(contexts: Contexts, tmp_path: Path) -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def start(application: str, *arguments: str) -> Server:
+        subcommand = ["asgi", f"tests.{application}"]
+        log = tmp_path / f"stderr-{len(servers)}"
+        made = Server(contexts, ROOT, log, *arguments, subcommand=subcommand, cwd=ROOT)
+        servers.append(made)
+        return made
+
+    yield start
+    for server in servers:
+        server.end()
+
+
+APPLICATION = "support.application:application"
+
+
+def client_of(contexts: Contexts, **options: Any) -> httpx.AsyncClient:
+    verify = contexts_of(contexts.ca, contexts.certificate, contexts.key).client
+    return httpx.AsyncClient(transport=transport(verify=verify, **options), timeout=LIMIT)
+
+
+class WebSocketPeer:
+    """The client's side of a WebSocket, over a raw peer."""
+
+    def __init__(self, peer: Peer, path: str) -> None:
+        self.peer = peer
+        self.protocol = WSConnection(ConnectionType.CLIENT)
+        peer.send(self.protocol.send(Request(host="localhost", target=path)))
+        self.protocol.receive_data(read_head(peer))
+        (event,) = self.protocol.events()
+        assert isinstance(event, AcceptConnection)
+
+    def say(self, text: str) -> Any:
+        self.peer.send(self.protocol.send(TextMessage(data=text)))
+        return self.receive()
+
+    def receive(self) -> Any:
+        """What is in the next frame: a small one."""
+        head = self.peer.receive(2)
+        self.protocol.receive_data(head + self.peer.receive(head[1]))
+        (event,) = self.protocol.events()
+        return event
+
+
+def peer_of(server: Server, contexts: Contexts, *, alpn: str = "http/1.1") -> Peer:
+    own = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    own.client.set_alpn_protocols([alpn])
+    peer = Peer(server.tcp(), own, server_side=False)
+    peer.handshake()
+    return peer
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def read_head(peer: Peer) -> bytes:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += peer.receive(1)
+    return head
+
+
+# Frameworks
+
+
+@pytest.mark.parametrize("framework", ["starlette", "fastapi", "quart"])
+async def test_frameworks(contexts: Contexts, start: Start, framework: str) -> None:
+    server = start(f"applications.of_{framework}:app")
+    url = f"https://localhost:{server.port}"
+    for http2 in (False, True):
+        async with client_of(contexts, http2=http2) as client:
+            response = await client.get(url)
+            assert (response.text, response.http_version) == (
+                "hello",
+                "HTTP/2" if http2 else "HTTP/1.1",
+            )
+            assert (await client.post(f"{url}/echo", content=PIECE)).content == PIECE
+    websocket = WebSocketPeer(peer_of(server, contexts), "/talk")
+    assert websocket.say("over").data == "over"
+    websocket.peer.send(websocket.protocol.send(CloseConnection(code=1000)))
+    assert websocket.receive().code == 1000
+    assert websocket.peer.end().is_clean
+    assert server.stop() == 0
+    assert "rror" not in server.log()
+
+
+# How connections end, as a raw peer sees it
+
+
+def test_the_end_after_an_answer(contexts: Contexts, start: Start) -> None:
+    peer = peer_of(start(APPLICATION), contexts)
+    peer.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.endswith(b"1.1")
+
+
+def test_the_end_of_an_idle_connection(contexts: Contexts, start: Start) -> None:
+    peer = peer_of(start(APPLICATION, "--idle-timeout", "0"), contexts)
+    peer.send(GET)
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.endswith(b"1.1")
+
+
+def test_the_end_after_a_bad_request(contexts: Contexts, start: Start) -> None:
+    peer = peer_of(start(APPLICATION), contexts)
+    peer.send(b"this is not HTTP\r\n\r\n")
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_end_of_a_server_amid_an_answer(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION, "--graceful-timeout", "0")
+    peer = peer_of(server, contexts)
+    peer.send(GET.replace(b"/", b"/for-ever", 1))
+    read_head(peer)
+    server.process.send_signal(signal.SIGTERM)
+    assert peer.end().is_clean
+    assert server.wait() == 0
+
+
+def test_a_request_that_is_under_way_is_answered(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION)
+    peer = peer_of(server, contexts)
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
+    peer.send(head + b"Expect: 100-continue\r\n\r\n")
+    assert read_head(peer).startswith(b"HTTP/1.1 100 ")
+    peer.send(b"ha")
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for_log("finishing")
+    peer.send(b"lf")
+    end = peer.end()
+    assert end.is_clean
+    assert b"ha" in end.data
+    assert b"lf" in end.data
+    assert server.wait() == 0
+
+
+def test_a_slow_head(contexts: Contexts, start: Start) -> None:
+    peer = peer_of(start(APPLICATION, "--head-timeout", "0.1"), contexts)
+    peer.send(GET[:10])
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.startswith(b"HTTP/1.1 408 ")
+
+
+def test_http2_says_goaway(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION)
+    peer = peer_of(server, contexts, alpn="h2")
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    client.send_headers(
+        1,
+        [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "localhost")],
+        end_stream=True,
+    )
+    peer.send(client.data_to_send())
+    answered = False
+    while not answered:
+        events = client.receive_data(peer.receive(1))
+        answered = any(isinstance(event, h2.events.StreamEnded) for event in events)
+    server.process.send_signal(signal.SIGTERM)
+    end = peer.end()
+    assert end.is_clean
+    events = client.receive_data(end.data)
+    (goaway,) = [event for event in events if isinstance(event, h2.events.ConnectionTerminated)]
+    assert (goaway.error_code, goaway.last_stream_id) == (0, 1)
+    assert server.wait() == 0
+
+
+def test_a_websocket_is_told_to_go_away(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION, "--graceful-timeout", "0")
+    websocket = WebSocketPeer(peer_of(server, contexts), "/talk")
+    assert websocket.say("hello").data == "hello"
+    server.process.send_signal(signal.SIGTERM)
+    end = websocket.peer.end()
+    assert end.is_clean
+    websocket.protocol.receive_data(end.data)
+    (event,) = websocket.protocol.events()
+    assert event == CloseConnection(code=1001, reason=None)
+    assert server.wait() == 0
+
+
+# Applications
+
+
+async def test_an_application_that_cancels_its_sends(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION)
+    for http2 in (False, True):
+        async with client_of(contexts, http2=http2) as client:
+            response = await client.get(f"https://localhost:{server.port}/cancelled")
+            assert response.content.replace(PIECE, b"") == b"end"
+
+
+async def test_an_application_that_does_not_take_a_body(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    body = PIECE * CANCELLED
+    peer = peer_of(server, contexts)
+    head = b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (
+        2 * len(body)
+    )
+    peer.send(head + body)
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.endswith(b"early")
+    assert server.stop() == 0
+
+
+def test_an_application_that_sends_for_ever(contexts: Contexts, start: Start) -> None:
+    """It ends when its client is gone: else the server would wait for it."""
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    peer = peer_of(server, contexts)
+    peer.send(GET.replace(b"/", b"/for-ever", 1))
+    read_head(peer)
+    reset(peer.sock)
+    assert server.stop() == 0
+    assert "Error" not in server.log()
+
+
+async def test_an_application_that_fails(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION)
+    async with client_of(contexts) as client:
+        assert (await client.get(f"https://localhost:{server.port}/fail")).status_code == 500
+        assert (await client.get(f"https://localhost:{server.port}")).text == "1.1"
+    assert "this application has a fault" in server.log()
+
+
+def test_one_without_a_lifespan(start: Start) -> None:
+    assert start("support.application:silent").stop() == 0
+
+
+def said(*arguments: str) -> str:
+    """What the command says when it can't start: one line."""
+    command = [sys.executable, "-m", "ringtls", "asgi", "--bind", "127.0.0.1:0", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1), run
+    return run.stderr.removeprefix("ringtls: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("application", "text"),
+    [
+        ("nothing:app", "there is no module 'nothing' here"),
+        ("nothing.below:app", "there is no module 'nothing.below' here"),
+        ("tests.support.application:nothing", "there is no 'nothing' in .*"),
+        ("tests.support.application:unwilling", "the application failed: .*not today.*"),
+    ],
+)
+def test_one_that_is_not_there(application: str, text: str) -> None:
+    assert re.fullmatch(text, said(application))
+
+
+def test_workers_say_it_too() -> None:
+    assert "not today" in said("tests.support.application:unwilling", "--workers", "2")
+
+
+# What is known of clients
+
+
+async def test_the_tls_extension(contexts: Contexts, start: Start) -> None:
+    server = start(
+        APPLICATION, "--client-ca", str(contexts.ca), "--client-cert", "optional", "--access-log"
+    )
+    url = f"https://localhost:{server.port}/tls"
+    own = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    async with httpx.AsyncClient(transport=transport(verify=own.client)) as client:
+        tls = (await client.get(url)).json()
+        assert tls["client_cert_chain"] == []
+        assert tls["client_cert_name"] is None
+    own.client.load_cert_chain(contexts.certificate, contexts.key)
+    own.client.maximum_version = ssl.TLSVersion.TLSv1_2
+    own.client.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    async with httpx.AsyncClient(transport=transport(verify=own.client)) as client:
+        tls = (await client.get(url)).json()
+    assert tls == {
+        "server_cert": None,
+        "client_cert_chain": [ssl.DER_cert_to_PEM_cert(der_of(contexts.certificate))],
+        "client_cert_name": "CN=ringtls development",
+        "client_cert_error": None,
+        "tls_version": 0x0303,
+        "cipher_suite": 0xC02B,
+    }
+    assert server.stop() == 0
+    lines = server.stdout.read().splitlines()
+    assert [line.split(" - ")[1].split(" [")[0] for line in lines] == [
+        "-",
+        "CN=ringtls development",
+    ]
+    assert '"GET /tls HTTP/1.1" 200 - "-" "python-httpx/' in lines[0]
+
+
+def der_of(certificate: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(certificate.read_text())
+
+
+async def test_metrics_and_workers(contexts: Contexts, start: Start, tmp_path: Path) -> None:
+    place = tmp_path / "metrics"
+    server = start(APPLICATION, "--workers", "2", "--metrics", f"unix:{place}")
+    async with client_of(contexts) as client:
+        await client.get(f"https://localhost:{server.port}")
+        await client.get(f"https://localhost:{server.port}/fail")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(place))
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        metrics = b"".join(iter(partial(sock.recv, 65536), b"")).decode()
+    assert 'ringtls_requests_total{status="200"} 1.0' in metrics
+    assert 'ringtls_requests_total{status="500"} 1.0' in metrics
+    assert server.stop() == 0

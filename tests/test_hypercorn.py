@@ -1,0 +1,118 @@
+"""ringtls.hypercorn.serve, in the run of its clients."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from hypercorn.config import Config
+from hypercorn.utils import LifespanFailureError
+
+from ringtls.httpcore import transport
+from ringtls.hypercorn import serve
+
+from .conftest import Contexts, contexts_of
+from .support.application import application, unwilling
+from .support.peer import Peer
+from .support.waiting import LIMIT
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def config_of(contexts: Contexts, **options: Any) -> Config:
+    files = {"certfile": str(contexts.certificate), "keyfile": str(contexts.key)}
+    return Config.from_mapping(bind="127.0.0.1:0", errorlog=None, **{**files, **options})
+
+
+@asynccontextmanager
+async def serving(config: Config, app: Any = application) -> AsyncIterator[tuple[str, trio.Event]]:
+    """The value is where it is, and what ends it."""
+    ended = trio.Event()
+    async with trio.open_nursery() as nursery:
+        start = partial(serve, app, config, shutdown_trigger=ended.wait)
+        url, *_ = await nursery.start(start)
+        yield url.replace("127.0.0.1", "localhost"), ended
+        ended.set()
+
+
+def client_of(contexts: Contexts, **options: Any) -> httpx.AsyncClient:
+    verify = contexts_of(contexts.ca, contexts.certificate, contexts.key).client
+    return httpx.AsyncClient(transport=transport(verify=verify, **options), timeout=LIMIT)
+
+
+async def raw_peer(contexts: Contexts, url: str) -> Peer:
+    stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+    sock = stream.socket._sock.dup()  # type: ignore[attr-defined]
+    await stream.aclose()
+    sock.setblocking(True)
+    peer = Peer(sock, contexts, server_side=False)
+    await trio.to_thread.run_sync(peer.handshake)
+    return peer
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_requests(contexts: Contexts, http2: bool) -> None:
+    async with serving(config_of(contexts)) as (url, _), client_of(contexts, http2=http2) as client:
+        for _ in range(2):
+            assert (await client.get(url)).text == ("2" if http2 else "1.1")
+
+
+async def test_plain(contexts: Contexts) -> None:
+    config = config_of(contexts, certfile=None, keyfile=None)
+    async with serving(config) as (url, _), client_of(contexts) as client:
+        assert (await client.get(url)).text == "1.1"
+
+
+async def test_an_idle_connection_ends(contexts: Contexts) -> None:
+    async with serving(config_of(contexts, keep_alive_timeout=0.01)) as (url, _):
+        peer = await raw_peer(contexts, url)
+        assert (await trio.to_thread.run_sync(peer.end)).is_clean
+
+
+async def test_idle_connections_end_with_the_server(contexts: Contexts) -> None:
+    config = config_of(contexts, keep_alive_timeout=10 * LIMIT, graceful_timeout=10 * LIMIT)
+    async with serving(config) as (url, ended):
+        peer = await raw_peer(contexts, url)
+        peer.send(GET)
+        await trio.to_thread.run_sync(peer.receive, 1)
+        ended.set()
+        assert (await trio.to_thread.run_sync(peer.end)).is_clean
+
+
+async def test_the_server_ends_amid_an_answer(contexts: Contexts) -> None:
+    async with serving(config_of(contexts, graceful_timeout=0)) as (url, ended):
+        peer = await raw_peer(contexts, url)
+        peer.send(GET.replace(b"/", b"/for-ever", 1))
+        await trio.to_thread.run_sync(peer.receive, 1)
+        ended.set()
+        assert (await trio.to_thread.run_sync(peer.end)).is_clean
+
+
+async def test_it_ends_after_so_many_requests(contexts: Contexts) -> None:
+    config = config_of(contexts, max_requests=1, graceful_timeout=10 * LIMIT)
+    async with trio.open_nursery() as nursery:
+        (url,) = await nursery.start(serve, application, config)
+        async with client_of(contexts) as client:
+            for _ in range(2):
+                await client.get(url.replace("127.0.0.1", "localhost"))
+
+
+async def test_one_that_does_not_start(contexts: Contexts) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await serve(unwilling, config_of(contexts))  # type: ignore[arg-type]
+    assert caught.value.subgroup(LifespanFailureError) is not None
+
+
+def test_without_hypercorn_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hypercorn.events", None)
+    monkeypatch.delitem(sys.modules, "ringtls.hypercorn")
+    text = r"^ringtls.hypercorn needs hypercorn: pip install 'ringtls\[asgi\]'$"
+    with pytest.raises(ModuleNotFoundError, match=text):
+        importlib.import_module("ringtls.hypercorn")
