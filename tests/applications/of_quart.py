@@ -21,7 +21,8 @@ async def greet() -> str:
 
 @app.post("/echo")
 async def echo() -> bytes:
-    data: bytes = await request.get_data(as_text=False)
+    data = await request.get_data()
+    assert isinstance(data, bytes)
     return data
 
 
