@@ -255,13 +255,13 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when somebody waits until less is unsent."""
     event = threading.Event()
     for kind in [BaseTransport, *BaseTransport.__subclasses__()]:
-        if "_has_unsent" in vars(kind):
+        if "has_unsent" in vars(kind):
             _watch(monkeypatch, kind, event)
     return event
 
 
 def _watch(monkeypatch: pytest.MonkeyPatch, kind: Any, event: threading.Event) -> None:
-    original = kind._has_unsent
+    original = kind.has_unsent
 
     def watched(self: BaseTransport, least: int) -> bool:
         unsent: bool = original(self, least)
@@ -269,7 +269,7 @@ def _watch(monkeypatch: pytest.MonkeyPatch, kind: Any, event: threading.Event) -
             event.set()
         return unsent
 
-    monkeypatch.setattr(kind, "_has_unsent", watched)
+    monkeypatch.setattr(kind, "has_unsent", watched)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import ssl
 import time
 from collections import Counter
@@ -51,7 +52,7 @@ class Role:
         self.leave = self.rng.choice(("end", "end", "answer", "close", "reset", "truncate"))
 
     def play(self, talker: Talker) -> Saw | None:
-        with suppress(OSError, ssl.SSLError):
+        with suppress(ConnectionError, ssl.SSLError):
             talker.handshake()
             self._play(talker)
         return self.saw
@@ -73,7 +74,8 @@ class Role:
         if self.leave == "reset":
             reset(talker.sock)
         elif self.leave == "truncate" and isinstance(talker, TlsTalker):
-            talker.sock.shutdown(1)
+            with suppress(OSError):  # it was reset
+                talker.sock.shutdown(socket.SHUT_WR)
             self._read(talker)
         elif self.leave != "close" or not isinstance(talker, TlsTalker):
             self.has_ended = True

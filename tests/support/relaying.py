@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import threading
@@ -35,6 +36,7 @@ __all__ = [
     "Part",
     "Saw",
     "Talker",
+    "pair_name",
     "play",
     "play_blocking",
     "run_beside",
@@ -90,7 +92,7 @@ class TlsTalker(Peer):
                     self._feed()
                 except ssl.SSLEOFError:
                     return Saw(bytes(self.seen), TRUNCATED)
-                except OSError:
+                except ConnectionError:
                     return Saw(bytes(self.seen), RESET)
             except ssl.SSLZeroReturnError:
                 return Saw(bytes(self.seen), END)
@@ -132,14 +134,19 @@ class PlainTalker:
         return data
 
     def half_close(self) -> None:
-        self.sock.shutdown(socket.SHUT_WR)
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # it was reset
+                raise
+            raise ConnectionResetError from error
 
     def read(self) -> Saw:
         seen = bytearray()
         try:
             while data := self.sock.recv(65536):
                 seen += data
-        except OSError:
+        except ConnectionError:
             return Saw(bytes(seen), RESET)
         return Saw(bytes(seen), END)
 
@@ -181,6 +188,11 @@ KINDS = [
     Kind("tls over a stream", adapted_socket_stream, TlsStream),
     Kind("stream", adapted_socket_stream, None),
 ]
+
+
+def pair_name(kinds: tuple[Kind, Kind]) -> str:
+    return f"{kinds[0]} to {kinds[1]}"
+
 
 BLOCKING_KINDS = [
     Kind("tls", blocking.SocketStream, blocking.TlsStream),
@@ -240,6 +252,7 @@ class Meeting:
     ) -> None:
         kind_a, kind_b = kinds
         theirs_a, self._a = tcp_pair(buffer_size)
+        self.client_socket = theirs_a
         self._b, theirs_b = tcp_pair(buffer_size)
         self._contexts, self._kinds, self._options = contexts, kinds, options
         talkers = (

@@ -212,6 +212,7 @@ class Ring:
         self._closed = False
         self._unusable = False  # forked, closed or failed
         self._reaping = False
+        self._enough = 0  # bytes moved at which a reap is over
         self._thread = get_ident()
         self._last_id = 0
         self._in_flight: dict[int, Request] = {}
@@ -408,6 +409,7 @@ class Ring:
         request.advance(Event.CANCEL)
         if request.state is not State.CANCELLING:
             return
+        self._enough = 0  # the kernel hears of it at the next submit
         unknown = _lib.rtl_cancel(engine, request.id) == -errno.ENOENT
         if unknown and not self._reaping:  # it never got to the engine: see rule 1
             request.complete(-errno.ECANCELED)
@@ -494,8 +496,8 @@ class Ring:
         found = False
         try:
             self._reaping = True
-            enough = _lib.rtl_moved(engine) + self._flood
-            while _lib.rtl_moved(engine) < enough:
+            self._enough = _lib.rtl_moved(engine) + self._flood
+            while _lib.rtl_moved(engine) < self._enough:
                 count = _lib.rtl_reap(engine, events, REAP_EVENTS)
                 if count < 0:
                     raise OSError(-count, f"{self.engine} reap: {os.strerror(-count)}")

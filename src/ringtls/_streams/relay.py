@@ -602,10 +602,7 @@ class _Relay:
             self.look()
             await self._wait(idle_timeout)
         except trio.Cancelled:
-            self.cut(RelayEnd.CANCELLED)  # and the scope is at the next checkpoint
-        except BaseException:
-            self.cut(RelayEnd.CANCELLED)
-            raise
+            self.cut(RelayEnd.CANCELLED)  # the cancellation comes out at the next checkpoint
         for side in self._sides:
             await side.closing.wait()
         a_to_b, b_to_a = self._directions
@@ -705,9 +702,13 @@ async def relay(
     if idle_timeout is not None:
         checked_timeout(idle_timeout)
     both = _take_both(a, b)
-    with ExitStack() as stack:
-        for stream in (a, b):
-            if isinstance(stream, SocketStream | TlsStream):
-                stack.enter_context(stream._sending)
-                stack.enter_context(stream._receiving)
-        return await both.run(idle_timeout)
+    try:
+        with ExitStack() as stack:
+            for stream in (a, b):
+                if isinstance(stream, SocketStream | TlsStream):
+                    stack.enter_context(stream._sending)
+                    stack.enter_context(stream._receiving)
+            return await both.run(idle_timeout)
+    except BaseException:
+        both.cut(RelayEnd.CANCELLED)
+        raise

@@ -1,0 +1,97 @@
+"""C16 in a relay: an exception at any call, or any bytecode, of ours.
+
+No end is forged, and nobody waits for ever.
+
+As tests/contract/test_exceptions.py does it; RINGTLS_INJECTIONS plays that many.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import ssl
+import warnings
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import trio
+
+from ringtls import relay
+
+from ..conftest import Contexts
+from ..support.injection import RaiseAt
+from ..support.relaying import END, KINDS, Kind, Meeting, Saw, Talker, pair_name
+from .test_exceptions import INJECTIONS, SEEN
+
+REQUEST = b"a question"
+ANSWER = bytes(range(256)) * 1000
+
+
+def client(talker: Talker) -> Saw | None:
+    with suppress(ConnectionError, ssl.SSLError):
+        talker.handshake()
+        talker.send(REQUEST)
+        talker.half_close()
+        return talker.read()
+    return None
+
+
+def backend(talker: Talker) -> Saw | None:
+    with suppress(ConnectionError, ssl.SSLError):
+        talker.handshake()
+        saw = talker.read()
+        if saw == Saw(REQUEST, END):
+            talker.send(ANSWER)
+            talker.half_close()
+        return saw
+    return None
+
+
+def played(kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str) -> bool:
+    """One run of two relays; was the exception raised?"""
+    injection = RaiseAt(number, event)
+    meetings = [Meeting(contexts, kinds, client, backend) for _ in range(2)]
+
+    async def one(streams: tuple[Any, Any]) -> None:
+        try:
+            await relay(*streams, idle_timeout=30)
+        except SEEN:
+            for stream in streams:
+                stream.close_unclean()  # as who sees an error does that has given nothing away
+        gc.collect(0)
+
+    async def main() -> None:
+        pairs = [meeting.streams() for meeting in meetings]
+        with injection.tracing():
+            async with trio.open_nursery() as nursery:
+                for streams in pairs:
+                    nursery.start_soon(one, streams)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never started
+        with suppress(trio.TrioInternalError, *SEEN):
+            trio.run(main)
+        gc.collect()
+    for meeting in meetings:
+        client_saw, backend_saw = meeting.join()
+        for saw, said in ((client_saw, ANSWER), (backend_saw, REQUEST)):
+            assert saw is None or said.startswith(saw.data), injection.place
+            assert saw is None or saw.end != END or saw.data == said, injection.place
+    return injection.has_raised
+
+
+@pytest.mark.parametrize("event", ["call", "opcode"])
+@pytest.mark.parametrize("kinds", [(KINDS[0], KINDS[1]), (KINDS[1], KINDS[0])], ids=pair_name)
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_c16_an_exception_anywhere_in_a_relay(
+    contexts: Contexts, kinds: tuple[Kind, Kind], event: str
+) -> None:
+    rng = random.Random(16)
+    last = 1
+    while played(kinds, contexts, last, event):
+        last *= 2
+    for _ in range(INJECTIONS):
+        played(kinds, contexts, rng.randrange(1, last), event)
