@@ -15,6 +15,8 @@ from ringtls._drivers.trio import TrioDriver
 from ringtls._engine import wakeups
 from ringtls._engine.wakeups import PATIENCE_MS, signals_again, wakes_event_loops
 
+from .support.engines import io_uring_only
+
 SYS_IO_URING_REGISTER = 427
 IORING_UNREGISTER_EVENTFD = 5
 
@@ -54,6 +56,7 @@ class SignalsOnce:
         return True
 
 
+@io_uring_only
 def test_a_kernel_that_signals_once_is_found_out() -> None:
     signals_once = SignalsOnce()
     assert not signals_again(signals_once)
