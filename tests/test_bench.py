@@ -224,8 +224,8 @@ def test_report() -> None:
     results.note("The moon was full.")
     assert render(results, WORKS, CANDIDATES[:3]).splitlines() == [
         "Server CPU time for each request, µs",
-        "                         ringtls  trio.SSLStream  asyncio streams",
-        "keep-alive-64  16.0 (15.0..17.0)            50.0                -",
+        "                         ringtls  ringtls (epoll)  trio.SSLStream",
+        "keep-alive-64  16.0 (15.0..17.0)                -            50.0",
         "",
         "Ends that were clean in the eyes of the peer",
         "                  ringtls",
@@ -295,7 +295,7 @@ def test_without_nginx_and_perf(monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results({})
     present = bench._present(CANDIDATES, results)
     names = [candidate.name for candidate in present]
-    assert names == ["ringtls", "trio", "asyncio_streams", "ringtls_serve"]
+    assert names == ["ringtls", "ringtls_epoll", "trio", "asyncio_streams", "ringtls_serve"]
     works = possible(WORKS, results)
     assert len(works) == len(WORKS) - 1
     assert results.notes == [
