@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import socket
@@ -338,6 +339,40 @@ def test_r3_an_early_answer_arrives(contexts: Contexts, between: Between) -> Non
 
 
 # R4
+
+
+class ResetWhileSending(trio.abc.HalfCloseableStream):
+    """A stream as trio's over a socket that was reset: a send meets that, which the kernel reports
+    once, and passes a checkpoint before it raises. A receive reads the end meanwhile."""
+
+    def __init__(self) -> None:
+        self.has_met_it = trio.Event()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.has_met_it.set()
+        for _ in range(2):  # the receive returns after the first, in whatever order trio runs both
+            await trio.lowlevel.checkpoint()
+        raise trio.BrokenResourceError from ConnectionResetError(errno.ECONNRESET, "reset")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await self.has_met_it.wait()
+        return b""
+
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_r3_a_reset_that_a_send_met_is_no_end_of_the_input() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(REQUEST)
+    outcome = await relay(ResetWhileSending(), ours)
+    assert outcome.a_to_b.end is RelayEnd.RESET
 
 
 @every_combination

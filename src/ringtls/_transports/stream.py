@@ -125,6 +125,8 @@ class StreamTransport(BaseTransport):
                 except _CONNECTION_ERRORS as error:
                     self.input_error = _as_os_error(error)
                 else:
+                    if not data and self._sending is not None:
+                        await _let_sender_raise()
                     self._take_input(data)
         finally:
             self._receiving = None
@@ -469,6 +471,17 @@ class StreamTransport(BaseTransport):
             log(logging.INFO, "the stream below TLS failed at its end: %s: %r", self.name, error)
         else:
             log(logging.ERROR, "the stream below TLS raised: %s", self.name, failure=error)
+
+
+async def _let_sender_raise() -> None:
+    """Return when a send that has met a reset has said so.
+
+    The kernel reports a reset once. If a send meets it, a receive reads that as the end. trio's
+    sockets pass a checkpoint before they raise, so the receive may return first. It has returned
+    in that tick or the next, and this takes two.
+    """
+    for _ in range(2):
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 async def _linger(sock: trio.socket.SocketType, end: float) -> None:
