@@ -218,6 +218,26 @@ def test_progress_that_raises_does_not_keep_others_from_theirs(ring: Ring, pair:
     assert box.progress == [0]
 
 
+def test_an_outbox_that_a_callback_ends_reports_no_more(ring: Ring, pair: Pair) -> None:
+    """1. Two outboxes say in one reap that all is sent. 2. The callback of the first ends the
+    second. 3. What the second had to say is for nobody."""
+    boxes = [Box(ring, pair[0]) for _ in range(2)]
+    told: list[Box] = []
+
+    def end_the_others(box: Box) -> None:
+        told.append(box)
+        for other in boxes:
+            assert other is box or other.finish(10)
+
+    for box in boxes:
+        box.request.on_progress = lambda unsent, box=box: end_the_others(box)
+        box.put(b"x")
+        box.unsent(1)
+    drive_until(ring, lambda: told)
+    drive(ring)
+    assert len(told) == 1
+
+
 # Finishing
 
 

@@ -515,7 +515,7 @@ class Ring:
                                 self._sink_failed(request, failure)
                         elif kind == OVER:
                             self._end(id_, result)
-                        else:
+                        elif id_ in in_flight:  # a callback just now may have ended an outbox
                             in_flight[id_].progress(result)
                     except BaseException as failure:
                         failures.append(failure)

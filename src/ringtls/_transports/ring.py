@@ -336,8 +336,7 @@ class RingTransport(BaseTransport):
         def look(timer: Request | None = None) -> None:
             now = time.monotonic()
             failed = timer is not None and timer.failure is not None
-            is_over = is_gone(self.socket.fileno()) or not self._has_unacknowledged()
-            if failed or now >= deadline or is_over:
+            if failed or now >= deadline or self._is_delivered():
                 on_delivered()
                 return
             again = self._ring.timer(min(now + ACKNOWLEDGEMENT_PAUSE, deadline), on_done=look)
@@ -353,6 +352,10 @@ class RingTransport(BaseTransport):
             await self.driver.sleep(ACKNOWLEDGEMENT_PAUSE)
             self.check_open()
             self.check_sendable()
+
+    def _is_delivered(self) -> bool:
+        """True if the peer's TCP has all, or never will."""
+        return is_gone(self.socket.fileno()) or not self._has_unacknowledged()
 
     def _has_unacknowledged(self) -> bool:
         return has_unacknowledged(self.socket.fileno())
