@@ -272,3 +272,16 @@ async def test_an_option_without_a_value() -> None:
             left.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1, 4)
         with pytest.raises(TypeError):
             left.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, None)
+
+
+async def test_the_ssl_object_is_that_of_the_sni_callback(contexts: Contexts) -> None:
+    asked_for: dict[ssl.SSLObject, str | None] = {}
+
+    def note(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        asked_for[connection] = name
+
+    contexts.server.sni_callback = note
+    client, server = await handshaken(contexts)
+    async with client, server:
+        assert asked_for[server.ssl_object] == "localhost"
+        assert server.ssl_object == server.ssl_object != client.ssl_object

@@ -1,4 +1,4 @@
-"""A running ``ringtls serve`` and its blocking clients, for the tests of that command."""
+"""Running commands that serve, and their blocking clients."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ TEXT = b"0123456789"
 SMALL = os.urandom(3 * MIB)
 
 
-class Server:
-    """A running ``ringtls serve``, or another command, on a port of the kernel's choice."""
+class Command:
+    """A command that serves, on a port of the kernel's choice.
+
+    Args:
+      words: the command's own arguments.
+    """
 
     def __init__(
         self,
         contexts: Contexts,
-        site: Path,
         log: Path,
-        *arguments: str,
+        *words: str,
         bind: str = "127.0.0.1:0",
-        subcommand: Sequence[str] = (),
         **options: Any,
     ) -> None:
         self._contexts = contexts
         self._log = log
-        command = [sys.executable, "-m", "ringtls", *(subcommand or ("serve", "-d", str(site)))]
-        command += ["--bind", bind, "--certfile", str(contexts.certificate)]
-        command += ["--keyfile", str(contexts.key), *arguments]
+        command = [sys.executable, "-m", "ringtls", *words, "--bind", bind]
         with log.open("wb") as stderr:
             options = {"stderr": stderr, **options}
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
@@ -51,7 +51,7 @@ class Server:
         self.stdout = self.process.stdout
         self._known: set[int] = set()
         line = self.stdout.readline()
-        match = re.fullmatch(r"Running on https://127\.0\.0\.1:(\d+) \(CTRL \+ C to quit\)\n", line)
+        match = re.fullmatch(r"Running on \w+://127\.0\.0\.1:(\d+) \(CTRL \+ C to quit\)\n", line)
         if match is None:
             self.end()
             raise AssertionError(f"{line!r}, {self.log()}")
@@ -81,30 +81,6 @@ class Server:
             tcp, server_hostname="localhost", suppress_ragged_eofs=False
         )
 
-    @contextlib.contextmanager
-    def client(self) -> Iterator[http.client.HTTPSConnection]:
-        connection = http.client.HTTPSConnection(
-            "localhost", self.port, context=self._contexts.client, timeout=PATIENCE
-        )
-        connection.sock = self.tls()
-        with contextlib.closing(connection):
-            yield connection
-
-    def get(self, target: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-        return self.request("GET", target, **headers)
-
-    def request(
-        self, method: str, target: str, **headers: str
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        with self.client() as client:
-            client.request(method, target, headers=named)
-            response = client.getresponse()
-            return response, response.read()
-
-    def works(self) -> bool:
-        return self.get("/text.txt")[1] == TEXT
-
     def wait_for_log(self, text: str) -> None:
         wait_until(lambda: text in self.log())
 
@@ -132,6 +108,47 @@ class Server:
         for worker in filter(is_alive, self._known):
             os.kill(worker, signal.SIGKILL)
         self.stdout.close()
+
+
+class Server(Command):
+    """``ringtls serve``, or another command of HTTP."""
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        site: Path,
+        log: Path,
+        *arguments: str,
+        subcommand: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        words = [*(subcommand or ("serve", "-d", str(site)))]
+        words += ["--certfile", str(contexts.certificate), "--keyfile", str(contexts.key)]
+        super().__init__(contexts, log, *words, *arguments, **options)
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[http.client.HTTPSConnection]:
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, context=self._contexts.client, timeout=PATIENCE
+        )
+        connection.sock = self.tls()
+        with contextlib.closing(connection):
+            yield connection
+
+    def get(self, target: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+        return self.request("GET", target, **headers)
+
+    def request(
+        self, method: str, target: str, **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with self.client() as client:
+            client.request(method, target, headers=named)
+            response = client.getresponse()
+            return response, response.read()
+
+    def works(self) -> bool:
+        return self.get("/text.txt")[1] == TEXT
 
 
 def is_alive(pid: int) -> bool:
@@ -165,7 +182,7 @@ def starting(contexts: Contexts, site: Path, log_directory: Path) -> Iterator[St
             server.end()
 
 
-def wait_until_refused(server: Server) -> None:
+def wait_until_refused(server: Command) -> None:
     def refused() -> bool:
         try:
             server.tcp().close()
@@ -187,9 +204,11 @@ def head(target: str, *headers: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
-def fails(*arguments: str, bind: str = "127.0.0.1:0", **options: Any) -> str:
-    """What the command says when it can't start: one line."""
-    command = [sys.executable, "-m", "ringtls", "serve", "--bind", bind, *arguments]
+def fails(
+    *arguments: str, command_name: str = "serve", bind: str = "127.0.0.1:0", **options: Any
+) -> str:
+    """What a command says when it can't start: one line."""
+    command = [sys.executable, "-m", "ringtls", command_name, "--bind", bind, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **options)
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1), run
     said: str = run.stderr

@@ -17,7 +17,7 @@ from .._engine.choice import forced
 __all__ = ["main"]
 
 #: Modules of this package.
-COMMANDS = ("serve", "asgi", "demo", "doctor")
+COMMANDS = ("serve", "proxy", "asgi", "demo", "doctor")
 
 #: What ``ringtls[server]`` installs; not all commands need it.
 EXTRA = {"cryptography", "httptools", "prometheus_client"}

@@ -351,6 +351,10 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         """
         self._closing.abort()
 
+    def reset_if_killed(self) -> None:
+        """Have the peer see a reset, and not an end, if this process is killed."""
+        self._transport.reset_if_killed()
+
     def release_to_tls(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
         with self._sending, self._receiving:

@@ -21,13 +21,27 @@ __all__ = ["TlsInfo"]
 
 class _Inquiry(ssl.SSLObject):
     """A connection's SSLObject for those who ask, and do no I/O: what OpenSSL reads and writes is
-    in BIOs that all connections of the thread share (rule 5 of session.py)."""
+    in BIOs that all connections of the thread share (rule 5 of session.py). It equals the object
+    that an SNI callback is given."""
+
+    __slots__ = ("_connection",)
+
+    _connection: ssl.SSLObject
 
     @classmethod
     def of(cls, connection: ssl.SSLObject) -> _Inquiry:
         inquiry = cls.__new__(cls)
         inquiry.__dict__ = connection.__dict__
+        inquiry._connection = connection
         return inquiry
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _Inquiry):
+            return self._connection is other._connection
+        return self._connection is other
+
+    def __hash__(self) -> int:
+        return hash(self._connection)
 
     def _refuse(self, *arguments: object, **options: object) -> NoReturn:
         raise io.UnsupportedOperation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RingTransport", "as_bytes", "as_count"]
 
+#: struct linger of socket(7).
+_RESET_AT_CLOSE, _LINGER_AS_USUAL = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+
 
 class RingTransport(BaseTransport):
     """A connected socket on a ring.
@@ -50,6 +54,7 @@ class RingTransport(BaseTransport):
         "_operations",
         "_outbox",
         "_output_ended",
+        "_resets_if_killed",
         "_ring",
         "_unread",
         "socket",
@@ -67,6 +72,7 @@ class RingTransport(BaseTransport):
         self._outbox: Request | None = None
         self._half_closes = False
         self._output_ended = False
+        self._resets_if_killed = False
 
     # As the transport of a TLS stream
 
@@ -360,8 +366,16 @@ class RingTransport(BaseTransport):
     def _has_unacknowledged(self) -> bool:
         return has_unacknowledged(self.socket.fileno())
 
+    def reset_if_killed(self) -> None:
+        """Have the kernel reset the connection if this process is killed: it would send FIN, which
+        without TLS is an end (SO_LINGER in socket(7))."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+        self._resets_if_killed = True
+
     def end_output(self) -> None:
         try:
+            if self._resets_if_killed:  # from here on a close must not destroy what was sent
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_AS_USUAL)
             self.shut_output_down()
         finally:
             self._release()

@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from . import proxy
 from .cases import CASES
 from .comparison import SERVERS, Comparison, compare
 from .measure import RINGTLS
@@ -18,6 +19,7 @@ from .progress import Progress
 __all__ = ["add_parser", "render", "run"]
 
 CONNECTIONS = 200
+PROXY_CONNECTIONS = 20
 
 #: These columns are always in the table; the others only if there is something in them.
 USUAL_ENDS = (End.CLEAN, End.TRUNCATED, End.RESET)
@@ -38,17 +40,26 @@ def add_parser(subparsers: Any) -> None:
         "-n",
         "--connections",
         type=_positive,
-        default=CONNECTIONS,
         metavar="N",
         help=f"connections for each case and server (default {CONNECTIONS})",
+    )
+    parser.add_argument(
+        "--proxy",
+        action="store_true",
+        help="compare ringtls proxy with the other TLS terminators that are installed instead: "
+        f"what they make of ends ({PROXY_CONNECTIONS} connections each by default)",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    per_case = arguments.connections * len(SERVERS)
+    if arguments.proxy:
+        connections = arguments.connections or PROXY_CONNECTIONS
+        return 0 if proxy.compare(connections, sys.stdout) else 1
+    connections = arguments.connections or CONNECTIONS
+    per_case = connections * len(SERVERS)
     progress = Progress(sys.stderr, per_case * len(CASES), per_case)
-    comparison = trio.run(compare, arguments.connections, progress.connection_ended)
+    comparison = trio.run(compare, connections, progress.connection_ended)
     print(render(comparison))
     return 0 if comparison.all_clean(RINGTLS.name) else 1
 

@@ -8,7 +8,7 @@ and their reload, the drain, limits for peers, the log.
 from ringtls._accepting import SHORTAGES
 
 from .access import is_logging, log_request
-from .command import add_options, run_server
+from .command import add_options, run_server, seconds
 from .connections import Connection, Cut, Wait
 from .errors import StartError
 from .handling import Service
@@ -26,4 +26,5 @@ __all__ = [
     "is_logging",
     "log_request",
     "run_server",
+    "seconds",
 ]

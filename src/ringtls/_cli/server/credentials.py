@@ -41,6 +41,7 @@ __all__ = [
     "Files",
     "Pair",
     "by_name",
+    "common_name_of",
     "identity_of",
 ]
 
@@ -238,6 +239,12 @@ def identity_of(certificate: Mapping[str, Any] | None) -> tuple[str, list[str]]:
     names = [value for kind, value in subject if kind == "commonName"]
     names += [value for _, value in certificate.get("subjectAltName", ())]
     return ",".join(f"{_SHORT.get(kind, kind)}={value}" for kind, value in subject), names
+
+
+def common_name_of(certificate: Mapping[str, Any]) -> str:
+    """The first that the subject has, or ""."""
+    subject = (pair for part in certificate.get("subject", ()) for pair in part)
+    return next((value for kind, value in subject if kind == "commonName"), "")
 
 
 #: RFC 4514, section 3.

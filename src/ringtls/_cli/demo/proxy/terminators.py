@@ -1,0 +1,207 @@
+"""TLS terminators that can be compared: each configured to do no more than is asked of all.
+
+Every one runs in the foreground, with one process or worker, on a port of loopback, before a plain
+backend.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .peers import HOST
+
+__all__ = ["OWN", "TERMINATORS", "NotStartedError", "Setting", "Terminator", "running"]
+
+#: Seconds within which one is to start, and to end.
+PATIENCE = 20.0
+
+
+class NotStartedError(Exception):
+    """A terminator does not start; the text says why."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a terminator is to do.
+
+    Attributes:
+      directory: for its files.
+      certificate, key: in PEM form; ``both`` has both.
+    """
+
+    directory: Path
+    certificate: Path
+    key: Path
+    both: Path
+    port: int
+    backend_port: int
+
+
+@dataclass(frozen=True)
+class Terminator:
+    """One of them.
+
+    Attributes:
+      program: its name in PATH.
+      package: Debian's, that has it.
+      command: writes its configuration, and says how it is run.
+    """
+
+    name: str
+    program: str
+    package: str
+    command: Callable[[Setting], list[str]]
+
+    @property
+    def is_installed(self) -> bool:
+        return shutil.which(self.program) is not None and (
+            self.program != "nginx" or _stream_module() is not None
+        )
+
+
+def _ringtls(setting: Setting) -> list[str]:
+    command = [sys.executable, "-m", "ringtls", "proxy", "--bind", f"{HOST}:{setting.port}"]
+    command += ["--certfile", str(setting.certificate), "--keyfile", str(setting.key)]
+    return [*command, "--backend", f"{HOST}:{setting.backend_port}"]
+
+
+_NGINX = """
+{load_module}
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log stderr emerg;
+events {{ worker_connections 4096; }}
+stream {{
+    server {{
+        listen {host}:{port} ssl backlog=4096;
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        proxy_pass {host}:{backend_port};
+    }}
+}}
+"""
+
+
+def _nginx(setting: Setting) -> list[str]:
+    path = setting.directory / "nginx.conf"
+    path.write_text(
+        _NGINX.format(load_module=_stream_module(), host=HOST, **vars(setting)), encoding="utf-8"
+    )
+    return ["nginx", "-e", "stderr", "-p", str(setting.directory), "-c", str(path)]
+
+
+def _stream_module() -> str | None:
+    """The line that loads nginx' module for streams, if it needs one; None if there is no such."""
+    done = subprocess.run(["nginx", "-V"], capture_output=True, text=True)
+    options = done.stderr
+    if "--with-stream=dynamic" in options:
+        match = re.search(r"--modules-path=(\S+)", options)
+        path = Path(match[1] if match else "modules") / "ngx_stream_module.so"
+        return f"load_module {path};" if path.exists() else None
+    return "" if "--with-stream" in options else None
+
+
+_HAPROXY = """
+global
+    maxconn 4096
+defaults
+    mode tcp
+    retries 0
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen relay
+    bind {host}:{port} ssl crt {both} backlog 4096
+    server backend {host}:{backend_port}
+"""
+
+
+def _haproxy(setting: Setting) -> list[str]:
+    path = setting.directory / "haproxy.cfg"
+    path.write_text(_HAPROXY.format(host=HOST, **vars(setting)), encoding="utf-8")
+    return ["haproxy", "-db", "-q", "-f", str(path)]
+
+
+_STUNNEL = """
+foreground = yes
+debug = emerg
+pid =
+[relay]
+accept = {host}:{port}
+connect = {host}:{backend_port}
+cert = {both}
+"""
+
+
+def _stunnel(setting: Setting) -> list[str]:
+    path = setting.directory / "stunnel.conf"
+    path.write_text(_STUNNEL.format(host=HOST, **vars(setting)), encoding="utf-8")
+    return ["stunnel", str(path)]
+
+
+def _hitch(setting: Setting) -> list[str]:
+    frontend, backend = f"[{HOST}]:{setting.port}", f"[{HOST}]:{setting.backend_port}"
+    options = ["--workers=1", "--quiet", f"--frontend={frontend}", f"--backend={backend}"]
+    if os.geteuid() == 0:  # as whom its workers refuse to run
+        options.append("--user=nobody")
+    return ["hitch", *options, str(setting.both)]
+
+
+OWN = Terminator("ringtls proxy", sys.executable, "", _ringtls)
+
+TERMINATORS = (
+    OWN,
+    Terminator("nginx", "nginx", "libnginx-mod-stream", _nginx),
+    Terminator("haproxy", "haproxy", "haproxy", _haproxy),
+    Terminator("stunnel", "stunnel", "stunnel4", _stunnel),
+    Terminator("hitch", "hitch", "hitch", _hitch),
+)
+
+
+@contextmanager
+def running(terminator: Terminator, setting: Setting) -> Iterator[subprocess.Popen[bytes]]:
+    """Start it, and end it.
+
+    Raises:
+      NotStartedError
+    """
+    log = setting.directory / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            terminator.command(setting),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,  # ^C is for who started this
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not _listens(setting.port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = log.read_text(errors="replace").strip()
+                raise NotStartedError(f"{terminator.name} does not start: {said}")
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((HOST, port)) == 0

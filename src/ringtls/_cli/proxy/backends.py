@@ -1,0 +1,172 @@
+"""Where connections go: which backends there are for a client, and in which order they are tried.
+
+Rules:
+
+1. The backend with the fewest connections is tried first, then the others; of equals, the one that
+   was named first. Each process counts its own.
+2. A backend that could not be connected to is tried after all others, for FAILURE_PAUSE seconds.
+   So one that is down, or that swallows connections, costs few clients their time.
+3. A route is for a name that clients ask for (SNI), or for a wildcard in place of its first label.
+   Who asks for another name, or for none, goes to the backends that have no route; if there are
+   none, it is refused.
+4. Addresses and local sockets are connected to by the ring. Names are resolved by trio, which needs
+   a thread; what they stand for is remembered for RESOLUTION_AGE seconds, while it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import trio
+
+from ringtls import SocketStream
+from ringtls._connecting import connect
+from ringtls._streams.tls import ascii_hostname
+
+from ..server.credentials import by_name
+from ..server.listening import Address, Inherited, Local, parse_bind
+
+__all__ = ["Backend", "Place", "Routes", "parse_place", "parse_route"]
+
+#: Seconds; see rules 2 and 4.
+FAILURE_PAUSE = 10.0
+RESOLUTION_AGE = 5.0
+
+Place: TypeAlias = Address | Local
+
+#: A family, and an address of it as the socket module has it.
+Target: TypeAlias = tuple[socket.AddressFamily, Any]
+
+
+def parse_place(text: str) -> Place:
+    """HOST:PORT, [HOST]:PORT for IPv6 or unix:PATH.
+
+    Raises:
+      argparse.ArgumentTypeError
+    """
+    place = parse_bind(text)
+    if isinstance(place, Inherited) or (isinstance(place, Address) and place.port == 0):
+        raise argparse.ArgumentTypeError(f"can't connect to {text!r}")
+    return place
+
+
+def parse_route(text: str) -> tuple[str, Place]:
+    """NAME=BACKEND, where NAME may be a wildcard.
+
+    Raises:
+      argparse.ArgumentTypeError
+    """
+    name, separator, place = text.partition("=")
+    labels = name.removesuffix(".").removeprefix("*.")
+    if not separator or not labels or "*" in labels:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=BACKEND or *.NAME=BACKEND")
+    try:
+        labels = ascii_hostname(labels).lower()
+    except UnicodeError as error:
+        raise argparse.ArgumentTypeError(f"{name!r} can't be the name of a host") from error
+    return f"*.{labels}" if name.startswith("*.") else labels, parse_place(place)
+
+
+class Backend:
+    """One of them.
+
+    Attributes:
+      connections: how many this process has to it.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.connections = 0
+        self._last_failure = -FAILURE_PAUSE
+        targets = _targets_without_resolving(place)
+        self._is_name = targets is None
+        self._targets = targets or []
+        self._resolve_at = 0.0
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def has_failed(self) -> bool:
+        """True for a while after it did (rule 2)."""
+        return time.monotonic() < self._last_failure + FAILURE_PAUSE
+
+    def note_failure(self) -> None:
+        """It could not be connected to."""
+        self._last_failure = time.monotonic()
+        self._resolve_at = 0.0
+
+    async def connect(self) -> SocketStream:
+        """Connect to the first of its addresses that answers. If cancelled, there is nothing.
+
+        Raises:
+          OSError: none does, or its name can't be resolved.
+        """
+        *others, last = await self._resolve()
+        for family, address in others:
+            try:
+                return await connect(family, address)
+            except OSError:
+                continue
+        return await connect(*last)
+
+    async def _resolve(self) -> Sequence[Target]:
+        """See rule 4."""
+        if self._is_name and time.monotonic() >= self._resolve_at:
+            assert isinstance(self.place, Address)
+            found = await trio.socket.getaddrinfo(
+                self.place.host, self.place.port, type=socket.SOCK_STREAM
+            )
+            self._targets = [(family, address) for family, _, _, _, address in found]
+            self._resolve_at = time.monotonic() + RESOLUTION_AGE
+        return self._targets
+
+
+def _targets_without_resolving(place: Place) -> Sequence[Target] | None:
+    """None for a name, and for an address with a zone, which the resolver knows."""
+    if isinstance(place, Local):
+        return [(socket.AF_UNIX, place.path)]
+    try:
+        address = ipaddress.ip_address(place.host)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return [(socket.AF_INET, (str(address), place.port))]
+    if address.scope_id:
+        return None
+    return [(socket.AF_INET6, (str(address), place.port))]
+
+
+class Routes:
+    """All backends, by the names that clients ask for.
+
+    Args:
+      others: where those go for whose name there is no route.
+      named: names, and where they lead; several of the same name are alternatives.
+    """
+
+    def __init__(self, others: Iterable[Place], named: Iterable[tuple[str, Place]] = ()) -> None:
+        known: dict[Place, Backend] = {}
+
+        def backend(place: Place) -> Backend:
+            return known.setdefault(place, Backend(place))
+
+        self._others = [backend(place) for place in dict.fromkeys(others)]
+        routes: dict[str, list[Backend]] = {}
+        for name, place in dict.fromkeys(named):
+            routes.setdefault(name, []).append(backend(place))
+        self._named: Mapping[str, Sequence[Backend]] = routes
+        self.backends = list(known.values())
+
+    def leads_somewhere(self, name: str) -> bool:
+        return bool(self._others) or by_name(self._named, name) is not None
+
+    def backends_for(self, name: str) -> list[Backend]:
+        """In the order in which they are to be tried (rules 1 and 2)."""
+        found = by_name(self._named, name) or self._others
+        return sorted(found, key=lambda backend: (backend.has_failed, backend.connections))

@@ -1,0 +1,271 @@
+"""One connection of ``ringtls proxy``: from its client to a backend, and what becomes of both.
+
+Rules:
+
+1. ``ringtls.relay`` has both ends once a backend is there, and keeps its rules (R1 to R6 of
+   docs/contract.md). Whatever goes wrong before is a reset for the client: nobody may take it for
+   an end.
+2. A backend that can't be connected to is passed over, while there is another. For the client that
+   finds none there is one line in the log, which says why for each.
+3. A header of the PROXY protocol is received byte for byte, and no byte that follows it: these are
+   TLS'. What can't become a header is a reset.
+4. Every connection to a backend is one of a client's. So nothing is sent to a backend but what the
+   client sends, behind the header that announces it.
+5. A process that is killed ends nothing: its connections without TLS are reset, those with TLS miss
+   their close_notify.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import trio
+
+from ringtls import SocketStream, TlsStream, relay
+
+from ..server import SHORTAGES, Connection, Metrics, Service, Wait
+from ..server.credentials import common_name_of
+from ..server.timeouts import HANDSHAKE, Timeout
+from .access import Accounts
+from .backends import Backend, Routes
+from .encryption import Encryption
+from .header import MOST, BadHeaderError, Endpoint, Endpoints, Header, Tls, Version, format_header
+from .header import parse as parse_header
+
+__all__ = ["Options", "ProxyService"]
+
+logger = logging.getLogger("ringtls.server")
+
+#: Alerts for a client that asks for a name that leads nowhere (RFC 6066, section 3), and for one
+#: that asks for none where there are only names (RFC 8446, section 9.2).
+UNRECOGNIZED_NAME = ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+MISSING_EXTENSION = 109
+
+#: How often a connection to a backend is tried again when descriptors run short.
+SHORTAGE_RETRIES = 10
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done with a connection.
+
+    Attributes:
+      is_tls: clients speak TLS.
+      encryption: towards the backends, if there is any.
+      alpn: protocols: those offered to clients, or, if clients speak no TLS, to backends.
+      accepts_header: a PROXY header comes first.
+      sends_header: of which version, if any.
+      connect_timeout: seconds that one backend may take, for its handshake too.
+    """
+
+    is_tls: bool
+    encryption: Encryption | None
+    alpn: tuple[str, ...]
+    accepts_header: bool
+    sends_header: Version | None
+    connect_timeout: float
+
+
+class UnreachableError(Exception):
+    """There is no backend; the text says why for each."""
+
+
+class ProxyService(Service):
+    """Relays every connection to a backend."""
+
+    serves = "connection"
+    timeouts: ClassVar[Mapping[Wait, Timeout]] = {
+        Wait.HANDSHAKE: HANDSHAKE,
+        Wait.NEXT_REQUEST: Timeout(
+            "--idle-timeout", "how long a connection may move nothing, either way", 600.0
+        ),
+    }
+    descriptors = 2
+    https_compatible = False
+
+    def __init__(self, options: Options, routes: Routes) -> None:
+        self._options = options
+        self._routes = routes
+        self._accounts = Accounts()
+        self.is_tls = options.is_tls
+        self.scheme = "tls" if options.is_tls else "tcp"
+        self.alpn = options.alpn if options.is_tls else ()
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        self._accounts.add_metrics(metrics, [str(each) for each in self._routes.backends])
+
+    def refuse(self, name: str) -> int | None:
+        if self._routes.leads_somewhere(name):
+            return None
+        return UNRECOGNIZED_NAME if name else MISSING_EXTENSION
+
+    async def begin(self, connection: Connection) -> bool:
+        if not self.is_tls:
+            connection.transport.reset_if_killed()  # rule 5
+        if not self._options.accepts_header:
+            return True
+        try:
+            header = await receive_header(connection.transport)
+        except BadHeaderError as error:
+            logger.warning("%s: no PROXY header: %s", connection.peer, error)
+            connection.transport.close_unclean()
+            return False
+        except BaseException:
+            connection.transport.close_unclean()
+            raise
+        connection.preface = header.size
+        if header.endpoints is not None:
+            connection.data = header.endpoints
+            connection.peer = str(header.endpoints[0])
+        return True
+
+    async def handle(self, connection: Connection) -> None:
+        connection.begin(Wait.NOTHING)
+        client = connection.stream if connection.is_tls else connection.transport
+        began = time.monotonic()
+        try:
+            backend, stream = await self._reach(connection)
+        except UnreachableError as error:
+            client.close_unclean()
+            logger.warning("%s: no backend: %s", connection.peer, error)
+            return
+        except BaseException:
+            client.close_unclean()
+            raise
+        backend.connections += 1
+        try:
+            idle = connection.timeout_of(Wait.NEXT_REQUEST)
+            outcome = await relay(client, stream, idle_timeout=idle)
+        finally:
+            backend.connections -= 1
+        self._accounts.note(connection, backend, outcome, time.monotonic() - began)
+
+    async def _reach(self, connection: Connection) -> tuple[Backend, SocketStream | TlsStream]:
+        """A backend, and a connection to it (rule 2).
+
+        Raises:
+          UnreachableError
+        """
+        failures: list[str] = []
+        for backend in self._routes.backends_for(connection.server_name):
+            try:
+                with trio.fail_after(self._options.connect_timeout):
+                    stream = await self._open(connection, backend)
+            except trio.TooSlowError:
+                failure = f"no answer within {self._options.connect_timeout:g} s"
+            except OSError as error:
+                failure = _reason(error)
+            except trio.BrokenResourceError as error:
+                failure = str(error)
+            else:
+                if failures:
+                    logger.warning("%s: passed over %s", connection.peer, "; ".join(failures))
+                return backend, stream
+            backend.note_failure()
+            self._accounts.note_failure(backend)
+            failures.append(f"{backend}: {failure}")
+        raise UnreachableError("; ".join(failures))
+
+    async def _open(self, connection: Connection, backend: Backend) -> SocketStream | TlsStream:
+        options = self._options
+        transport = await _connect(connection, backend)
+        transport.reset_if_killed()  # rule 5
+        stream: SocketStream | TlsStream = transport
+        try:
+            if options.sends_header is not None:
+                tls = tls_of(connection) if connection.is_tls else None
+                header = format_header(options.sends_header, endpoints_of(connection), tls)
+                await transport.send_all(header)
+            if options.encryption is not None:
+                alpn = options.alpn
+                if connection.is_tls:
+                    agreed = connection.stream.selected_alpn_protocol()
+                    alpn = () if agreed is None else (agreed,)
+                stream = options.encryption.wrap(transport, backend.place, alpn)
+                await stream.do_handshake()
+        except BaseException:
+            stream.close_unclean()
+            raise
+        return stream
+
+
+def _reason(error: OSError) -> str:
+    # That of the resolver has no number of the system's, that of the ring more text than is needed.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
+
+
+async def receive_header(transport: SocketStream) -> Header:
+    """Receive a header, and nothing else (rule 3).
+
+    Raises:
+      BadHeaderError: there is none.
+      trio.BrokenResourceError: the connection broke.
+    """
+    received = b""
+    while True:
+        peeked = await transport.peek(MOST - len(received))
+        if not peeked:
+            raise BadHeaderError(f"the connection ended after {len(received)} bytes")
+        header = parse_header(received + peeked)
+        if header is not None:
+            peeked = peeked[: header.size - len(received)]
+        received += await _receive(transport, len(peeked))
+        if header is not None:
+            return header
+
+
+async def _receive(transport: SocketStream, size: int) -> bytes:
+    """Bytes that have come already."""
+    data = b""
+    while len(data) < size:
+        data += await transport.receive_some(size - len(data))
+    return data
+
+
+async def _connect(connection: Connection, backend: Backend) -> SocketStream:
+    """Connect, with the patience that a shortage of descriptors asks for."""
+    for _ in range(SHORTAGE_RETRIES):
+        try:
+            return await backend.connect()
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+        await connection.make_room()
+    return await backend.connect()
+
+
+def endpoints_of(connection: Connection) -> Endpoints | None:
+    """What a balancer in front said, or what the socket knows."""
+    if connection.data is not None:
+        endpoints: Endpoints = connection.data
+        return endpoints
+    sock = connection.transport.socket
+    try:
+        source, destination = Endpoint.of(sock.getpeername()), Endpoint.of(sock.getsockname())
+    except OSError:  # the client is gone
+        return None
+    return None if source is None or destination is None else (source, destination)
+
+
+def tls_of(connection: Connection) -> Tls:
+    """What there is to tell of a client's TLS."""
+    stream = connection.stream
+    version, cipher, certificate = stream.version(), stream.cipher(), stream.getpeercert()
+    assert version is not None
+    assert cipher is not None
+    return Tls(
+        version,
+        cipher[0],
+        stream.selected_alpn_protocol(),
+        connection.server_name,
+        None if certificate is None else common_name_of(certificate),
+        bool(stream.session_reused),
+    )

@@ -1,0 +1,544 @@
+"""``ringtls proxy``: the real command, between real clients and scripted backends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ringtls._cli.certificates import make_certificate
+from ringtls._cli.demo.peer import _hides_reset as hides_reset
+
+from .conftest import Contexts, contexts_of
+from .support.proxy import Backend, Proxy, StartProxy, starting_proxies
+from .support.server import PATIENCE, fails, wait_until_refused
+from .support.streams import reset
+from .support.waiting import wait_until
+
+
+@pytest.fixture
+def start(contexts: Contexts, tmp_path: Path) -> Iterator[StartProxy]:
+    with starting_proxies(contexts, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    with Backend() as backend:
+        yield backend
+
+
+def exchange(client: socket.socket, theirs: socket.socket) -> None:
+    """Say something in each direction."""
+    client.sendall(b"question")
+    assert theirs.recv(100) == b"question"
+    theirs.sendall(b"answer")
+    assert client.recv(100) == b"answer"
+
+
+def works(proxy: Proxy, backend: Backend) -> bool:
+    with proxy.tls() as client, backend.accept() as theirs:
+        exchange(client, theirs)
+    return True
+
+
+def is_reset(sock: socket.socket) -> bool:
+    """True if it ends by RST; False if by anything else."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionResetError:
+        return True
+    except ssl.SSLEOFError as error:
+        return isinstance(sock, ssl.SSLSocket) and hides_reset(error, sock)
+    return False
+
+
+def lines(proxy: Proxy) -> list[str]:
+    """The log's, without those that tell of the proxy's own end."""
+    return [line for line in proxy.log().splitlines() if "SIGTERM" not in line]
+
+
+# Where connections go
+
+
+def test_there_and_back(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name)
+    assert works(proxy, backend)
+    assert proxy.stop() == 0
+    assert lines(proxy) == []
+
+
+def test_a_local_socket(start: StartProxy, tmp_path: Path) -> None:
+    with Backend(tmp_path / "backend") as backend:
+        assert works(start("--backend", backend.name), backend)
+
+
+def test_a_name(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name.replace("127.0.0.1", "localhost"))
+    for _ in range(2):
+        assert works(proxy, backend)
+
+
+def ask(proxy: Proxy, name: str | None, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(proxy.tcp(), server_hostname=name)
+
+
+@pytest.fixture
+def any_name(contexts: Contexts) -> ssl.SSLContext:
+    """A client that asks for any name, and verifies nothing."""
+    context = ssl.create_default_context(cafile=str(contexts.ca))
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def test_routes(start: StartProxy, any_name: ssl.SSLContext) -> None:
+    with Backend() as one, Backend() as wild, Backend() as other:
+        routes = ("--route", f"one.example={one.name}", "--route", f"*.example={wild.name}")
+        proxy = start(*routes, "--backend", other.name)
+        for name, backend in {
+            "one.example": one,
+            "ONE.example": one,
+            "two.example": wild,
+            "a.two.example": other,
+            "example": other,
+            None: other,
+        }.items():
+            with ask(proxy, name, any_name) as client, backend.accept() as theirs:
+                exchange(client, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "alert"), [("other.example", "UNRECOGNIZED_NAME"), (None, "MISSING_EXTENSION")]
+)
+def test_a_name_that_leads_nowhere(
+    start: StartProxy, backend: Backend, any_name: ssl.SSLContext, name: str | None, alert: str
+) -> None:
+    proxy = start("--route", f"one.example={backend.name}")
+    with pytest.raises(ssl.SSLError) as caught:
+        ask(proxy, name, any_name)
+    assert alert in str(caught.value.reason)
+    with ask(proxy, "one.example", any_name) as client, backend.accept() as theirs:
+        exchange(client, theirs)
+    assert proxy.stop() == 0
+    [line] = lines(proxy)
+    assert line.endswith(f"handshake failed: nothing is served for the name {name or ''!r}")
+
+
+def test_garbage_for_tls(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name)
+    with proxy.tcp() as garbage:
+        garbage.sendall(b"\x80" * 100)
+        assert garbage.recv(100)[7:] == b""
+    assert works(proxy, backend)
+    assert proxy.stop() == 0
+    [line] = lines(proxy)
+    assert "handshake failed" in line
+
+
+def test_the_least_used_backend_is_first(start: StartProxy) -> None:
+    with Backend() as first, Backend() as second, ExitStack() as stack:
+        proxy = start("--backend", first.name, "--backend", second.name)
+        for backend in (first, second, first, second):
+            client = stack.enter_context(proxy.tls())
+            exchange(client, stack.enter_context(backend.accept()))
+
+
+def test_a_backend_that_is_down_is_passed_over(start: StartProxy, backend: Backend) -> None:
+    with Backend() as down:
+        pass
+    proxy = start("--backend", down.name, "--backend", backend.name)
+    for _ in range(3):
+        assert works(proxy, backend)
+    assert proxy.stop() == 0
+    [line] = lines(proxy)  # and is not tried again so soon
+    assert line.endswith(f"passed over {down.name}: Connection refused")
+
+
+def test_no_backend_is_there(start: StartProxy) -> None:
+    with Backend() as first, Backend() as second:
+        pass
+    proxy = start("--backend", first.name, "--backend", second.name)
+    with proxy.tls() as client:
+        assert is_reset(client)
+    assert proxy.stop() == 0
+    [line] = lines(proxy)
+    refused = "Connection refused"
+    assert line.endswith(f"no backend: {first.name}: {refused}; {second.name}: {refused}")
+
+
+def test_a_backend_that_never_accepts(start: StartProxy, tmp_path: Path) -> None:
+    with Backend(tmp_path / "full") as full, ExitStack() as stack:
+        full.listener.listen(0)
+        while True:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            try:
+                sock.connect(str(tmp_path / "full"))
+            except BlockingIOError:
+                break
+        proxy = start("--backend", full.name, "--connect-timeout", "0.1")
+        with proxy.tls() as client:
+            assert is_reset(client)
+        assert proxy.stop() == 0
+        [line] = lines(proxy)
+        assert line.endswith(f"no backend: {full.name}: no answer within 0.1 s")
+
+
+# TLS towards the backend
+
+
+@contextmanager
+def served(backend: Backend, contexts: Contexts) -> Iterator[ssl.SSLSocket]:
+    """A connection that a backend has accepted, with TLS."""
+    with contexts.server.wrap_socket(backend.accept(), server_side=True) as theirs:
+        yield theirs
+
+
+def test_backend_tls(start: StartProxy, backend: Backend, contexts: Contexts) -> None:
+    name = ("--backend-ca", str(contexts.ca), "--backend-name", "localhost")
+    proxy = start("--backend", backend.name, "--backend-tls", *name)
+    with proxy.tls() as client, served(backend, contexts) as theirs:
+        exchange(client, theirs)
+    assert proxy.stop() == 0
+
+
+def test_the_backends_certificate_is_verified(
+    start: StartProxy, backend: Backend, contexts: Contexts, tmp_path: Path
+) -> None:
+    other = make_certificate(tmp_path)
+    proxy = start("--backend", backend.name, "--backend-tls", "--backend-ca", str(other.ca))
+    with proxy.tls() as client:
+        with pytest.raises(OSError), served(backend, contexts):  # noqa: PT011 an alert, or RST
+            pass
+        assert is_reset(client)
+    assert proxy.stop() == 0
+    [line] = lines(proxy)
+    assert "CERTIFICATE_VERIFY_FAILED" in line
+
+
+def test_what_the_client_agreed_to_is_offered_to_the_backend(
+    start: StartProxy, backend: Backend, contexts: Contexts
+) -> None:
+    name = ("--backend-ca", str(contexts.ca), "--backend-name", "localhost")
+    proxy = start("--backend", backend.name, "--backend-tls", *name, "--alpn", "h2,http/1.1")
+    own = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    own.server.set_alpn_protocols(["http/1.1", "h2"])
+    own.client.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        closing(own.client.wrap_socket(proxy.tcp(), server_hostname="localhost")) as client,
+        served(backend, own) as theirs,
+    ):
+        exchange(client, theirs)
+        assert client.selected_alpn_protocol() == theirs.selected_alpn_protocol() == "h2"
+
+
+def test_originate(start: StartProxy, backend: Backend, contexts: Contexts) -> None:
+    name = ("--backend-ca", str(contexts.ca), "--backend-name", "localhost")
+    proxy = start("--originate", "--backend", backend.name, *name, certificates=False)
+    with proxy.tcp() as client, served(backend, contexts) as theirs:
+        exchange(client, theirs)
+    with proxy.tcp() as client:
+        with backend.accept() as theirs:
+            reset(theirs)
+        assert is_reset(client)
+    assert proxy.stop() == 0
+
+
+# The PROXY protocol
+
+
+def test_version_1_towards_the_backend(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name, "--proxy-protocol", "v1")
+    with proxy.tls() as client, backend.accept() as theirs:
+        client.sendall(b"question")
+        port = client.getsockname()[1]
+        line = f"PROXY TCP4 127.0.0.1 127.0.0.1 {port} {proxy.port}\r\n".encode()
+        assert read(theirs, len(line) + 8) == line + b"question"
+
+
+def read(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        assert piece, data
+        data += piece
+    return data
+
+
+def test_version_2_towards_the_backend(
+    start: StartProxy, backend: Backend, contexts: Contexts, tmp_path: Path
+) -> None:
+    """The client has a certificate, and asks for a protocol and a name."""
+    options = ("--proxy-protocol", "v2", "--alpn", "h2", "--client-ca", str(contexts.ca))
+    proxy = start("--backend", backend.name, *options)
+    own = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    own.client.load_cert_chain(contexts.certificate, contexts.key)
+    own.client.set_alpn_protocols(["h2"])
+    with (
+        closing(own.client.wrap_socket(proxy.tcp(), server_hostname="localhost")) as client,
+        backend.accept() as theirs,
+    ):
+        client.sendall(b"question")
+        head = read(theirs, 16)
+        assert head[:12] == b"\r\n\r\n\x00\r\nQUIT\n"
+        command, kind, size = struct.unpack("!BBH", head[12:])
+        assert (command, kind) == (0x21, 0x11)
+        rest = read(theirs, size)
+        ports = struct.pack("!HH", client.getsockname()[1], proxy.port)
+        assert rest[:12] == 2 * socket.inet_aton("127.0.0.1") + ports
+        assert b"\x01\x00\x02h2" in rest
+        assert b"\x02\x00\x09localhost" in rest
+        assert b"\x07\x00\x00\x00\x00" in rest  # a certificate that was verified
+        assert b"\x21\x00\x07TLSv1.3" in rest
+        assert read(theirs, 8) == b"question"
+
+
+LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 1111 443\r\n"
+
+
+def hello(contexts: Contexts) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    """A handshake that has begun."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = contexts.client.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return tls, incoming, outgoing
+
+
+def shake_hands(
+    sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+) -> None:
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            data = sock.recv(65536)
+            assert data
+            incoming.write(data)
+        else:
+            sock.sendall(outgoing.read())
+            return
+
+
+def test_what_follows_a_header_is_not_lost(
+    start: StartProxy, backend: Backend, contexts: Contexts
+) -> None:
+    """The header comes in one piece with the handshake's first message."""
+    proxy = start("--backend", backend.name, "--accept-proxy-protocol", "--proxy-protocol", "v1")
+    with proxy.tcp() as sock:
+        tls, incoming, outgoing = hello(contexts)
+        sock.sendall(LINE + outgoing.read())
+        shake_hands(sock, tls, incoming, outgoing)
+        with backend.accept() as theirs:
+            assert read(theirs, len(LINE)) == LINE  # who it is from is passed on
+            tls.write(b"question")
+            sock.sendall(outgoing.read())
+            assert read(theirs, 8) == b"question"
+
+
+def test_a_header_byte_by_byte(start: StartProxy, backend: Backend, contexts: Contexts) -> None:
+    proxy = start("--backend", backend.name, "--accept-proxy-protocol", "--access-log")
+    with proxy.tcp() as sock:
+        for byte in LINE:
+            sock.sendall(bytes((byte,)))
+        tls, incoming, outgoing = hello(contexts)
+        sock.sendall(outgoing.read())
+        shake_hands(sock, tls, incoming, outgoing)
+        backend.accept().close()
+    assert proxy.stdout.readline().startswith("192.0.2.1:1111 ")
+
+
+V2 = b"\r\n\r\n\x00\r\nQUIT\n"
+
+#: What comes in place of a header.
+HOSTILE = {
+    "TLS": b"\x16\x03\x01\x00\x05hello",
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    "a line that never ends": b"PROXY TCP4 " + b"1" * 200,
+    "a line that lies": b"PROXY TCP4 999.0.2.1 192.0.2.2 1111 443\r\n",
+    "too long": V2 + b"\x21\x11\xff\xff",
+    "too short for its addresses": V2 + b"\x21\x11\x00\x01x",
+    "a TLV that is longer than all": V2 + b"\x21\x11\x00\x0f" + bytes(12) + b"\x01\xff\xff",
+}
+
+
+def has_lines(proxy: Proxy, number: int) -> bool:
+    return len(lines(proxy)) == number
+
+
+def test_hostile_headers(start: StartProxy, backend: Backend, contexts: Contexts) -> None:
+    proxy = start("--backend", backend.name, "--accept-proxy-protocol")
+    for number, data in enumerate(HOSTILE.values(), 1):
+        with proxy.tcp() as sock:
+            sock.sendall(data)
+            assert is_reset(sock), data
+        wait_until(partial(has_lines, proxy, number))
+        assert "no PROXY header: " in lines(proxy)[-1]
+    with proxy.tcp() as sock:
+        sock.sendall(LINE)
+        with proxy.wrap(sock) as client, backend.accept() as theirs:
+            exchange(client, theirs)
+    assert proxy.stop() == 0
+    assert len(lines(proxy)) == len(HOSTILE)
+
+
+@pytest.mark.parametrize("part", [LINE[:20], V2, V2 + b"\x21\x11\x00\x0c\x01"])
+def test_a_header_that_never_ends(start: StartProxy, backend: Backend, part: bytes) -> None:
+    options = ("--accept-proxy-protocol", "--handshake-timeout", "0.1")
+    proxy = start("--backend", backend.name, *options)
+    with proxy.tcp() as sock:
+        sock.sendall(part)
+        assert is_reset(sock)
+    assert proxy.stop() == 0
+    [line] = lines(proxy)
+    assert line.endswith("handshake not complete after 0.1 s")
+
+
+@pytest.mark.parametrize("said", [b"", V2 + b"\x20\x00\x00\x00"], ids=["nothing", "LOCAL"])
+def test_a_health_check_is_no_line_in_the_log(
+    start: StartProxy, backend: Backend, said: bytes
+) -> None:
+    proxy = start("--backend", backend.name, "--accept-proxy-protocol")
+    with proxy.tcp() as sock:
+        sock.sendall(said)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b"" if said else True
+    assert proxy.stop() == 0
+    assert lines(proxy) == []
+
+
+# Ends
+
+
+def test_r5_idle_connections_are_reset(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name, "--idle-timeout", "0.1")
+    with proxy.tls() as client, backend.accept() as theirs:
+        assert is_reset(client)
+        assert is_reset(theirs)
+    assert proxy.stop() == 0
+
+
+def test_r5_what_a_drain_cuts_short_is_reset(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name)
+    with proxy.tls() as client, backend.accept() as theirs:
+        exchange(client, theirs)
+        proxy.process.send_signal(signal.SIGTERM)
+        wait_until_refused(proxy)
+        exchange(client, theirs)  # goes on
+        proxy.process.send_signal(signal.SIGTERM)
+        assert is_reset(client)
+        assert is_reset(theirs)
+    assert proxy.wait() == 0
+
+
+def test_r3_a_worker_that_is_killed_ends_nothing(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name, "--workers", "1")
+    with proxy.tls() as client, backend.accept() as theirs:
+        exchange(client, theirs)
+        [worker] = proxy.workers()
+        os.kill(worker, signal.SIGKILL)
+        assert is_reset(theirs)
+        with pytest.raises(OSError):  # noqa: PT011 no close_notify, or RST
+            client.recv(1)
+    assert works(proxy, backend)
+    assert proxy.stop() == 0
+
+
+# Watching it
+
+
+def test_the_access_log(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name, "--access-log", "--log-format", "json")
+    with proxy.tls() as client:
+        with backend.accept() as theirs:
+            exchange(client, theirs)
+            peer = "{}:{}".format(*client.getsockname())
+            reset(theirs)
+        assert is_reset(client)
+    line = json.loads(proxy.stdout.readline())
+    assert line["peer"] == peer
+    assert line["server_name"] == "localhost"
+    assert line["version"] == "TLSv1.3"
+    assert line["backend"] == backend.name
+    assert (line["received"], line["sent"]) == (8, 6)
+    assert line["backend_end"].startswith("reset")
+    assert proxy.stop() == 0
+
+
+def test_metrics(start: StartProxy, backend: Backend, tmp_path: Path) -> None:
+    with Backend() as down:
+        pass
+    places = ("--backend", down.name, "--backend", backend.name)
+    proxy = start(*places, "--metrics", "127.0.0.1:0")
+    url = re.search(r"http://\S+", proxy.stdout.readline())
+    assert url is not None
+
+    def figures() -> str:
+        with urllib.request.urlopen(url[0], timeout=PATIENCE) as response:
+            text: str = response.read().decode()
+            return text
+
+    assert works(proxy, backend)
+    wait_until(lambda: 'ringtls_relay_ends_total{end="' in figures())
+    assert f'ringtls_backend_failures_total{{backend="{down.name}"}} 1.0' in figures()
+    assert 'ringtls_relay_bytes_total{of="client"} 8.0' in figures()
+    assert proxy.stop() == 0
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "nowhere to go: give --backend HOST:PORT or --route NAME=BACKEND"),
+        (("--backend", "a:1", "--backend-name", "b"), "--backend-name needs --backend-tls"),
+        (("--backend", "unix:/a", "--backend-tls"), "give --backend-name"),
+        (("--backend", "a:1", "--originate", "--route", "b=c:1"), "--route is for TLS"),
+        (("--backend", "a:1", "--backend-tls", "--backend-ca", "/no"), "can't read /no"),
+    ],
+)
+def test_what_does_not_fit_together(arguments: tuple[str, ...], reason: str) -> None:
+    assert reason in fails(*arguments, command_name="proxy")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--backend", "fd://3"),
+        ("--backend", "localhost:0"),
+        ("--route", "a.example"),
+        ("--route", "*=a:1"),
+        ("--route", "a*b=a:1"),
+        ("--backend", "a:1", "--alpn", ""),
+        ("--backend", "a:1", "--proxy-protocol", "v3"),
+    ],
+)
+def test_what_is_not_understood(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "ringtls", "proxy", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "usage: ringtls proxy" in done.stderr
+
+
+def test_check(contexts: Contexts) -> None:
+    command = [sys.executable, "-m", "ringtls", "proxy", "--check", "--backend", "a.example:80"]
+    command += ["--certfile", str(contexts.certificate), "--keyfile", str(contexts.key)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("The configuration is good. Certificates for: ")
