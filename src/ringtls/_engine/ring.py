@@ -508,17 +508,16 @@ class Ring:
                 for id_, result, kind in zip(fields, fields, fields, strict=True):
                     try:
                         if kind >= 0:
-                            request = in_flight[id_]
-                            try:
-                                request.sink(pool[kind][:result])
-                            except BaseException as failure:
-                                self._sink_failed(request, failure)
+                            in_flight[id_].sink(pool[kind][:result])
                         elif kind == OVER:
                             self._end(id_, result)
                         elif id_ in in_flight:  # a callback just now may have ended an outbox
                             in_flight[id_].progress(result)
                     except BaseException as failure:
-                        failures.append(failure)
+                        if kind >= 0:
+                            self._sink_failed(in_flight[id_], failure)
+                        else:
+                            failures.append(failure)
         finally:
             self._reaping = False
         if failures:
