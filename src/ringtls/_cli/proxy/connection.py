@@ -119,6 +119,9 @@ class ProxyService(Service):
         except BaseException:
             connection.transport.close_unclean()
             raise
+        if header is None:
+            await connection.transport.aclose()
+            return False
         connection.preface = header.size
         if header.endpoints is not None:
             connection.data = header.endpoints
@@ -202,8 +205,9 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-async def receive_header(transport: SocketStream) -> Header:
-    """Receive a header, and nothing else (rule 3).
+async def receive_header(transport: SocketStream) -> Header | None:
+    """Receive a header, and nothing else (rule 3). None if the client ends without a word, as a
+    health check does.
 
     Raises:
       BadHeaderError: there is none.
@@ -212,6 +216,8 @@ async def receive_header(transport: SocketStream) -> Header:
     received = b""
     while True:
         peeked = await transport.peek(MOST - len(received))
+        if not (peeked or received):
+            return None
         if not peeked:
             raise BadHeaderError(f"the connection ended after {len(received)} bytes")
         header = parse_header(received + peeked)
