@@ -10,7 +10,6 @@ import enum
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +118,13 @@ class Peer:
         return data
 
     def send_close_notify(self) -> None:
-        with suppress(ssl.SSLWantReadError):  # the answer may come later
+        try:
             self.ssl.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # the answer may come later
+        except ssl.SSLError as error:  # the alert is made, and data lies before the answer
+            if error.reason != "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
+                raise
         self._flush()
 
     def read_to_end(self) -> End:
