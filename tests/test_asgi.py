@@ -28,7 +28,7 @@ from .support.application import CANCELLED, PIECE
 from .support.peer import Peer
 from .support.server import PATIENCE, Server
 from .support.streams import reset
-from .support.waiting import LIMIT
+from .support.waiting import LIMIT, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -336,16 +336,25 @@ def der_of(certificate: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert(certificate.read_text())
 
 
+def read_metrics(place: Path) -> str:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(place))
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        return b"".join(iter(partial(sock.recv, 65536), b"")).decode()
+
+
 async def test_metrics_and_workers(contexts: Contexts, start: Start, tmp_path: Path) -> None:
     place = tmp_path / "metrics"
     server = start(APPLICATION, "--workers", "2", "--metrics", f"unix:{place}")
     async with client_of(contexts) as client:
         await client.get(f"https://localhost:{server.port}")
         await client.get(f"https://localhost:{server.port}/fail")
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(place))
-        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        metrics = b"".join(iter(partial(sock.recv, 65536), b"")).decode()
-    assert 'ringtls_requests_total{status="200"} 1.0' in metrics
-    assert 'ringtls_requests_total{status="500"} 1.0' in metrics
+
+    def counts_both() -> bool:
+        metrics = read_metrics(place)
+        return all(
+            f'ringtls_requests_total{{status="{status}"}} 1.0' in metrics for status in (200, 500)
+        )
+
+    wait_until(counts_both)  # a request is counted when its answer is out
     assert server.stop() == 0
