@@ -18,7 +18,8 @@ from ._highlevel import (
 from ._outcome import CloseOutcome
 from ._statistics import Statistics
 from ._streams.operation import Operation
-from ._streams.relay import RelayDirection, RelayEnd, RelayOutcome, relay
+from ._streams.relay import relay
+from ._streams.relay_ends import RelayDirection, RelayEnd, RelayOutcome
 from ._streams.socket import SocketListener, SocketStream
 from ._streams.tls import TlsListener, TlsStream
 

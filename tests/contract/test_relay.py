@@ -30,8 +30,8 @@ from ringtls import (
 )
 from ringtls._drivers.blocking import BlockingDriver
 from ringtls._engine.ring import BUFFER_SIZE, BUFFERS, has_unacknowledged
-from ringtls._streams import relay as _relay
-from ringtls._streams.relay import ANSWERS
+from ringtls._streams import relay_ends
+from ringtls._streams.relay_ends import ANSWERS
 from ringtls._transports.base import HIGH_WATER
 
 from ..conftest import Contexts
@@ -565,10 +565,10 @@ def test_r6_no_task_step_for_a_piece(contexts: Contexts, kinds: tuple[Kind, Kind
 
 def test_r3_the_table_of_ends() -> None:
     """The code's, the module's and the page's are one."""
-    assert _relay.__doc__ is not None
+    assert relay_ends.__doc__ is not None
     assert set(ANSWERS) == set(RelayEnd)
     expected = {(end.name, answer.name) for end, answer in ANSWERS.items()}
-    in_module = re.findall(r"^    ([A-Z_]+)  +.*?  ([A-Z_]+) ", _relay.__doc__, re.MULTILINE)
+    in_module = re.findall(r"^    ([A-Z_]+)  +.*?  ([A-Z_]+) ", relay_ends.__doc__, re.MULTILINE)
     page = Path(__file__).parents[2] / "docs" / "relay.md"
     on_page = re.findall(r"^\| `([A-Z_]+)` \|.*\| `([A-Z_]+)`", page.read_text(), re.MULTILINE)
     assert set(in_module) == set(on_page) == expected

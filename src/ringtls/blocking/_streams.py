@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .._drivers.blocking import _Call
     from .._streams.closing import Closing
+    from .._streams.relay_ends import RelayOutcome
 
 __all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream", "relay"]
 
@@ -415,7 +416,7 @@ def open_tls_over_tcp_stream(
 
 def relay(
     a: SocketStream | TlsStream, b: SocketStream | TlsStream, *, idle_timeout: float | None = None
-) -> _relay.RelayOutcome:
+) -> RelayOutcome:
     """Pass on what each of two streams says to the other, and how it ends: see ringtls.relay.
 
     Both are closed when this returns or raises. Their timeouts have no effect on it.

@@ -1,0 +1,220 @@
+"""The two directions of a relay, and the callbacks that drive them.
+
+1. After ORDERLY the other direction goes on. With a broken source it can't: that is then
+   UNDELIVERED. Where only the target broke, its input has yet to tell how: a backend may have
+   answered, and ended, before it was asked all. Until then the source is read and what it says is
+   thrown away, because a peer that is blocked in a send reads no answer.
+2. When both directions have ended, both connections end, each as the direction into it did. From
+   then on that is Closing's, which is bounded.
+3. All is done in callbacks of the transports. What has come is passed on in the call that brings
+   it; everything else is looked at anew whenever something has changed. The task only waits.
+4. While a target is full nothing is read for it, so that TCP slows the source. What is on its way
+   then is taken.
+5. What raises in a callback ends both directions (rule C16).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from .._outcome import CloseOutcome
+from .._transports.base import HIGH_WATER
+from .relay_ends import ANSWERS, RelayDirection, RelayEnd
+from .relay_sides import BrokenError, Side
+
+if TYPE_CHECKING:
+    from .._interfaces import Driver
+    from .relay_sides import Data
+
+__all__ = ["Direction", "Relay"]
+
+#: What a peer's end is when nothing more can be sent to it after that.
+_ENDED_IN_ORDER = {
+    CloseOutcome.CLEAN,
+    CloseOutcome.UNACKNOWLEDGED,
+    CloseOutcome.BEFORE_HANDSHAKE,
+}
+
+
+class Direction:
+    """What one side says to the other."""
+
+    __slots__ = ("bytes", "end", "reason", "source", "source_ended", "target")
+
+    def __init__(self, source: Side, target: Side) -> None:
+        self.source = source
+        self.target = target
+        self.bytes = 0
+        self.end: RelayEnd | None = None
+        self.reason: str | None = None
+        self.source_ended = False
+        source.out_of = target.into = self
+
+    def deliver(self, data: Data, *, lent: bool = False) -> None:
+        if self.end is None:
+            self.bytes += len(data)
+            self.target.write(data, lent=lent)
+
+    def is_held_up(self) -> bool:
+        if self.source.answers_too_much:
+            return True
+        return self.end is None and self.target.is_full
+
+    def step(self) -> None:
+        """Pass on what has come, as far as there is room."""
+        source, target = self.source, self.target
+        while not self.source_ended:
+            if self.is_held_up():
+                source.transport.pause()
+                return
+            room = HIGH_WATER - target.unsent if self.end is None else HIGH_WATER
+            try:
+                data = source.read(room)
+            except BrokenError as broken:
+                self.source_ended = True
+                self.finish(broken.end, broken.reason)
+                source.into.finish(RelayEnd.UNDELIVERED)
+                return
+            if data:
+                self.deliver(data)
+                if source.has_nothing_more:
+                    return
+            elif data is not None:
+                self.source_ended = True
+                if self.finish(RelayEnd.ORDERLY):
+                    target.half_close()
+            elif not source.answers_too_much:
+                source.transport.resume()
+                return
+
+    def look(self) -> None:
+        """Something has changed: go on, and see whether this has ended."""
+        self.target.go_on()
+        self.step()
+        if self.target.is_broken:
+            self.finish(RelayEnd.UNDELIVERED)
+        if self.source_ended and self.source.transport.input_error is not None:
+            self.source.into.finish(RelayEnd.UNDELIVERED)
+
+    def finish(self, end: RelayEnd, reason: str | None = None) -> bool:
+        """It ends so. False if it has ended before."""
+        if self.end is not None:
+            return False
+        self.end = end
+        self.reason = reason
+        self.source.relay.again = True
+        return True
+
+    def result(self) -> RelayDirection:
+        """What became of it, when the target's end is known."""
+        assert self.end is not None
+        outcome = self.target.closing.outcome
+        if self.end is RelayEnd.ORDERLY and outcome not in _ENDED_IN_ORDER:
+            reason = None if outcome is None else outcome.value
+            return RelayDirection(self.bytes, RelayEnd.UNDELIVERED, reason)
+        return RelayDirection(self.bytes, self.end, self.reason)
+
+
+class Relay:
+    """Both directions."""
+
+    __slots__ = ("again", "busy", "changed", "directions", "driver", "over", "sides")
+
+    def __init__(self, driver: Driver, a: Side, b: Side) -> None:
+        self.driver = driver
+        self.changed = driver.wait_queue()
+        self.sides = a, b
+        self.directions = Direction(a, b), Direction(b, a)
+        a.relay = b.relay = self
+        self.busy = False
+        self.again = False  # something has changed while busy
+        self.over = False  # both directions have ended
+
+    def start(self) -> None:
+        """Pass on what comes, from now on."""
+        for side in self.sides:
+            side.start()
+        self.look()
+
+    # Rule 3
+
+    def begin(self) -> bool:
+        """A callback begins. False if there is nothing to do any more."""
+        if self.over:
+            return False
+        self.busy = True
+        return True
+
+    def end(self) -> None:
+        self.busy = False
+        if self.again:
+            self.look()
+
+    def look(self) -> None:
+        """Look at everything; called where something may have changed. Never raises."""
+        if self.busy:
+            self.again = True
+            return
+        if not self.begin():
+            return
+        try:
+            self.again = True
+            while self.again and not self.over:
+                self.again = False
+                for direction in self.directions:
+                    direction.look()
+                for side in self.sides:
+                    self._notice_close(side)
+                if all(direction.end for direction in self.directions):
+                    self._close()
+            self.busy = False
+        except BaseException as failure:
+            self.crash(failure)
+
+    def _notice_close(self, side: Side) -> None:
+        """Somebody else may have closed it: its owner, or an exception (rule C16)."""
+        if side.closing.started:
+            crashed = side.closing.outcome is CloseOutcome.CRASHED
+            side.out_of.finish(RelayEnd.CRASHED if crashed else RelayEnd.CANCELLED)
+            side.into.finish(RelayEnd.UNDELIVERED)
+
+    # The end
+
+    def _close(self) -> None:
+        """Rule 2."""
+        self.over = True
+        for side in self.sides:
+            assert side.into.end is not None
+            side.close(ANSWERS[side.into.end])
+        self.changed.wake()
+
+    def cut(self, end: RelayEnd) -> None:
+        """End both directions here and now (rule R5)."""
+        if self.over:
+            return
+        for direction in self.directions:
+            direction.finish(end)
+        try:
+            self._close()
+        except BaseException as failure:
+            self.crash(failure)
+
+    def crash(self, failure: BaseException) -> None:
+        """Rule 5."""
+        self.over = True
+        for direction in self.directions:
+            direction.finish(RelayEnd.CRASHED)
+        for side in self.sides:
+            with suppress(BaseException):  # it has done what can be done
+                side.closing.crash(failure)
+        self.changed.wake()
+
+    def moved(self) -> tuple[int, ...]:
+        """Something that changes when a byte comes or goes."""
+        for side in self.sides:
+            side.transport.has_unsent(1)
+        return (
+            *(direction.bytes for direction in self.directions),
+            *(side.unsent for side in self.sides),
+        )
