@@ -283,7 +283,7 @@ def test_c17_a_ring_that_ends_before_the_connection_takes_the_number_along() -> 
     """As when a trio run crashes: the ring's close resets what is still to be sent."""
     ours, theirs = tcp_pair(16384)
     driver = BlockingDriver()
-    stream = _socket.SocketStream.driven_by(driver, ours)
+    stream = _socket.SocketStream._driven_by(driver, ours)
     sock = stream.socket
     with theirs, driver.call():
         stream._transport.enqueue(bytes(5_000_000))

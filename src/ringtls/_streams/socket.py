@@ -112,14 +112,14 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         self._take_over(TrioDriver.current(), sock)
 
     @classmethod
-    def driven_by(cls, driver: Driver, sock: socket.socket) -> SocketStream:
+    def _driven_by(cls, driver: Driver, sock: socket.socket) -> SocketStream:
         """A stream whose calls wait as ``driver`` does."""
         stream = cls.__new__(cls)
         stream._take_over(driver, sock)
         return stream
 
     @classmethod
-    def accepted(cls, driver: Driver, sock: OwnedSocket) -> SocketStream:
+    def _accepted_by(cls, driver: Driver, sock: OwnedSocket) -> SocketStream:
         """The same for a blocking socket that nobody else has seen."""
         stream = cls.__new__(cls)
         stream._begin(driver, sock)
@@ -355,7 +355,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         """Have the peer see a reset, and not an end, if this process is killed."""
         self._transport.reset_if_killed()
 
-    def release_to_tls(self) -> tuple[RingTransport, Closing]:
+    def _release_to_tls(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
         with self._sending, self._receiving:
             self._check_sendable()
@@ -364,7 +364,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         self._is_owner = False
         return self._transport, self._closing
 
-    def reclaim(self) -> None:
+    def _reclaim(self) -> None:
         """The connection is no longer TLS: it ends as a socket does."""
         self._closing.attach_session(None, self._closing.timeout)
         self._is_owner = True
@@ -414,7 +414,7 @@ class _Listening:
         request = self.ring.close_fd(
             self.socket.fileno(), discard_limit=0, deadline=time.monotonic()
         )
-        fd = self.socket.give_up()  # before the ring may close it
+        fd = self.socket.take_descriptor()  # before the ring may close it
         if not self.ring.release(request):
             close_now(fd)
 
@@ -514,7 +514,7 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
             self._listening.check()
         if sock.gettimeout() is not None:  # socket.setdefaulttimeout() was called
             sock.setblocking(True)
-        return SocketStream.accepted(self._driver, sock)
+        return SocketStream._accepted_by(self._driver, sock)
 
     @enable_ki_protection
     async def aclose(self) -> None:

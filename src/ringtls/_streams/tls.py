@@ -711,7 +711,7 @@ class _TransportOverTls(StreamTransport):
 
 def take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     if isinstance(stream, SocketStream):
-        return stream.release_to_tls()
+        return stream._release_to_tls()
     driver = TrioDriver.current()
     if (
         isinstance(stream, trio.SocketStream)
@@ -726,7 +726,7 @@ def take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
 
 def give_back(stream: trio.abc.Stream, transport: Transport, closing: Closing) -> None:
     if isinstance(stream, SocketStream):
-        stream.reclaim()
+        stream._reclaim()
     elif isinstance(stream, trio.SocketStream) and isinstance(transport, RingTransport):
         trio_socket.give_back(stream, transport, closing)
     else:

@@ -141,13 +141,13 @@ def take(stream: trio.SocketStream) -> tuple[RingTransport, Closing]:
     """Take the connection out of the stream, and leave a stand-in there."""
     trio.lowlevel.notify_closing(stream.socket)
     taken = SocketStream(stream.socket)
-    transport, closing = taken.release_to_tls()
+    transport, closing = taken._release_to_tls()
     stream.socket = StandIn(taken, closing)
     return transport, closing
 
 
 def give_back(stream: trio.SocketStream, transport: RingTransport, closing: Closing) -> None:
     """The connection is no longer TLS: it is trio's again."""
-    sock = transport.give_up()
+    sock = transport.hand_back()
     closing.detach()
     stream.socket = trio.socket.from_stdlib_socket(sock)

@@ -69,7 +69,7 @@ class OwnedSocket(socket.socket):
         thread."""
         self._begin_end = begin_end
 
-    def give_up(self) -> int:
+    def take_descriptor(self) -> int:
         """Forget the descriptor, which the owner or the ring is to close (rule 3)."""
         self._begin_end = None
         return super().detach()

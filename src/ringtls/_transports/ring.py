@@ -228,7 +228,7 @@ class RingTransport(BaseTransport):
         self._wake_all()  # an answer that is waited for will not come (rule C18)
         self._flushed(self.error)
 
-    def give_up(self) -> socket.socket:
+    def hand_back(self) -> socket.socket:
         """The socket, which the ring uses no more. For callers that have detached, and waited
         until all was sent."""
         if self._outbox is not None:
@@ -236,7 +236,7 @@ class RingTransport(BaseTransport):
             self._outbox = None
         sock = self.socket
         family, kind, proto = sock.family, sock.type, sock.proto
-        return socket.socket(family, kind, proto, fileno=sock.give_up())
+        return socket.socket(family, kind, proto, fileno=sock.take_descriptor())
 
     # As a stream of its own
 
@@ -387,7 +387,7 @@ class RingTransport(BaseTransport):
             self._release()
 
     def _release(self) -> None:
-        fd = self.socket.give_up()  # before the ring may close it
+        fd = self.socket.take_descriptor()  # before the ring may close it
         if self._close_request is None or not self._ring.release(self._close_request):
             close_now(fd)
 

@@ -103,7 +103,7 @@ class SocketStream(_Stream):
         self._driver = BlockingDriver.current()
         self._timeout = sock.gettimeout()
         with self._driver.call():
-            self._stream = _socket.SocketStream.driven_by(self._driver, sock)
+            self._stream = _socket.SocketStream._driven_by(self._driver, sock)
         self._closing = self._stream._closing
 
     @property
