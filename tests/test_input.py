@@ -147,7 +147,7 @@ def test_more_input_than_the_completion_queue_holds(
 ) -> None:
     """The kernel ends a receive whose completions overflow: it goes on by itself."""
     monkeypatch.setattr(_ring, "SQ_ENTRIES", 8)
-    monkeypatch.setattr(_ring, "CQ_ENTRIES", 8)
+    monkeypatch.setattr("ringtls._engine.opening.CQ_ENTRIES", 8)
     ring = Ring(buffers=64, buffer_size=256)
     ours, theirs = pair
     input_ = Input(ring, ours)

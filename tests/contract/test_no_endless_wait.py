@@ -21,7 +21,7 @@ from ringtls import (
     statistics,
 )
 from ringtls._drivers.trio import TrioDriver
-from ringtls._engine.ring import has_unacknowledged
+from ringtls._engine.descriptors import has_unacknowledged
 from ringtls._streams.session import TlsSession
 
 from ..conftest import Contexts

@@ -19,6 +19,7 @@ import pytest
 
 from ringtls._engine import ring as _ring
 from ringtls._engine.choice import Engine
+from ringtls._engine.descriptors import close_now, has_unacknowledged
 from ringtls._engine.handle import Handle
 from ringtls._engine.request import (
     TRANSITIONS,
@@ -27,7 +28,7 @@ from ringtls._engine.request import (
     Request,
     State,
 )
-from ringtls._engine.ring import Ring, close_now, has_unacknowledged
+from ringtls._engine.ring import Ring
 from ringtls._transports.ring import as_bytes
 
 from ..support.engines import io_uring_only
@@ -254,7 +255,7 @@ def test_h6_more_than_the_completion_queue_holds(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_ring, "SQ_ENTRIES", 32)
-    monkeypatch.setattr(_ring, "CQ_ENTRIES", 32)
+    monkeypatch.setattr("ringtls._engine.opening.CQ_ENTRIES", 32)
     ring = Ring(buffers=4, buffer_size=4096)
     ours, theirs = pair
     count = 500

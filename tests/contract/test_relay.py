@@ -29,7 +29,8 @@ from ringtls import (
     relay,
 )
 from ringtls._drivers.blocking import BlockingDriver
-from ringtls._engine.ring import BUFFER_SIZE, BUFFERS, has_unacknowledged
+from ringtls._engine.descriptors import has_unacknowledged
+from ringtls._engine.ring import BUFFER_SIZE, BUFFERS
 from ringtls._streams import relay_ends
 from ringtls._streams.relay_ends import ANSWERS
 from ringtls._transports.base import HIGH_WATER

@@ -19,7 +19,7 @@ Rules:
 8. What pins a buffer is a memoryview that nothing else is exported from: the garbage collector
    crashes on one that is (Python's memory_clear), as in a traceback that refers to itself.
 
-This module knows no event loop, and is the only one that touches the C extension.
+This module knows no event loop.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import select
-import termios
 import threading
 import time
 from collections import deque
@@ -40,25 +38,18 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._errors import RingUnavailableError, wrong_caller
+from .._errors import wrong_caller
 from .._log import log
 from . import _native
 from .address import Address, packed
-from .availability import unavailable
-from .choice import Engine, announce, forced, may_be_replaced
-from .request import (
-    Event,
-    Opcode,
-    Request,
-    Sink,
-    State,
-    ignore,
-)
+from .choice import Engine, forced
+from .opening import open_engine
+from .request import Event, Opcode, Request, Sink, State, ignore
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Ring", "RingCounters", "close_now", "has_unacknowledged", "reset_connection"]
+__all__ = ["Ring", "RingCounters"]
 
 _ffi: Any = _native.ffi
 _lib: Any = _native.lib
@@ -69,8 +60,6 @@ OVER: int = _lib.RTL_OVER
 #: Each io_uring_enter(2) also runs waiting work, which takes buffers out of the pool: so there
 #: should be few in a tick.
 SQ_ENTRIES = 1024
-CQ_ENTRIES = 4096
-SMALLEST_RING = 32
 BUFFERS = 64
 BUFFER_SIZE = 65536
 REAP_EVENTS = 256
@@ -128,32 +117,6 @@ os.register_at_fork(after_in_child=_die_in_child)
 atexit.register(_close_at_exit)
 
 
-def has_unacknowledged(fd: int) -> bool:
-    """True if the peer's TCP has not acknowledged all that was sent (SIOCOUTQ, tcp(7))."""
-    unacknowledged = bytearray(4)
-    try:
-        fcntl.ioctl(fd, termios.TIOCOUTQ, unacknowledged)
-    except OSError:  # not a connection that knows of it
-        return False
-    return any(unacknowledged)
-
-
-def reset_connection(fd: int) -> None:
-    """End the connection at once, by RST where the protocol has it.
-
-    Raises:
-      OSError: the socket can't be reset, as when it is not connected.
-    """
-    result = _lib.rtl_reset(fd)
-    if result < 0:
-        raise OSError(-result, f"reset of fd {fd}: {os.strerror(-result)}")
-
-
-def close_now(fd: int) -> None:
-    """Close a descriptor. The SO_LINGER that its owner set does not make this wait."""
-    _lib.rtl_close_now(fd)
-
-
 class Ring:
     """An io_uring, or what epoll makes of one, and the requests it has in flight.
 
@@ -195,7 +158,7 @@ class Ring:
         )
         self.engine: Engine
         try:
-            self.engine, self._engine = _open_engine(
+            self.engine, self._engine = open_engine(
                 engine or forced(),
                 self.wakeup_fd,
                 sq_entries or SQ_ENTRIES,
@@ -674,47 +637,6 @@ class Ring:
     def unsupported(self) -> list[Opcode]:
         """The opcodes that this kernel does not know."""
         return [o for o in Opcode if _lib.rtl_supports(self._usable(), int(o)) != 1]
-
-
-def _open_engine(
-    wanted: Engine | None,
-    wakeup_fd: int,
-    sq_entries: int,
-    buffers: int,
-    buffer_size: int,
-    cooperative: bool,
-) -> tuple[Engine, Any]:
-    out = _ffi.new("struct rtl_ring **")
-    reason = "it was asked for"
-    if wanted is not Engine.EPOLL:
-        try:
-            _open_io_uring(out, wakeup_fd, sq_entries, buffers, buffer_size, cooperative)
-            return Engine.IO_URING, out[0]
-        except RingUnavailableError as error:
-            if wanted is Engine.IO_URING or not may_be_replaced(error):
-                raise
-            reason = str(error.strerror)
-    result = _lib.rtl_open(out, wakeup_fd, 2, 2, buffers, buffer_size, _lib.RTL_EPOLL)
-    if result < 0:
-        raise unavailable(-result, Engine.EPOLL)
-    announce(reason)
-    return Engine.EPOLL, out[0]
-
-
-def _open_io_uring(
-    out: Any, wakeup_fd: int, sq_entries: int, buffers: int, buffer_size: int, cooperative: bool
-) -> None:
-    """A ring of the usual size, or a smaller one where memory is short."""
-    work = _lib.RTL_COOPERATIVE if cooperative else _lib.RTL_DEFERRED
-    cq_entries = min(4 * sq_entries, CQ_ENTRIES)
-    while True:
-        result = _lib.rtl_open(out, wakeup_fd, sq_entries, cq_entries, buffers, buffer_size, work)
-        if result == 0:
-            return
-        if result != -errno.ENOMEM or sq_entries <= SMALLEST_RING:
-            raise unavailable(-result, Engine.IO_URING)
-        sq_entries //= 2
-        cq_entries //= 2
 
 
 def _deadline_ns(deadline: float | None) -> int:

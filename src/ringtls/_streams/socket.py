@@ -20,8 +20,8 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._drivers.trio import TrioDriver
+from .._engine.descriptors import close_now
 from .._engine.handle import Handle
-from .._engine.ring import close_now
 from .._transports.base import RECEIVE_SIZE, broken
 from .._transports.owned_socket import OwnedSocket
 from .._transports.ring import RingTransport, as_bytes, as_count

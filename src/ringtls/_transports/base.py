@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,7 +24,6 @@ __all__ = [
     "RECEIVE_SIZE",
     "BaseTransport",
     "broken",
-    "is_gone",
     "reset_met",
 ]
 
@@ -158,14 +156,6 @@ def reset_met(error: OSError | None) -> OSError | None:
     with EPIPE where the peer's FIN came before its reset.
     """
     return None if error is None or error.errno == errno.EPIPE else error
-
-
-def is_gone(fd: int) -> bool:
-    """True if the connection was reset: the kernel goes on to count what was sent as not
-    acknowledged."""
-    look = select.poll()
-    look.register(fd, 0)
-    return bool(look.poll(0))
 
 
 def broken(error: OSError) -> trio.BrokenResourceError:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .._engine.descriptors import close_now, has_unacknowledged, is_gone, reset_connection
 from .._engine.handle import Handle
 from .._engine.request import ignore
-from .._engine.ring import close_now, has_unacknowledged, reset_connection
 from .base import (
     ACKNOWLEDGE_ONCE,
     ACKNOWLEDGEMENT_PAUSE,
@@ -24,7 +24,6 @@ from .base import (
     LARGEST_TRANSFER,
     BaseTransport,
     broken,
-    is_gone,
     reset_met,
 )
 

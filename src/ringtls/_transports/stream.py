@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from .._engine.ring import has_unacknowledged
+from .._engine.descriptors import has_unacknowledged, is_gone
 from .._log import log
 from .base import (
     ACKNOWLEDGE_ONCE,
@@ -49,7 +49,6 @@ from .base import (
     RECEIVE_SIZE,
     BaseTransport,
     broken,
-    is_gone,
     reset_met,
 )
 

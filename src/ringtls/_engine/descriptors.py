@@ -1,0 +1,49 @@
+"""What a descriptor tells of its connection, and how to end that at once, without a ring."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import termios
+from typing import Any
+
+from . import _native
+
+__all__ = ["close_now", "has_unacknowledged", "is_gone", "reset_connection"]
+
+_lib: Any = _native.lib
+
+
+def has_unacknowledged(fd: int) -> bool:
+    """True if the peer's TCP has not acknowledged all that was sent (SIOCOUTQ, tcp(7))."""
+    unacknowledged = bytearray(4)
+    try:
+        fcntl.ioctl(fd, termios.TIOCOUTQ, unacknowledged)
+    except OSError:  # not a connection that knows of it
+        return False
+    return any(unacknowledged)
+
+
+def is_gone(fd: int) -> bool:
+    """True if the connection was reset: the kernel goes on to count what was sent as not
+    acknowledged."""
+    look = select.poll()
+    look.register(fd, 0)
+    return bool(look.poll(0))
+
+
+def reset_connection(fd: int) -> None:
+    """End the connection at once, by RST where the protocol has it.
+
+    Raises:
+      OSError: the socket can't be reset, as when it is not connected.
+    """
+    result = _lib.rtl_reset(fd)
+    if result < 0:
+        raise OSError(-result, f"reset of fd {fd}: {os.strerror(-result)}")
+
+
+def close_now(fd: int) -> None:
+    """Close a descriptor. The SO_LINGER that its owner set does not make this wait."""
+    _lib.rtl_close_now(fd)
