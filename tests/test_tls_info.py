@@ -25,7 +25,7 @@ from ringtls import (
 )
 from ringtls._cli import certificates
 from ringtls._cli.certificates import make_certificate
-from ringtls._streams.tls import reference_name
+from ringtls._streams.hostnames import reference_name
 
 from .conftest import Contexts, contexts_of
 from .support.peer import Peer

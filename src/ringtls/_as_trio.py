@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 
 from ._streams.socket import SocketListener, SocketStream
-from ._streams.tls import TlsListener, TlsStream
+from ._streams.tls import TlsStream
+from ._streams.tls_listener import TlsListener
 
 __all__ = ["register_as_trio"]
 

@@ -19,7 +19,8 @@ from ._accepting import ACCEPTORS, accept_forever
 from ._drivers.trio import TrioDriver
 from ._statistics import Statistics
 from ._streams.socket import SocketListener, SocketStream
-from ._streams.tls import TlsListener, TlsStream
+from ._streams.tls import TlsStream
+from ._streams.tls_listener import TlsListener
 
 __all__ = [
     "open_tcp_listeners",

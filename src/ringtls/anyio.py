@@ -44,6 +44,7 @@ from ._accepting import accept_forever
 from ._highlevel import HAPPY_EYEBALLS_DELAY, open_tcp_stream
 from ._streams import socket as _socket
 from ._streams import tls as _tls
+from ._streams import tls_listener as _tls_listener
 from ._streams.trio_socket import StandIn
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def wrap_stream(stream: AnyStream) -> ByteStream:
 
 
 def wrap_listener(
-    listener: _socket.SocketListener | _tls.TlsListener[Any],
+    listener: _socket.SocketListener | _tls_listener.TlsListener[Any],
     *,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
 ) -> Listener[ByteStream]:
@@ -236,7 +237,7 @@ def wrap_listener(
 
 class _Listener(Listener[ByteStream]):
     def __init__(self, listener: trio.abc.Listener[Any], handshake_timeout: float) -> None:
-        if not isinstance(listener, _socket.SocketListener | _tls.TlsListener):
+        if not isinstance(listener, _socket.SocketListener | _tls_listener.TlsListener):
             raise TypeError(f"expected a listener of ringtls, not {listener!r}")
         self._listener = listener
         self._handshake_timeout = handshake_timeout

@@ -25,13 +25,11 @@ Nothing here awaits anything but the transport and its driver.
 
 from __future__ import annotations
 
-import socket
 import ssl
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
-import idna
 import trio
 from trio.lowlevel import enable_ki_protection
 
@@ -45,10 +43,10 @@ from .._transports.stream import StreamTransport
 from . import trio_socket
 from .closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
 from .conflict import ConflictDetector
+from .hostnames import reference_name
 from .session import TlsSession
 from .socket import SocketStream, checked_max_bytes, writable_bytes
 from .tls_info import TlsInfo
-from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,15 +63,7 @@ else:
 
     StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-__all__ = [
-    "ANSWER_LIMIT",
-    "TlsListener",
-    "TlsStream",
-    "ascii_hostname",
-    "give_back",
-    "reference_name",
-    "take_over",
-]
+__all__ = ["ANSWER_LIMIT", "TlsStream", "give_back", "take_over"]
 
 #: Plaintext that is encrypted in one piece.
 PIECE = 256 * 1024
@@ -622,77 +612,6 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._session.close_output(keep_unread=True)
 
 
-@final
-class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
-    """Accepts TLS connections: trio.SSLListener for TlsStream.
-
-    The handshake is made by the accepted stream, so a peer that dawdles holds up nobody else.
-
-    Args:
-      transport_listener: where the connections come from; also an attribute.
-      ssl_context: as for TlsStream, like those that follow.
-    """
-
-    def __init__(
-        self,
-        transport_listener: trio.abc.Listener[StreamT],
-        ssl_context: ssl.SSLContext,
-        *,
-        https_compatible: bool = False,
-        shutdown_timeout: float = SHUTDOWN_TIMEOUT,
-        reset_on_error: bool = False,
-    ) -> None:
-        self.transport_listener = transport_listener
-        self._ssl_context = ssl_context
-        self._https_compatible = https_compatible
-        self._shutdown_timeout = shutdown_timeout
-        self._reset_on_error = reset_on_error
-
-    async def accept(self) -> TlsStream[StreamT]:
-        """Accept a connection; see SocketListener.accept."""
-        transport_stream = await self.transport_listener.accept()
-        try:
-            return TlsStream(
-                transport_stream,
-                self._ssl_context,
-                server_side=True,
-                https_compatible=self._https_compatible,
-                shutdown_timeout=self._shutdown_timeout,
-                reset_on_error=self._reset_on_error,
-            )
-        except BaseException:
-            await trio.aclose_forcefully(transport_stream)
-            raise
-
-    @property
-    def socket(self) -> socket.socket | trio.socket.SocketType:
-        """The listening socket of ``transport_listener``, for addresses and options.
-
-        Raises:
-          AttributeError: that has none.
-        """
-        sock: socket.socket | trio.socket.SocketType
-        sock = self.transport_listener.socket  # type: ignore[attr-defined]
-        return sock
-
-    @property
-    def port(self) -> int:
-        """The port where it listens.
-
-        Raises:
-          AttributeError: it listens at a path.
-        """
-        address = self.socket.getsockname()
-        if not isinstance(address, tuple):
-            raise AttributeError(f"a Unix socket has no port: it listens at {address!r}")
-        port: int = address[1]
-        return port
-
-    async def aclose(self) -> None:
-        """Close the listener below."""
-        await self.transport_listener.aclose()
-
-
 class _TransportOverTls(StreamTransport):
     """TLS in TLS: the outer connection bounds its own end, lingers by itself, and tells how it
     ended."""
@@ -744,25 +663,6 @@ def _has_ring(driver: TrioDriver) -> bool:
 def _pieces(data: bytes | bytearray | memoryview) -> list[memoryview]:
     view = memoryview(data).cast("B")
     return [view[start : start + PIECE] for start in range(0, len(view), PIECE)]
-
-
-def ascii_hostname(host: str | bytes) -> str:
-    """A hostname as DNS and certificates have it: as trio resolves it (IDNA 2008). ssl would take
-    the name of IDNA 2003."""
-    if isinstance(host, bytes):
-        return host.decode("ascii")
-    return host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
-
-
-def reference_name(host: str | bytes) -> str:
-    """The name of a host that its certificate must have, given how it is reached.
-
-    The dot at the end of an absolute domain name is not part of it (RFC 6066, section 3), nor is
-    the zone of an IPv6 address, which is this machine's own name for a link (RFC 4007, section 11).
-    """
-    name = ascii_hostname(host).removesuffix(".")
-    address, _, zone = name.partition("%")
-    return address if zone and ":" in address else name
 
 
 def _broken(error: ssl.SSLError) -> trio.BrokenResourceError:

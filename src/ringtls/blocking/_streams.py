@@ -12,6 +12,7 @@ from .._streams import relay as _relay
 from .._streams import socket as _socket
 from .._streams import tls as _tls
 from .._streams.closing import SHUTDOWN_TIMEOUT, checked_timeout
+from .._streams.hostnames import ascii_hostname
 from .._streams.tls_info import TlsInfo
 from .._streams.uncopyable import Uncopyable
 
@@ -405,7 +406,7 @@ def open_tls_over_tcp_stream(
     """
     BlockingDriver.current()  # raises before there is anything to be closed
     context = ssl_context or ssl.create_default_context()
-    address = _tls.ascii_hostname(host), port
+    address = ascii_hostname(host), port
     stream = SocketStream(socket.create_connection(address, timeout))
     try:
         return TlsStream(stream, context, server_hostname=host, https_compatible=https_compatible)

@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from ..._streams.socket import SocketListener
-from ..._streams.tls import TlsListener
+from ..._streams.tls_listener import TlsListener
 from ..certificates import make_certificate, server_context
 from .cases import Case, Connection, HandlerFailedError
 from .peer import End, observe_end

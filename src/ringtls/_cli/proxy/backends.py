@@ -26,7 +26,7 @@ import trio
 
 from ringtls import SocketStream
 from ringtls._connecting import connect
-from ringtls._streams.tls import ascii_hostname
+from ringtls._streams.hostnames import ascii_hostname
 
 from ..server.credentials import by_name
 from ..server.listening import Address, Inherited, Local, parse_bind

@@ -1,0 +1,88 @@
+"""TlsListener: makes a TlsStream of each connection that a listener below it accepts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, final
+
+import trio
+
+from .closing import SHUTDOWN_TIMEOUT
+from .tls import StreamT, TlsStream
+from .uncopyable import Uncopyable
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+__all__ = ["TlsListener"]
+
+
+@final
+class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[StreamT]):
+    """Accepts TLS connections: trio.SSLListener for TlsStream.
+
+    The handshake is made by the accepted stream, so a peer that dawdles holds up nobody else.
+
+    Args:
+      transport_listener: where the connections come from; also an attribute.
+      ssl_context: as for TlsStream, like those that follow.
+    """
+
+    def __init__(
+        self,
+        transport_listener: trio.abc.Listener[StreamT],
+        ssl_context: ssl.SSLContext,
+        *,
+        https_compatible: bool = False,
+        shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+        reset_on_error: bool = False,
+    ) -> None:
+        self.transport_listener = transport_listener
+        self._ssl_context = ssl_context
+        self._https_compatible = https_compatible
+        self._shutdown_timeout = shutdown_timeout
+        self._reset_on_error = reset_on_error
+
+    async def accept(self) -> TlsStream[StreamT]:
+        """Accept a connection; see SocketListener.accept."""
+        transport_stream = await self.transport_listener.accept()
+        try:
+            return TlsStream(
+                transport_stream,
+                self._ssl_context,
+                server_side=True,
+                https_compatible=self._https_compatible,
+                shutdown_timeout=self._shutdown_timeout,
+                reset_on_error=self._reset_on_error,
+            )
+        except BaseException:
+            await trio.aclose_forcefully(transport_stream)
+            raise
+
+    @property
+    def socket(self) -> socket.socket | trio.socket.SocketType:
+        """The listening socket of ``transport_listener``, for addresses and options.
+
+        Raises:
+          AttributeError: that has none.
+        """
+        sock: socket.socket | trio.socket.SocketType
+        sock = self.transport_listener.socket  # type: ignore[attr-defined]
+        return sock
+
+    @property
+    def port(self) -> int:
+        """The port where it listens.
+
+        Raises:
+          AttributeError: it listens at a path.
+        """
+        address = self.socket.getsockname()
+        if not isinstance(address, tuple):
+            raise AttributeError(f"a Unix socket has no port: it listens at {address!r}")
+        port: int = address[1]
+        return port
+
+    async def aclose(self) -> None:
+        """Close the listener below."""
+        await self.transport_listener.aclose()
