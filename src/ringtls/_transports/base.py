@@ -140,6 +140,16 @@ class BaseTransport:
     def has_unsent(self, least: int) -> bool:
         return self.unsent >= least
 
+    def _accept_no_more(self, on_flushed: Callable[[OSError | None], object] | None) -> None:
+        self.closing = True
+        self._on_flushed = on_flushed
+        self._wake_all()
+
+    def _flushed(self, error: OSError | None) -> None:
+        if self._on_flushed is not None:
+            on_flushed, self._on_flushed = self._on_flushed, None  # no reference cycle
+            on_flushed(error)
+
     def _wake_all(self) -> None:
         self._arrived.wake()
         self._progress.wake()

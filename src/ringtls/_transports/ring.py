@@ -292,12 +292,10 @@ class RingTransport(BaseTransport):
         on_flushed: Callable[[OSError | None], object],
         on_closed: OnClosed,
     ) -> None:
-        self.closing = True
-        self._on_flushed = on_flushed
+        self._accept_no_more(on_flushed)
         for operation in self._operations:
             if not operation.done:
                 operation.cancel()
-        self._wake_all()
         try:
             self._start_close(deadline, on_closed)
         except OSError as error:  # the ring has failed
@@ -323,11 +321,6 @@ class RingTransport(BaseTransport):
         except OSError as error:
             self.error = error
             return True
-
-    def _flushed(self, error: OSError | None) -> None:
-        if self._on_flushed is not None:
-            on_flushed, self._on_flushed = self._on_flushed, None  # no reference cycle
-            on_flushed(error)
 
     def _closed(self, request: Request) -> None:
         if request.failure is not None:
@@ -391,9 +384,7 @@ class RingTransport(BaseTransport):
             close_now(fd)
 
     def break_off(self, on_closed: OnClosed) -> bool:
-        self.closing = True
-        self._on_flushed = None
-        self._wake_all()
+        self._accept_no_more(None)
         fd = self.socket.fileno()
         is_open = fd >= 0
         if is_open and self._close_request is None:

@@ -204,11 +204,9 @@ class StreamTransport(BaseTransport):
         on_flushed: Callable[[OSError | None], object],
         on_closed: OnClosed,
     ) -> None:
-        self.closing = True
         self._deadline = deadline
-        self._on_flushed = on_flushed
         self._on_closed = on_closed
-        self._wake_all()
+        self._accept_no_more(on_flushed)
         self._start_end()
 
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
@@ -218,9 +216,7 @@ class StreamTransport(BaseTransport):
         await self.wait_sent(below=1)
 
     def break_off(self, on_closed: OnClosed) -> bool:
-        self.closing = True
-        self._on_flushed = None
-        self._wake_all()
+        self._accept_no_more(None)
         if self._last_step is not None:
             if self._on_closed is None:
                 on_closed(acknowledged=True)
@@ -320,9 +316,7 @@ class StreamTransport(BaseTransport):
         try:
             self._start_discarding()
             await self._flush()
-            if self._on_flushed is not None:
-                on_flushed, self._on_flushed = self._on_flushed, None
-                on_flushed(self.error)
+            self._flushed(self.error)
             if self._on_delivered is not None:
                 on_delivered, self._on_delivered = self._on_delivered, None
                 await self._deliver()
