@@ -480,6 +480,17 @@ def test_the_access_log(start: StartProxy, backend: Backend) -> None:
     assert proxy.stop() == 0
 
 
+def test_a_name_can_t_end_its_field_in_the_access_log(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name, "--access-log")
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    with trusting.wrap_socket(proxy.tcp(), server_hostname='a" - "'), backend.accept():
+        pass
+    assert '"a\\x22 - \\x22" TLSv1.3 ' in proxy.stdout.readline()
+    assert proxy.stop() == 0
+
+
 def test_metrics(start: StartProxy, backend: Backend, tmp_path: Path) -> None:
     with Backend() as down:
         pass

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterable
 
 from ringtls import RelayDirection, RelayEnd, RelayOutcome
 
-from ..server import Connection, Metrics
-from ..server.logs import access_logger
+from ..server import Connection, Metrics, is_logging
+from ..server.access import log_line, now, printable
 from .backends import Backend
 
 __all__ = ["Accounts"]
@@ -45,7 +43,7 @@ class Accounts:
         for of, direction in (("client", outcome.a_to_b), ("backend", outcome.b_to_a)):
             self._ends.add(of, direction.end.value)
             self._bytes.add(of, count=direction.bytes)
-        if access_logger.isEnabledFor(logging.INFO):
+        if is_logging():
             _log(connection, backend, outcome, seconds)
 
 
@@ -66,11 +64,11 @@ def _log(connection: Connection, backend: Backend, outcome: RelayOutcome, second
         "client_end": _end(outcome.a_to_b),
         "backend_end": _end(outcome.b_to_a),
     }
-    access_logger.info(
+    log_line(
         '%s [%s] "%s" %s %s %s %d %d %.3f "%s" "%s"',
         connection.peer,
-        time.strftime("%d/%b/%Y:%H:%M:%S %z"),
-        connection.server_name or "-",
+        now(),
+        printable(connection.server_name.encode()) or "-",
         version or "-",
         fields["cipher"] or "-",
         backend,
@@ -79,7 +77,7 @@ def _log(connection: Connection, backend: Backend, outcome: RelayOutcome, second
         seconds,
         fields["client_end"],
         fields["backend_end"],
-        extra={"fields": fields},
+        fields=fields,
     )
 
 

@@ -1,13 +1,17 @@
-"""The access log: a line for each request, in the combined format of Apache and others."""
+"""The access log: a line for each request, in the combined format of Apache and others.
+
+A server of something else than requests writes its own lines with ``log_line``.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 
 from .logs import access_logger
 
-__all__ = ["is_logging", "log_request"]
+__all__ = ["is_logging", "log_line", "log_request", "now", "printable"]
 
 
 def is_logging() -> bool:
@@ -39,18 +43,18 @@ def log_request(
         "peer": peer,
         "identity": identity,
         "method": method,
-        "target": _printable(target),
+        "target": printable(target),
         "version": version,
         "status": status,
         "sent": sent,
-        "referrer": _printable(referrer),
-        "agent": _printable(agent),
+        "referrer": printable(referrer),
+        "agent": printable(agent),
     }
-    access_logger.info(
+    log_line(
         '%s - %s [%s] "%s %s HTTP/%s" %s %s "%s" "%s"',
         peer.rsplit(":", 1)[0],
-        _printable(identity.encode()) or "-",
-        time.strftime("%d/%b/%Y:%H:%M:%S %z"),
+        printable(identity.encode()) or "-",
+        now(),
         method,
         fields["target"],
         version,
@@ -58,11 +62,21 @@ def log_request(
         "-" if sent is None else sent,
         fields["referrer"],
         fields["agent"],
-        extra={"fields": fields},
+        fields=fields,
     )
 
 
-def _printable(text: bytes) -> str:
+def log_line(pattern: str, *values: object, fields: Mapping[str, object]) -> None:
+    """Write a line: the values in the pattern or, where the log is JSON, the fields."""
+    access_logger.info(pattern, *values, extra={"fields": fields})
+
+
+def now() -> str:
+    """The time as it is in a line."""
+    return time.strftime("%d/%b/%Y:%H:%M:%S %z")
+
+
+def printable(text: bytes) -> str:
     """A text of the client's that can't end its field, or its line, in a log."""
     return "".join(
         chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
