@@ -1,4 +1,4 @@
-"""The command ``ringtls``: serve files, show the difference, look at this machine.
+"""The command ``ringtls``: servers, a proxy, a demonstration, and a look at this machine.
 
 Each module here that is a command has ``add_parser(subparsers)``, which names its arguments,
 and ``run(arguments)``, which returns the exit status.

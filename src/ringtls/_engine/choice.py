@@ -1,10 +1,12 @@
 """Which engine moves the bytes: io_uring where this process can have one, else epoll.
 
 1. Both keep all rules. io_uring takes fewer system calls; epoll is allowed everywhere.
-2. The environment variable RINGTLS_ENGINE forces one. To force what can't be had is an error.
-3. That it is epoll, and why, is one log record in a process: INFO, of the logger ``ringtls``.
-4. It is asked for each ring: memory that may be locked can be short for one and enough for the
-   next. So rings of one process may differ.
+2. The environment variable RINGTLS_ENGINE forces one. Forcing one that is not available is an
+   error.
+3. The first ring on epoll logs why it is not on io_uring: one record in a process, at level INFO,
+   of the logger ``ringtls``.
+4. The choice is made anew for each ring. Locked memory may be short when one is opened and
+   sufficient when the next is, so the rings of one process may differ.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
-"""The life cycle of one I/O operation.
+"""The life of one I/O request, from the call that makes it until its result is taken.
 
 Rules:
 
-1. A Request is the ring's: it holds what the kernel may touch (the pinned buffer) and stays in
-   the ring's table from its submission to its terminal completion, whatever becomes of anyone
-   who waits for it. A RECV_MULTISHOT or an OUTBOX is long-lived, and reports in between.
-2. A Handle is what the caller has of a Request. Dropping it frees nothing. If the request
-   is in flight then, reads are cancelled and writes complete; both are reaped by the ring.
-3. States change as TRANSITIONS says and in no other way.
-4. A result is taken once. A second taker, or a second waiter, is an error at the call.
-5. A cancelled request still ends by its own completion. If it completed before the
-   cancellation reached it, that result counts: it is not lost.
-6. What a callback raises goes to ``on_failure``, if whoever made the request has set that. So it
-   ends one connection, and not the ring.
+1. The ring owns the Request, and the Request owns what the kernel may touch (``pin``). It stays in
+   the ring's table until its terminal completion, whatever becomes of the task that waits for it.
+   A RECV_MULTISHOT or an OUTBOX is long-lived, and reports in between.
+2. A Handle is what a caller has of a Request. Dropping it frees nothing. A request that is in
+   flight then is cancelled if it reads, and completes if it writes; the ring reaps both.
+3. The state changes as TRANSITIONS says, and in no other way.
+4. A result is taken once. A second taker, or a second waiter, gets an error at the call.
+5. Cancelling a request asks the kernel to end it, and is not its end: that is its own completion,
+   which comes later. If the request was done before the cancellation reached it, its result
+   counts, and is not lost.
+6. An exception that a callback raises goes to ``on_failure``, if whoever made the request has set
+   that. So it ends one connection, and not the ring.
 
 This module knows no event loop.
 """

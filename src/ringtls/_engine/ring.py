@@ -1,5 +1,10 @@
 """The ring: submits requests, owns them while the kernel has them, and hands out their results.
 
+Its methods make requests, which are collected. ``submit`` hands all of them to the kernel in one
+system call; ``reap`` takes the completions that have come since, and calls the callbacks. On
+io_uring these are two queues in memory that the kernel shares. On epoll the engine (csrc/) makes
+the system calls, and everything here means the same.
+
 Rules:
 
 1. The ring's table owns every request in flight, and the request owns its buffer. Nothing
@@ -7,17 +12,20 @@ Rules:
    that an exception in between (a KeyboardInterrupt comes anywhere) leaves nothing unowned.
 2. One thread uses a ring. From any other thread, and from a garbage collector's finalizer,
    only ``abandon`` and ``wake`` may be called.
-3. Nothing is sent to the kernel before ``submit``, and nothing comes back before ``reap``; but
-   what is large is sent when it is written, as far as the socket takes it (csrc/outbox.c).
-4. Data received into the pool is passed on within ``reap``, to the request's sink: the pool
-   holds nothing for long. Until then the buffers must not be given back, so the callbacks that
-   ``reap`` calls may make requests, but not submit or reap.
+3. The kernel hears of nothing before ``submit``, and nothing comes back before ``reap``. One
+   exception: a large write to an outbox is sent at once, as far as the socket takes it
+   (csrc/outbox.c).
+4. A receive without a buffer of its own gets one of the pool, which all requests share. What came
+   is passed to the request's sink within ``reap``, and then the buffer goes back. ``submit`` and
+   ``reap`` give buffers back, so a callback of ``reap`` may make requests, but call neither.
 5. If the ring itself fails, every request in flight ends with that failure. Its buffers stay
    owned, because the kernel may still have them.
-6. What can't be drained is never freed: the kernel may write to it as long as the process lives.
-7. After a fork the child's ring is dead: it is the parent's.
-8. What pins a buffer is a memoryview that nothing else is exported from: the garbage collector
-   crashes on one that is (Python's memory_clear), as in a traceback that refers to itself.
+6. A ring whose requests do not all end is never freed: the kernel may write to their buffers as
+   long as the process lives.
+7. After a fork the ring is the parent's. The child's copy refuses every call.
+8. A buffer is pinned by a memoryview from which no other is made. The garbage collector crashes
+   where it clears one that still has exports (memory_clear in CPython), as when a cycle through a
+   traceback is collected.
 
 This module knows no event loop.
 """

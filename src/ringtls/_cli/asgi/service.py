@@ -4,9 +4,9 @@ Rules:
 
 1. The application is imported in each worker, after the fork: what it opens, threads and
    connections, is not shared. ``prepare`` only sees whether there is such a module.
-2. A request may take as long as its application wants, so what is waited for then has no limit, but
-   for a client that takes in nothing. Between requests the limits are those of all servers.
-3. While the server drains, an answer says that the connection ends, and it does.
+2. The application may take as long as it wants for a request: there is a limit only for a client
+   that takes nothing in. Between requests the limits are those of all servers.
+3. While the server drains, an answer announces that its connection will end, and then it ends.
 """
 
 from __future__ import annotations

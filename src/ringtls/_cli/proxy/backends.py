@@ -7,10 +7,10 @@ Rules:
 2. A backend that could not be connected to is tried after all others, for FAILURE_PAUSE seconds.
    So one that is down, or that swallows connections, costs few clients their time.
 3. A route is for a name that clients ask for (SNI), or for a wildcard in place of its first label.
-   Who asks for another name, or for none, goes to the backends that have no route; if there are
-   none, it is refused.
-4. Addresses and local sockets are connected to by the ring. Names are resolved by trio, which needs
-   a thread; what they stand for is remembered for RESOLUTION_AGE seconds, while it works.
+   A client that asks for another name, or for none, goes to the backends without a route; if there
+   are none, it is refused.
+4. The ring connects to addresses and to local sockets. trio resolves names, in a thread; the
+   addresses are remembered for RESOLUTION_AGE seconds, as long as one of them can be connected to.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Rules:
    an end.
 2. A backend that can't be connected to is passed over, while there is another. For the client that
    finds none there is one line in the log, which says why for each.
-3. A header of the PROXY protocol is received byte for byte, and no byte that follows it: these are
-   TLS'. What can't become a header is a reset.
+3. Of the bytes before TLS only those that belong to a header of the PROXY protocol are received:
+   what follows is for TLS to receive. A client whose bytes can't become a header is reset.
 4. Every connection to a backend is one of a client's. So nothing is sent to a backend but what the
    client sends, behind the header that announces it.
 5. A process that is killed ends nothing: its connections without TLS are reset, those with TLS miss

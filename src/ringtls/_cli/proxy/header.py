@@ -5,14 +5,14 @@ parentheses are its sections.
 
 Rules:
 
-1. A header is whole, or there is none. ``parse`` says None while more is to come, and what has come
-   so far belongs to the header: it can be received without looking at what follows.
+1. A header is used when it is whole. Until then ``parse`` returns None, and all it was given
+   belongs to the header: that can be received, and nothing behind it has been looked at.
 2. What can't become a header any more is refused at once, so that nobody waits for the rest of
    garbage. Both versions have a limit of bytes.
 3. Nothing is guessed (5): what is not exactly of the form is refused, also where the meaning seems
    clear (a second space, a leading zero, a length that does not fit).
-4. A sender that has no addresses to tell (LOCAL, UNKNOWN, UNSPEC), or some that can't be those of a
-   TLS connection (datagrams), is believed as far as that: the connection's own addresses count.
+4. A header without addresses (LOCAL, UNKNOWN, UNSPEC), or with those of something that is no TLS
+   connection (datagrams), is valid. The connection's own addresses then count.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ Rules:
 2. While the server drains, a connection ends after its response.
 3. A response that can't be completed ends the connection, cleanly: Content-Length tells the
    client that something is missing, and a reset would take from it what it has not read yet.
-4. Of a file, one piece is read and sent at a time, when the kernel has the one before. So a peer
-   that takes in nothing costs little memory. So does one that sends requests without reading
-   the answers: what came behind a request waits until the answer is gone. As long as the kernel
-   takes each piece at once, one follows the other, and then it is the others' turn.
+4. A file is read and sent one piece at a time, each when the kernel has taken the one before. So a
+   peer that takes nothing in costs little memory. So does one that sends requests without reading
+   the answers, because the next request waits until the answer to this one is gone. As long as the
+   kernel takes each piece at once, one follows the other, and then it is the others' turn.
 """
 
 from __future__ import annotations

@@ -4,14 +4,14 @@ Rules:
 
 1. What a target leads to is remembered with its open descriptor and all that answers need. So a
    request for what was asked for before does no disk I/O.
-2. Once in CHECK_INTERVAL it is opened again, and taken for the same only if the status says so:
-   device, inode, size, and times of its content and its status. They are no sign for what
-   changed a moment ago: it may change again within one tick of the clock they are read from.
+2. Once in CHECK_INTERVAL the target is opened again. It counts as the same file if device, inode,
+   size, and the times of its content and its status are the same. For a file that changed a moment
+   ago they prove nothing: it may change again within the tick of the clock that the times are from.
 3. What is small is kept in memory; of the rest, pieces are read when they are sent: on the spot
    if they are in the page cache (RWF_NOWAIT), in a thread if the disk has to be asked.
-4. The cache is bounded, in entries and in bytes. What was not asked for longest is forgotten:
-   each check puts an entry to the end of the queue. A file that is being sent stays open.
-5. A target that leads to nothing is not remembered: anybody can make up as many as he likes.
+4. The cache is bounded, in entries and in bytes. The entry that was not asked for longest goes
+   first: each check moves an entry to the end of the queue. A file that is being sent stays open.
+5. A target that leads to nothing is not remembered: a client can make up any number of them.
 """
 
 from __future__ import annotations

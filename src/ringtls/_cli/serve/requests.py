@@ -2,8 +2,8 @@
 
 Rules (RFC 9112):
 
-1. The parser is given one head at a time, to its empty line. So what it makes of a head can
-   depend on nothing that is before or behind it.
+1. The parser is given one head at a time, up to its empty line. So what it makes of a head depends
+   on nothing before or behind it.
 2. A head is at most HEAD_LIMIT bytes long, empty lines before it included, its first line at most
    LINE_LIMIT, and it has at most FIELDS_LIMIT headers of different names.
 3. What two programs could understand in two ways is refused, and the connection ended: both
@@ -11,8 +11,8 @@ Rules (RFC 9112):
    space before a colon; more or less than one Host; another version than 1.1 and 1.0; control
    characters.
 4. A request with a body is the last of its connection: the body is not read.
-5. The same bytes are the same request. So a head that came lately, whole and alone, is not parsed
-   again (``Known``).
+5. The same bytes are the same request. So a head that came before, whole and alone, is looked up
+   instead of parsed (``Known``), as long as it is remembered.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ Rules:
 1. Nothing waits for a peer without a limit. A connection says what it waits for, which notes a
    time; a sweep over all connections cuts those whose time has passed. So a request costs no
    cancel scope and no timer, and a limit is kept to within SWEEP_INTERVAL.
-2. To cut a connection is to cancel its scope, once. What was received by then is not answered;
-   of what was sent nothing is torn, and the stream ends in order. Why it was cut is in ``cut``.
+2. A connection is cut by cancelling its scope, once. What was received by then is not answered.
+   What was sent is not torn, and the stream ends in order. ``cut`` has the reason.
 3. While the server drains, a connection that waits for a request is cut, and so is one that
    begins to. Others end after what they do now.
-4. When there is a shortage (of descriptors, or of connections that are allowed), those that
-   have waited longest for their peer to say something give way. They are looked for only then.
+4. In a shortage (of descriptors, or of connections that are allowed), the connections that have
+   waited longest for their peer give way. They are looked for only then.
 """
 
 from __future__ import annotations

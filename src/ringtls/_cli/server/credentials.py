@@ -2,9 +2,9 @@
 
 Rules:
 
-1. Reading files may take for ever (a FIFO, a disk that hangs), so it is apart from using what
-   they hold: ``read`` may block and is called in a thread or a process of its own, ``use`` takes
-   the bytes and does no I/O. OpenSSL wants files all the same; they are made of memory.
+1. Reading files may take for ever (a FIFO, a disk that hangs), so reading and using them are two
+   steps. ``read`` may block, and is called in a thread or a process of its own. ``use`` takes the
+   bytes and does no I/O; the files that OpenSSL insists on are in memory (memfd_create(2)).
 2. ``use`` changes everything or nothing. So a bad file leaves the server as it was.
 3. Connections begin with one context, which stays, and which an SNI callback exchanges for that
    of the certificate. The keys of session tickets are those of the first: so tickets are good

@@ -2,11 +2,11 @@
 
 Rules:
 
-1. Whatever a peer does ends no more than its own connection, with one line in the log. Of one
-   that ends without having said anything (a health check) there is a line at level DEBUG. What
-   came before TLS, as a PROXY header, does not count.
-2. The end of a stream has little time, and can't be cut short. So it begins when the peer has
-   all that it was sent (``_until_taken``), and the waiting for that is done before.
+1. Whatever a peer does, it ends no connection but its own, and causes one line in the log. The
+   line is at level DEBUG for a peer that ends without having said anything, as a health check
+   does; a PROXY header, which comes before TLS, is nothing said.
+2. The end of a stream has little time, and can't be cut short. So the server first waits until the
+   peer has all that it was sent (``_until_taken``), which can be cut short, and then ends it.
 """
 
 from __future__ import annotations

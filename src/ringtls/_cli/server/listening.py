@@ -2,15 +2,15 @@
 
 Rules:
 
-1. Each worker has sockets of its own. For an address they are as many sockets with
-   SO_REUSEPORT, over which the kernel spreads the connections; an inherited socket, or one at a
-   path, is one queue that all take from.
-2. A port that is in use is an error, also if its user has set SO_REUSEPORT, like another server
-   with workers. So the first socket of an address binds and listens without it.
-3. Inherited sockets are looked at first: what is opened here takes the next free descriptor,
-   which may be the one that was meant to be inherited.
-4. A socket that was left behind at a path, and at which nobody listens, makes room. At the end
-   the path is removed, unless it leads to somebody else's by then.
+1. Each worker has sockets of its own. At an address these are separate sockets with SO_REUSEPORT,
+   over which the kernel spreads the connections. An inherited socket, or one at a path, is one
+   queue that all workers take from.
+2. A port that is in use is an error, even if its user has set SO_REUSEPORT, as another server with
+   workers does. So the first socket of an address binds and listens without that option.
+3. Inherited sockets are looked at first: a socket that is opened takes the lowest free number,
+   which may be the one that was to be inherited and was not.
+4. A socket that is left over at a path, where nobody listens, is removed. At the end the path is
+   removed, unless somebody else's socket is there by then.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Rules:
 
-1. Every figure has its cell in memory that all processes of a server share. So whichever worker is
-   asked can tell the sum, and asks no other.
-2. What there can be has to be known before there are workers: the values that each label may have.
-   A value that was not named is counted as "other".
+1. Every figure has a cell in memory that all processes of a server share. So any worker can
+   answer with the sums, and need not ask the others.
+2. The memory is laid out before there are workers. So the values that a label may have are named
+   then; any other value is counted as "other".
 3. Each worker has cells of its own, which nobody else writes to. The process that takes a worker's
    place goes on counting there: counters never fall. Gauges it begins anew.
 """

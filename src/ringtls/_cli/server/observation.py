@@ -1,6 +1,6 @@
 """``--metrics``: /metrics for Prometheus and /healthz for whoever asks, over plain HTTP.
 
-It is meant for a network where all may know: it asks nobody who they are.
+It does not ask who is asking: it belongs in a network where everybody may know the figures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What can happen on the two sides of a TLS terminator, and what it must make of that.
 
-A case is a script for the client and one for the backend. What came of it is told in a word, from
+A case is a script for the client and one for the backend. Its outcome is a word, which follows from
 what both have seen.
 """
 
