@@ -11,13 +11,13 @@
  * then again and again: the first may come before accept4(2) has begun. What
  * the signal meets is either a connection or -EINTR, so no connection is lost.
  * That it comes is rare, as it needs a race to be lost. The signal is the last
- * of the real-time signals that nobody has a handler for.
+ * of the real-time signals that nobody has a handler for, which is found out
+ * anew each time: whoever wants it for itself later gets it.
  *
  * Only listeners without O_NONBLOCK pay for this: some two microseconds.
  */
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -27,28 +27,28 @@
 
 #define PATIENCE_NS 1000000
 
-static pthread_once_t chosen = PTHREAD_ONCE_INIT;
-static int number;		/* of the signal; 0: there is none */
-
 static void on_signal(int signal)
 {
 	(void)signal;
 }
 
-static void choose_signal(void)
+/* 0: there is none. Threads that choose at once choose the same. */
+static int choose_signal(void)
 {
 	struct sigaction action = { .sa_handler = on_signal }, old;
 
 	for (int n = SIGRTMAX; n >= SIGRTMIN; n--) {
-		if (sigaction(n, NULL, &old) || old.sa_handler != SIG_DFL)
+		if (sigaction(n, NULL, &old))
 			continue;
-		if (!sigaction(n, &action, NULL))
-			number = n;
-		return;
+		if (old.sa_handler == on_signal)
+			return n;
+		if (old.sa_handler == SIG_DFL && !sigaction(n, &action, NULL))
+			return n;
 	}
+	return 0;
 }
 
-static int accept_with_timer(int fd)
+static int accept_with_timer(int fd, int number)
 {
 	struct sigevent event = {
 		.sigev_notify = SIGEV_THREAD_ID,
@@ -73,16 +73,15 @@ static int accept_with_timer(int fd)
 
 static int accept_interruptibly(int fd)
 {
+	int number = choose_signal(), result;
 	sigset_t ours, before;
-	int result;
 
-	pthread_once(&chosen, choose_signal);
 	if (!number)
 		return -ENOSYS;
 	sigemptyset(&ours);
 	sigaddset(&ours, number);
 	pthread_sigmask(SIG_UNBLOCK, &ours, &before);
-	result = accept_with_timer(fd);
+	result = accept_with_timer(fd, number);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return result;
 }

@@ -19,7 +19,9 @@
  *     completed at once.
  *  5. What is received takes a buffer of the pool when it is received, and no
  *     sooner. While half of the pool is lent, nobody receives.
- *  6. Who receives again and again does so once in a turn, then others do.
+ *  6. Who receives again and again does so once in a turn, then others do. Those
+ *     whose turn comes are looked for after each submit, however much waits: a
+ *     peer that sends without end would else keep all others waiting.
  *  7. Who sleeps does so on the descriptor of epoll. The eventfd is watched as
  *     well, and so is a timer: it goes off at the first deadline, or before.
  *  8. Between two calls the kernel has nothing of ours. So a cancellation, or a
@@ -374,7 +376,7 @@ static int epoll_run(struct rtl_ring *r)
 	int n = 0;
 
 	expire(r);
-	if (!r->epoll.looked && !r->epoll.pending.head)
+	if (!r->epoll.looked)
 		n = look(r, 0);
 	return n < 0 && n != -EINTR ? n : 0;
 }

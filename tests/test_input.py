@@ -141,6 +141,22 @@ def test_an_input_that_found_the_pool_dry_can_be_cancelled(ring: Ring) -> None:
         assert not any(i.data for i in late)
 
 
+def test_a_peer_that_sends_without_end_keeps_nobody_waiting() -> None:
+    ring = Ring(buffers=BUFFERS, buffer_size=64)
+    with tcp_pairs(2) as [(flooded, flooding), (ours, theirs)]:
+        flood, other = Input(ring, flooded), Input(ring, ours)
+        drive(ring)
+        flooding.sendall(bytes(100_000))
+        drive_until(ring, lambda: flood.data)
+        theirs.sendall(b"data")
+        drive_until(ring, lambda: other.data)
+        assert len(flood.data) < 100_000
+        for input_ in flood, other:
+            ring.cancel(input_.request)
+            assert input_.errno() == errno.ECANCELED
+    assert ring.close(timeout=5.0)
+
+
 @io_uring_only
 def test_more_input_than_the_completion_queue_holds(
     pair: Pair, monkeypatch: pytest.MonkeyPatch

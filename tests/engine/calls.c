@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -169,6 +170,15 @@ static void do_accept(struct play *p, struct connection *c)
 	q->fd = p->listener;
 	q->endless = true;
 	is_accepted(p, q, ENGINE(rtl_accept, p->ring, q->id, p->listener));
+}
+
+/* The rest of the program has its own use for signals, and may change it. */
+static void do_use_signal(struct play *p, struct connection *c)
+{
+	int number = SIGRTMAX - (int)below(&p->random, 3);
+
+	(void)c;
+	signal(number, one_in(&p->random, 2) ? SIG_IGN : SIG_DFL);
 }
 
 static void do_connect(struct play *p, struct connection *c)
@@ -508,6 +518,7 @@ static const struct {
 	{ 4, do_poll },
 	{ 1, do_burst },
 	{ 1, do_accept },
+	{ 1, do_use_signal },
 	{ 1, do_connect },
 	{ 3, do_outbox },
 	{ 10, do_write },
