@@ -26,6 +26,9 @@ from ringtls import (
 from trio import aclose_forcefully
 Alias = ringtls.TlsStream
 import dataclasses, typing
+import anyio, ringtls.anyio
+from ringtls.anyio import wrap_stream
+from ringtls.blocking import call
 from ringtls import AsyncDestructor, blocking
 from ringtls.blocking import TlsStream as BlockingTlsStream
 
@@ -338,9 +341,79 @@ async with trio.open_nursery() as nursery:
     async with stream:
         nursery.start_soon(other)
         nursery.start_soon(serve, stream)  # RTL107
+---
+stream = await ringtls.anyio.connect_tcp("host", 443, tls=True)  # RTL101
+await stream.send(b"x")
+print(await stream.receive())
+---
+stream = await ringtls.anyio.connect_tcp("host", 443)  # RTL105
+await stream.send_eof()
+await stream.aclose()
+---
+with await ringtls.anyio.connect_tcp("host", 443):  # RTL102
+    pass
+---
+def f(stream: ringtls.anyio.ByteStream):
+    with stream:  # RTL102
+        pass
+---
+await anyio.aclose_forcefully(stream := TlsStream(raw, context))  # RTL103
+---
+stream = blocking.TlsStream(raw, context)  # RTL101
+call(use, b"x", stream)
+---
+stream = blocking.TlsStream(raw, context)  # RTL105
+blocking.call(use, b"x", stream)
+stream.close()
+---
+stream = await connect("host", 443)  # RTL105
+await stream.send_all(b"x")
+await ringtls.relay(stream, other, idle_timeout=3)
+---
+stream = await connect("host", 443)  # RTL105
+another = await connect("other host", 443)
+await ringtls.aclose_all(stream, another)
 """
 
 GOOD = """\
+stream = await ringtls.anyio.connect_tcp("host", 443)
+await stream.aclose()
+---
+async with await ringtls.anyio.connect_tcp("host", 443) as stream:
+    await stream.send(b"x")
+---
+stream = await ringtls.anyio.connect_tcp("host", 443)
+await other.use(stream.extra(ringtls.anyio.RingAttribute.stream))
+---
+stream = wrap_stream(await connect("host", 443))
+await stream.send(b"x")
+---
+async with await connect("host", 443) as stream:
+    await ringtls.anyio.ByteStream(stream).send(b"x")
+---
+stream = blocking.TlsStream(raw, context)
+call(serve, stream)
+---
+call(unknown, blocking.TlsStream(raw, context))
+---
+async def greet(stream: blocking.TlsStream) -> None:
+    async with stream:
+        await stream.send_all(b"x")
+---
+stream = await connect("host", 443)
+await ringtls.relay(stream, other)
+---
+stream = await connect("host", 443)
+nursery.start_soon(ringtls.relay, stream, other)
+---
+async with await connect("host", 443) as stream:
+    another = await connect("other host", 443)
+    await ringtls.relay(stream, another)
+---
+stream = await connect("host", 443)
+relaying = ringtls.relay(stream, other)
+await relaying
+---
 async with await connect("host", 443) as stream:
     stream.farewell = b"QUIT"
     await stream.send_all(b"x")

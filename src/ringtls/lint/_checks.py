@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from ._kinds import Kinds
 from ._lending import Lending
 from ._scopes import FUNCTIONS, Module
-from ._tables import BLOCKING_CLOSERS, CLOSERS, EXPECTING, RULES, TO_BE_CLOSED, Kind
+from ._tables import (
+    ABORTERS,
+    BLOCKING_CLOSERS,
+    CLOSERS,
+    ENDERS,
+    EXPECTING,
+    RULES,
+    TO_BE_CLOSED,
+    Kind,
+)
 
 __all__ = ["Checker"]
 
@@ -199,6 +208,10 @@ class Checker:
                 parent, kind
             ):
                 return Use.CLOSES
+            case ast.Call(func=function) if self._kinds.dotted(
+                function
+            ) in ENDERS and self._is_awaited(parent):
+                return Use.CLOSES
             case ast.Expr() | ast.Compare() | ast.FormattedValue() | ast.AsyncFor() | ast.For():
                 return Use.HARMLESS
             case ast.UnaryOp() | ast.Assert() | ast.If() | ast.While() | ast.comprehension():
@@ -216,6 +229,9 @@ class Checker:
             return False
         if method.attr == "close_unclean" or (kind and kind.is_blocking):
             return True
+        return self._is_awaited(call)
+
+    def _is_awaited(self, call: ast.AST) -> bool:
         return isinstance(self._module.parents[call], ast.Await)
 
     def _is_sure(self, use: ast.Name) -> bool:
@@ -236,8 +252,7 @@ class Checker:
     def _aborts_tls(self, call: ast.Call) -> bool:
         passed = [call.func, *call.args]  # aclose_forcefully(stream), start_soon(it, stream)
         return any(
-            self._kinds.dotted(function) == "trio.aclose_forcefully"
-            and self._kinds.of(stream) is Kind.TLS_STREAM
+            self._kinds.dotted(function) in ABORTERS and self._kinds.of(stream) is Kind.TLS_STREAM
             for function, stream in itertools.pairwise(passed)
         )
 

@@ -78,8 +78,17 @@ class Kinds:
             case Binding(Origin.ITEM, ast.expr() as items):
                 return self._of_item(items)
             case Binding(Origin.ANNOTATED, ast.expr() as annotation):
-                return self._of_annotation(annotation)
+                kind = self._of_annotation(annotation)
+                return None if kind and self._may_be_a_face(annotation, kind) else kind
         return None
+
+    def _may_be_a_face(self, annotation: ast.expr, kind: Kind) -> bool:
+        """Is it of a parameter for which blocking.call() may pass something else?"""
+        parameter = self._module.parents[annotation]
+        if not kind.is_blocking or not isinstance(parameter, ast.arg):
+            return False
+        function = self._module.parents[self._module.parents[parameter]]
+        return isinstance(function, ast.AsyncFunctionDef)
 
     def _of_annotation(self, annotation: ast.expr) -> Kind | None:
         scope = self._module.scopes[annotation]

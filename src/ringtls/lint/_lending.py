@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from ._kinds import Kinds
 from ._scopes import Function, Module
 from ._tables import (
+    CALLERS,
     CLOSERS,
     DESTRUCTOR,
     HARMLESS,
@@ -62,7 +63,7 @@ class Lending:
         if not isinstance(call, ast.Call) or argument not in call.args:
             return False
         passed = [call.func, *call.args]
-        if isinstance(call.func, ast.Attribute) and call.func.attr in STARTERS:
+        if self._calls_another(call.func):
             del passed[0]
         function = self._module.definition(passed[0])
         position = passed.index(argument) - 1
@@ -84,6 +85,11 @@ class Lending:
             return all(is_harmless(use) for use in self._module.uses(name, scope))
         finally:
             self._asked.discard((function, position))
+
+    def _calls_another(self, function: ast.expr) -> bool:
+        """Does it call its first argument, with those that follow?"""
+        is_starter = isinstance(function, ast.Attribute) and function.attr in STARTERS
+        return is_starter or self._kinds.dotted(function) in CALLERS
 
     def _classes(self, cls: ast.ClassDef) -> list[ast.ClassDef] | None:
         """The class and its bases of this module; None if it has others that are not known."""

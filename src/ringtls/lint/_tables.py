@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 
 __all__ = [
+    "ABORTERS",
     "BLOCKING_CLOSERS",
+    "CALLERS",
     "CLOSERS",
     "DESTRUCTOR",
+    "ENDERS",
     "EXPECTING",
     "HARMLESS",
     "HARMLESS_OF_DESTRUCTORS",
@@ -53,6 +56,7 @@ class Kind(enum.Enum):
     TLS_LISTENERS = "list of TlsListener"
     BLOCKING_SOCKET_STREAM = "blocking SocketStream"
     BLOCKING_TLS_STREAM = "blocking TlsStream"
+    BYTE_STREAM = "anyio ByteStream"
     DESTRUCTOR = "AsyncDestructor"
 
     @property
@@ -69,6 +73,7 @@ TO_BE_CLOSED = {
     Kind.TLS_STREAM,
     Kind.BLOCKING_SOCKET_STREAM,
     Kind.BLOCKING_TLS_STREAM,
+    Kind.BYTE_STREAM,
     Kind.DESTRUCTOR,
 }
 
@@ -84,13 +89,16 @@ TYPES = {
     "ringtls.SocketStream": Kind.SOCKET_STREAM,
     "ringtls.TlsListener": Kind.TLS_LISTENER,
     "ringtls.TlsStream": Kind.TLS_STREAM,
+    "ringtls.anyio.ByteStream": Kind.BYTE_STREAM,
     "ringtls.blocking.SocketStream": Kind.BLOCKING_SOCKET_STREAM,
     "ringtls.blocking.TlsStream": Kind.BLOCKING_TLS_STREAM,
 }
 
-#: What makes something when it is called, and awaited if it has to be.
+#: What makes something when it is called, and awaited if it has to be. But a ByteStream may be made
+#: of a stream that somebody else closes.
 MAKERS = {
-    **{name: (kind, False) for name, kind in TYPES.items()},
+    **{name: (kind, False) for name, kind in TYPES.items() if kind is not Kind.BYTE_STREAM},
+    "ringtls.anyio.connect_tcp": (Kind.BYTE_STREAM, True),
     "ringtls.blocking.open_tls_over_tcp_stream": (Kind.BLOCKING_TLS_STREAM, False),
     "ringtls.open_tcp_listeners": (Kind.SOCKET_LISTENERS, True),
     "ringtls.open_tcp_stream": (Kind.SOCKET_STREAM, True),
@@ -112,6 +120,9 @@ KNOWN_DECORATORS = {"dataclasses.dataclass", "typing.final"}
 CLOSERS = {"aclose", "close_unclean"}
 BLOCKING_CLOSERS = {"close", "close_unclean"}
 
+#: Functions that close the streams that they are passed, when they are awaited.
+ENDERS = {"ringtls.aclose_all", "ringtls.relay"}
+
 #: Attributes of streams through which nothing is closed or handed on. Neither is it by the
 #: operations that ``start_...`` methods begin.
 HARMLESS = {
@@ -127,9 +138,11 @@ HARMLESS = {
     "input_pending",
     "peek",
     "pending",
+    "receive",
     "receive_into",
     "receive_some",
     "selected_alpn_protocol",
+    "send",
     "send_all",
     "send_eof",
     "server_hostname",
@@ -151,8 +164,12 @@ HARMLESS = {
 #: What every AsyncDestructor has besides.
 HARMLESS_OF_DESTRUCTORS = {"check_open", "destroy_timeout"}
 
-#: Methods of a nursery that call a function with what follows it.
+#: Methods of a nursery that call a function with what follows it, and a function that does.
 STARTERS = {"start", "start_soon"}
+CALLERS = {"ringtls.blocking.call"}
+
+#: What closes a stream at once in trio and anyio.
+ABORTERS = {"anyio.aclose_forcefully", "trio.aclose_forcefully"}
 
 #: Context managers in which a call is meant to fail, or a stream to be dropped.
 EXPECTING = {
