@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TextIO
 
-__all__ = ["Progress"]
+from ringtls._cli.demo.progress import ERASE_LINE, bar
 
-BAR_WIDTH = 30
-ERASE_LINE = "\r\x1b[K"
+__all__ = ["Progress"]
 
 
 class Progress:
@@ -26,14 +24,10 @@ class Progress:
 
     def begin(self, label: str) -> None:
         """The next measurement begins."""
-        percent = f"{100 * self._done // self._total:3} %"
         if self._is_terminal:
-            filled = BAR_WIDTH * self._done // self._total
-            bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-            columns = shutil.get_terminal_size().columns
-            self._file.write(ERASE_LINE + f"[{bar}] {percent}  {label}"[: columns - 1])
+            self._file.write(ERASE_LINE + bar(self._done, self._total, label))
         else:
-            self._file.write(f"{percent}  {label}\n")
+            self._file.write(f"{100 * self._done // self._total:3} %  {label}\n")
         self._file.flush()
         self._done += 1
 

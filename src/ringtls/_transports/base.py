@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,7 @@ __all__ = [
     "INPUT_LIMIT",
     "LARGEST_TRANSFER",
     "RECEIVE_SIZE",
+    "RESET_AT_CLOSE",
     "BaseTransport",
     "broken",
     "reset_met",
@@ -45,6 +47,10 @@ INPUT_LIMIT = 256 * 1024
 #: For TCP_QUICKACK: acknowledge what has come, and go on delaying. With 1 all that comes next
 #: would be acknowledged at once, too.
 ACKNOWLEDGE_ONCE = 2
+
+
+#: struct linger for SO_LINGER (socket(7)): close(2) resets the connection.
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 #: Seconds between two looks at what the peer's TCP has acknowledged: no event tells of it.

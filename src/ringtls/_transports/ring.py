@@ -22,6 +22,7 @@ from .base import (
     DISCARD_LIMIT,
     INPUT_LIMIT,
     LARGEST_TRANSFER,
+    RESET_AT_CLOSE,
     BaseTransport,
     broken,
     reset_met,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RingTransport", "as_bytes", "as_count"]
 
-#: struct linger of socket(7).
-_RESET_AT_CLOSE, _LINGER_AS_USUAL = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+#: What undoes RESET_AT_CLOSE.
+_LINGER_AS_USUAL = struct.pack("ii", 0, 0)
 
 
 class RingTransport(BaseTransport):
@@ -361,7 +362,7 @@ class RingTransport(BaseTransport):
     def reset_if_killed(self) -> None:
         """Have the kernel reset the connection if this process is killed: it would send FIN, which
         without TLS is an end (SO_LINGER in socket(7))."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         self._resets_if_killed = True
 
     def end_output(self) -> None:

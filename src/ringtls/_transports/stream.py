@@ -31,7 +31,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -47,6 +46,7 @@ from .base import (
     ACKNOWLEDGE_ONCE,
     ACKNOWLEDGEMENT_PAUSE,
     RECEIVE_SIZE,
+    RESET_AT_CLOSE,
     BaseTransport,
     broken,
     reset_met,
@@ -71,9 +71,6 @@ _CONNECTION_ERRORS = (
     trio.TooSlowError,
     OSError,
 )
-
-#: struct linger for SO_LINGER: close(2) resets the connection.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class StreamTransport(BaseTransport):
@@ -414,7 +411,7 @@ class StreamTransport(BaseTransport):
         try:
             if isinstance(self._stream, trio.SocketStream):
                 with suppress(OSError):
-                    self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                    self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             if self._lingering is not None:
                 self._lingering.close()
             await self._let_go(trio.current_time() + LEAST)

@@ -8,10 +8,17 @@ from typing import TextIO
 
 from .peer import End
 
-__all__ = ["Progress"]
+__all__ = ["ERASE_LINE", "Progress", "bar"]
 
 BAR_WIDTH = 30
 ERASE_LINE = "\r\x1b[K"
+
+
+def bar(done: int, total: int, label: str) -> str:
+    """A line for a terminal: how much is done, and what is being done."""
+    filled = BAR_WIDTH * done // total
+    line = f"[{'#' * filled:-<{BAR_WIDTH}}] {100 * done // total:3} %  {label}"
+    return line[: shutil.get_terminal_size().columns - 1]
 
 
 class Progress:
@@ -39,11 +46,7 @@ class Progress:
             self._finish_case(case)
 
     def _draw(self, label: str) -> None:
-        filled = BAR_WIDTH * self._seen // self._total
-        bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-        line = f"[{bar}] {100 * self._seen // self._total:3} %  {label}"
-        columns = shutil.get_terminal_size().columns
-        self._file.write(ERASE_LINE + line[: columns - 1])
+        self._file.write(ERASE_LINE + bar(self._seen, self._total, label))
         self._file.flush()
 
     def _finish_case(self, case: str) -> None:
