@@ -6,6 +6,7 @@ import gc
 import ssl
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from .conftest import Contexts
 from .support.peer import MakeTransport, Peer, meet
 from .support.signals import signal_in_the_ring
 from .support.streams import reset, socket_streams, tcp_pair
-from .support.waiting import cut_off
+from .support.waiting import closed_while_it_waits, cut_off
 
 HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
 
@@ -80,13 +81,8 @@ async def test_h4_a_cancelled_peek_leaves_everything_unread() -> None:
 
 async def test_c4_closing_wakes_who_peeks() -> None:
     ours, theirs = await socket_streams()
-
-    async def look() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await ours.peek(1)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(look)
+        nursery.start_soon(closed_while_it_waits, partial(ours.peek, 1))
         await wait_all_tasks_blocked()
         await ours.aclose()
     with pytest.raises(trio.ClosedResourceError):

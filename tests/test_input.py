@@ -18,7 +18,6 @@ from trio.testing import wait_all_tasks_blocked
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import TlsStream
-from ringtls._engine import ring as _ring
 from ringtls._engine.choice import Engine
 from ringtls._engine.request import Request
 from ringtls._engine.ring import BUFFER_SIZE, BUFFERS, Ring
@@ -29,7 +28,7 @@ from ringtls._transports.base import HIGH_WATER, INPUT_LIMIT
 from .conftest import Contexts
 from .support.engines import io_uring_only
 from .support.peer import Transport, meet
-from .support.rings import Pair, drive, drive_until, is_awake
+from .support.rings import Pair, drive, drive_until, is_awake, small_queues
 from .support.streams import reset, tcp_pair, tcp_pairs
 from .support.waiting import until
 
@@ -162,8 +161,7 @@ def test_more_input_than_the_completion_queue_holds(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel ends a receive whose completions overflow: it goes on by itself."""
-    monkeypatch.setattr(_ring, "SQ_ENTRIES", 8)
-    monkeypatch.setattr("ringtls._engine.opening.CQ_ENTRIES", 8)
+    small_queues(monkeypatch, 8)
     ring = Ring(buffers=64, buffer_size=256)
     ours, theirs = pair
     input_ = Input(ring, ours)

@@ -31,8 +31,10 @@ from .support.server import (
     MIB,
     PATIENCE,
     TEXT,
+    WORKERS,
     Server,
     Start,
+    both_modes,
     fails,
     head,
     is_alive,
@@ -44,15 +46,11 @@ from .support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 
-WORKERS = ("--workers", "2")
-
 #: With as many connections each of two workers has one, but for one case in 128.
 MANY = 8
 
 #: Bytes that are more than the kernel holds for a connection.
 LARGE = 6 * MIB
-
-both_modes = pytest.mark.parametrize("mode", [(), WORKERS], ids=["alone", "workers"])
 
 
 @pytest.fixture(scope="module")

@@ -42,8 +42,10 @@ from .conftest import Contexts
 from .support.server import (
     PATIENCE,
     TEXT,
+    WORKERS,
     Server,
     Start,
+    both_modes,
     fails,
     head,
     read_to_end,
@@ -52,10 +54,6 @@ from .support.server import (
 from .support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
-
-WORKERS = ("--workers", "2")
-
-both_modes = pytest.mark.parametrize("mode", [(), WORKERS], ids=["alone", "workers"])
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from .conftest import Contexts
 from .support.clogging import SMALL, clog
 from .support.peer import Peer, Transport, meet
 from .support.streams import open_fds, socket_streams
-from .support.waiting import LIMIT, until, wait_until
+from .support.waiting import LIMIT, closed_while_it_waits, until, wait_until
 
 NS_PER_SECOND = 10**9
 
@@ -320,20 +320,12 @@ async def test_what_is_accepted_has_no_delay() -> None:
 
 async def test_closing_a_listener_wakes_those_who_accept() -> None:
     listener = SocketListener(socket.create_server(("127.0.0.1", 0)))
-    woken = []
-
-    async def accept() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await listener.accept()
-        woken.append(True)
-
     fds = open_fds()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept)
-        nursery.start_soon(accept)
+        for _ in range(2):
+            nursery.start_soon(closed_while_it_waits, listener.accept)
         await trio.testing.wait_all_tasks_blocked()
         await listener.aclose()
-    assert woken == [True, True]
     assert open_fds() == fds - 2  # the caller's, and the duplicate
 
 

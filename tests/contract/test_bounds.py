@@ -29,7 +29,7 @@ from ..support.faces import FACES, Face
 from ..support.key_updates import ANSWER_SIZE, client_records
 from ..support.peer import Meet, Peer
 from ..support.streams import tcp_pair
-from ..support.waiting import LIMIT, cut_off
+from ..support.waiting import LIMIT, closed_while_it_waits, cut_off
 from ..test_session import carry, sessions
 
 #: Bytes of input that a session reads in one call at most, once it has answered.
@@ -399,13 +399,9 @@ async def test_c19_a_close_wakes_who_waits_for_room(
             await in_thread(peer.sock.sendall, flood)
             await in_thread(read_until_closed, peer)
 
-    async def receive() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await getattr(stream, method)()
-
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        nursery.start_soon(receive)
+        nursery.start_soon(closed_while_it_waits, getattr(stream, method))
         assert await in_thread(held.wait, LIMIT)
         stream.close_unclean()
     peer.sock.close()

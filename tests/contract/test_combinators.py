@@ -68,15 +68,15 @@ async def after_a_cancellation(act: Callable[[], Awaitable[object]]) -> None:
     assert scope.cancelled_caught
 
 
+async def to_the_cancellation(act: Callable[[], Awaitable[object]]) -> None:
+    await act()
+    await trio.lowlevel.checkpoint()
+    raise AssertionError("the cancellation did not come out")
+
+
 async def during_a_cancellation(act: Callable[[], Awaitable[object]]) -> None:
     async with trio.open_nursery() as nursery:
-
-        async def acting() -> None:
-            await act()
-            await trio.lowlevel.checkpoint()
-            raise AssertionError("the cancellation did not come out")
-
-        nursery.start_soon(acting)
+        nursery.start_soon(to_the_cancellation, act)
         await trio.lowlevel.cancel_shielded_checkpoint()
         nursery.cancel_scope.cancel()
 
@@ -84,13 +84,7 @@ async def during_a_cancellation(act: Callable[[], Awaitable[object]]) -> None:
 async def during_a_second_cancellation(act: Callable[[], Awaitable[object]]) -> None:
     with trio.CancelScope() as outer, trio.CancelScope() as inner:
         async with trio.open_nursery() as nursery:
-
-            async def acting() -> None:
-                await act()
-                await trio.lowlevel.checkpoint()
-                raise AssertionError("the cancellation did not come out")
-
-            nursery.start_soon(acting)
+            nursery.start_soon(to_the_cancellation, act)
             inner.cancel()
             await trio.lowlevel.cancel_shielded_checkpoint()
             await trio.lowlevel.cancel_shielded_checkpoint()

@@ -36,6 +36,7 @@ from ..support.peer import End, Peer, meet
 from ..support.processes import fork
 from ..support.rings import drive, drive_until, is_awake
 from ..support.streams import open_fds, socket_streams, tcp_pair
+from ..support.waiting import closed_while_it_waits
 
 FACES = [TrioFace, BlockingFace]
 
@@ -177,12 +178,8 @@ def test_c17_a_number_that_is_used_again_is_anothers(ring: Ring) -> None:
 async def test_c17_close_wakes_who_waits(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
 
-    async def receive() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await stream.receive_some()
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(receive)
+        nursery.start_soon(closed_while_it_waits, stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
         stream.transport_stream.socket.close()
     await stream.aclose()
@@ -399,22 +396,14 @@ async def test_c17_a_closed_listening_socket_ends_all_who_accept() -> None:
     sock = listening()
     address = sock.getsockname()
     listener = SocketListener(sock)
-    woken = []
-
-    async def accept() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await listener.accept()
-        woken.append(True)
-
     fds = open_fds()
     async with trio.open_nursery() as nursery:
         for _ in range(3):
-            nursery.start_soon(accept)
+            nursery.start_soon(closed_while_it_waits, listener.accept)
         await trio.testing.wait_all_tasks_blocked()
         sock.close()
         with socket.create_connection(address) as client:
             assert await in_thread(client.recv, 1) == b""
-    assert woken == [True] * 3
     assert open_fds() == fds - 2
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
@@ -426,12 +415,8 @@ async def test_c17_close_on_the_listeners_socket_closes_the_listener(in_its_thre
     address = sock.getsockname()
     listener = SocketListener(sock)
 
-    async def accept() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await listener.accept()
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept)
+        nursery.start_soon(closed_while_it_waits, listener.accept)
         await trio.testing.wait_all_tasks_blocked()
         with bystander():
             if in_its_thread:

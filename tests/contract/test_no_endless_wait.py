@@ -29,7 +29,7 @@ from ..support.clogging import clog
 from ..support.faces import BlockingFace, Face, TrioFace
 from ..support.peer import End, Meet, Peer, Transport, meet
 from ..support.streams import handshaken, tcp_pair
-from ..support.waiting import LIMIT, until
+from ..support.waiting import LIMIT, closed_while_it_waits, until
 
 
 class RaisingFilter(logging.Filter):
@@ -75,12 +75,7 @@ async def test_c16_an_exception_in_the_end(
 
     monkeypatch.setattr(TlsSession, "close_output", fail)
     async with trio.open_nursery() as nursery:
-
-        async def receive() -> None:
-            with pytest.raises(trio.ClosedResourceError):
-                await stream.receive_some()
-
-        nursery.start_soon(receive)
+        nursery.start_soon(closed_while_it_waits, stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(MemoryError):
             await stream.aclose()

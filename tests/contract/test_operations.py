@@ -33,7 +33,7 @@ from ringtls._transports.ring import as_bytes
 
 from ..support.engines import io_uring_only
 from ..support.processes import in_child
-from ..support.rings import Pair, drive, drive_until, is_awake
+from ..support.rings import Pair, drive, drive_until, is_awake, small_queues
 from ..support.seccomp import forbid
 from ..support.streams import open_fds, tcp_pair, tcp_pairs
 from ..support.waiting import LIMIT, wait_until
@@ -254,8 +254,7 @@ def test_h6_more_than_the_submission_queue_holds(ring: Ring, pair: Pair) -> None
 def test_h6_more_than_the_completion_queue_holds(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ring, "SQ_ENTRIES", 32)
-    monkeypatch.setattr("ringtls._engine.opening.CQ_ENTRIES", 32)
+    small_queues(monkeypatch, 32)
     ring = Ring(buffers=4, buffer_size=4096)
     ours, theirs = pair
     count = 500

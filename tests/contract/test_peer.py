@@ -15,7 +15,7 @@ from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
 from ..support.peer import End, Meet, Peer, Transport
 from ..support.streams import open_fds, tcp_pair
-from ..support.waiting import until
+from ..support.waiting import closed_while_it_waits, until
 
 
 async def test_c5_the_alert_goes_out_and_no_close_notify_after_it(
@@ -210,12 +210,7 @@ async def test_c13_unclean_on_purpose(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts)
     await stream.send_all(b"x")
     async with trio.open_nursery() as nursery:
-
-        async def blocked() -> None:
-            with pytest.raises(trio.ClosedResourceError):
-                await stream.receive_some()
-
-        nursery.start_soon(blocked)
+        nursery.start_soon(closed_while_it_waits, stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
         stream.close_unclean()
         assert stream.close_outcome is CloseOutcome.UNCLEAN

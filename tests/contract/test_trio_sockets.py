@@ -17,6 +17,7 @@ from ringtls._transports.stream import StreamTransport
 from ..conftest import Contexts
 from ..support.peer import Peer, adapted_socket_stream, trio_socket_stream
 from ..support.streams import tcp_pair
+from ..support.waiting import closed_while_it_waits
 from ..test_adapter import over
 
 SocketTls = TlsStream[trio.SocketStream]
@@ -98,18 +99,11 @@ async def test_c17_its_owners_object_can_not_close_it(contexts: Contexts) -> Non
 async def test_c17_who_waits_for_it_in_trio_wakes(contexts: Contexts) -> None:
     ours, theirs = tcp_pair()
     below = trio_socket_stream(ours)
-    woken = []
-
-    async def wait() -> None:
-        with pytest.raises(trio.ClosedResourceError):
-            await below.receive_some()
-        woken.append(True)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
+        nursery.start_soon(closed_while_it_waits, below.receive_some)
         await wait_all_tasks_blocked()
         stream = TlsStream(below, contexts.server, server_side=True)
-    assert woken == [True]
     await stream.aclose()
     theirs.close()
 

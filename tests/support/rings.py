@@ -7,13 +7,21 @@ import socket
 import time
 from collections.abc import Callable
 
+import pytest
+
 from ringtls._engine.ring import Ring
 
 from .waiting import LIMIT
 
-__all__ = ["Pair", "drive", "drive_until", "is_awake"]
+__all__ = ["Pair", "drive", "drive_until", "is_awake", "small_queues"]
 
 Pair = tuple[socket.socket, socket.socket]
+
+
+def small_queues(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    """Have rings that are opened from now on hold so many requests, and as many completions."""
+    monkeypatch.setattr("ringtls._engine.ring.SQ_ENTRIES", entries)
+    monkeypatch.setattr("ringtls._engine.opening.CQ_ENTRIES", entries)
 
 
 def drive(ring: Ring, timeout: float = 0.0) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ..conftest import Contexts
 from .waiting import LIMIT, wait_until
 
@@ -24,6 +26,10 @@ PATIENCE = LIMIT
 
 TEXT = b"0123456789"
 SMALL = os.urandom(3 * MIB)
+
+WORKERS = ("--workers", "2")
+
+both_modes = pytest.mark.parametrize("mode", [(), WORKERS], ids=["alone", "workers"])
 
 
 class Command:

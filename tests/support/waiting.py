@@ -7,10 +7,19 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
-__all__ = ["LIMIT", "cut_off", "is_in_the_ring", "until", "wait_until", "when_all_wait"]
+__all__ = [
+    "LIMIT",
+    "closed_while_it_waits",
+    "cut_off",
+    "is_in_the_ring",
+    "until",
+    "wait_until",
+    "when_all_wait",
+]
 
 #: Seconds after which what should happen is taken for missing. Less than a test may take in all.
 LIMIT = 60.0
@@ -40,6 +49,12 @@ async def when_all_wait(function: Callable[[], object]) -> None:
     """Call a function once every task waits."""
     await trio.testing.wait_all_tasks_blocked()
     function()
+
+
+async def closed_while_it_waits(call: Callable[[], Awaitable[object]]) -> None:
+    """Make a call that waits until somebody closes what it is made on."""
+    with pytest.raises(trio.ClosedResourceError):
+        await call()
 
 
 async def cut_off(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
