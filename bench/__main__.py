@@ -18,10 +18,11 @@ from pathlib import Path
 
 from ringtls._cli.certificates import make_certificate
 
-from .candidates import CANDIDATES, Candidate
+from .candidates import CANDIDATES, Candidate, Kind
+from .ends import MEASURES
 from .ends import NOTE as ENDS_NOTE
 from .load import missing_programs
-from .measure import measure_ends, measure_works, plan, possible
+from .measure import measure_ends, measure_works, plan, possible, probed
 from .progress import Progress
 from .report import render
 from .results import Results
@@ -52,13 +53,15 @@ def main(words: Sequence[str] | None = None) -> int:
             f"    sudo apt-get install -y {' '.join(missing)}"
         )
     results = Results(_about())
-    candidates = _present(arguments.candidates, results)
+    chosen = [work for work in WORKS if work.name in arguments.only]
+    with_ends = ENDS in arguments.only
+    candidates = _present(_concerned(arguments.candidates, chosen, with_ends), results)
     if not candidates:
         sys.exit("\n".join(("There is nothing to measure.", *results.notes)))
     settings = _settings(arguments, results)
     results.about["settings"] = asdict(settings)
-    works = possible([work for work in WORKS if work.name in arguments.only], results)
-    _measure(candidates, works, settings, ENDS in arguments.only, results)
+    works = possible(chosen, results)
+    _measure(candidates, works, settings, with_ends, results)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     results.write(arguments.output / "results.json")
@@ -87,8 +90,9 @@ def _measure(
     for note in (*(each.note for each in candidates), *(work.note for work in works)):
         if note:
             results.note(note)
-    handlers = sum(candidate.has_handler for candidate in candidates)
-    total = handlers * (1 + with_ends) + len(plan(candidates, works, settings))
+    total = len(probed(candidates)) + len(plan(candidates, works, settings))
+    if with_ends:
+        total += sum(candidate.name in MEASURES for candidate in candidates)
     progress = Progress(sys.stderr, total)
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         certificate = make_certificate(Path(directory))
@@ -114,6 +118,14 @@ def _settings(arguments: argparse.Namespace, results: Results) -> Settings:
         closes=chosen.closes,
         ends=chosen.ends,
     )
+
+
+def _concerned(
+    candidates: Sequence[Candidate], works: Sequence[Work], with_ends: bool
+) -> list[Candidate]:
+    """Those for which there is something to do."""
+    kinds = {work.kind for work in works} | ({Kind.HANDLER} if with_ends else set())
+    return [candidate for candidate in candidates if candidate.kinds & kinds]
 
 
 def _present(candidates: Sequence[Candidate], results: Results) -> list[Candidate]:
@@ -145,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure ringtls next to other TLS servers, on this machine, in one run.",
     )
     works = [*(work.name for work in WORKS), ENDS]
+    usual = [*(work.name for work in WORKS if work.kind is not Kind.RELAY), ENDS]
     by_name = {candidate.name: candidate for candidate in CANDIDATES}
     parser.add_argument("--quick", action="store_true", help="one short round, to try it")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default {THOROUGH.rounds}")
@@ -157,9 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         type=_names_of(works),
-        default=works,
+        default=usual,
         metavar="WORK,...",
-        help=f"of {', '.join(works)}",
+        help=f"of {', '.join(works)}; by default all but those of terminators (proxy-...)",
     )
     parser.add_argument(
         "--candidates",

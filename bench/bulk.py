@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from .client import ask, client_context
 from .load import LoadError, curl
 from .server import HOST, Server
 from .servers.http import BULK_SIZE
@@ -31,6 +32,7 @@ def upload(server: Server, settings: Settings) -> Figures:
 
 def _transfer(server: Server, settings: Settings, path: str, size: str, *options: str) -> Figures:
     transfers = max(1, round(TRANSFERS_PER_SECOND * settings.seconds))
+    ask(server, client_context(server))  # so all of the server is there
     url = f"https://{HOST}:{server.port}{path}?[1-{transfers}]"
     before = server.snapshot()
     sizes = curl(server, *options, url, write_out=f"%{{{size}}}")

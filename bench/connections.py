@@ -21,26 +21,29 @@ REST_SECONDS = 0.3
 REST_TIMEOUT = 60
 
 
-def idle(server: Server, settings: Settings) -> Figures:
-    """Memory, as the difference that connections make to a server that has served one before."""
+def idle(server: Server, settings: Settings, *, descriptors: int = 1) -> Figures:
+    """Memory, as the difference that connections make to a server that has served one before.
+
+    Args:
+      descriptors: how many the server has for each.
+    """
+    count = settings.idle // descriptors
     ask(server, client_context(server))
     _wait_for_rest(server)
     before = server.memory
     ca = server.certificate.ca
-    with program(
-        sys.executable, "-m", "bench.idle", str(server.port), ca, str(settings.idle)
-    ) as client:
+    with program(sys.executable, "-m", "bench.idle", str(server.port), ca, str(count)) as client:
         assert client.stdout
         said = client.stdout.readline()
         if said != "open\n":
             raise LoadError(f"connections could not be opened: {said}{client.stdout.read()}")
         _wait_for_rest(server)
         known = server.snapshot().connections
-        if known < settings.idle:
-            raise LoadError(f"of {settings.idle} idle connections the server knows {known}")
+        if known < count:
+            raise LoadError(f"of {count} idle connections the server knows {known}")
         after = server.memory
         client.communicate()
-    return {"memory_per_connection": (after - before) / settings.idle}
+    return {"memory_per_connection": (after - before) / count}
 
 
 def close(server: Server, settings: Settings) -> Figures:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from ringtls._cli.certificates import Certificate
 
-from .candidates import Candidate
+from .candidates import Candidate, Kind
 from .ends import MEASURES, count_ends
 from .load import LoadError
 from .probe import differences, probe
@@ -23,7 +23,7 @@ from .server import ServerError, running
 from .settings import Settings
 from .works import TICKETS, Work
 
-__all__ = ["measure_ends", "measure_works", "plan", "possible"]
+__all__ = ["measure_ends", "measure_works", "plan", "possible", "probed"]
 
 
 def possible(works: Sequence[Work], results: Results) -> list[Work]:
@@ -48,9 +48,7 @@ def measure_works(
     results: Results,
     progress: Progress,
 ) -> None:
-    for candidate in candidates:
-        if not candidate.has_handler:
-            continue
+    for candidate in probed(candidates):
         progress.begin(f"what {candidate.title} speaks")
         with _noting(results, candidate.title):
             results.traits[candidate.name] = probe(candidate, certificate, TICKETS)
@@ -65,6 +63,11 @@ def measure_works(
             results.add(work.name, candidate.name, work.measure(server, settings))
 
 
+def probed(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that answer what the probe asks for."""
+    return [candidate for candidate in candidates if candidate.kinds & {Kind.HANDLER, Kind.RELAY}]
+
+
 def plan(
     candidates: Sequence[Candidate], works: Sequence[Work], settings: Settings
 ) -> list[tuple[int, Work, Candidate]]:
@@ -75,7 +78,7 @@ def plan(
         for work in works
         for candidate in candidates
         if number == 1 or not work.once
-        if (candidate.serves_files if work.of_files else candidate.has_handler)
+        if work.kind in candidate.kinds
     ]
 
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
-from .candidates import Candidate
-from .report import METRICS, Metric
+from .candidates import Candidate, Kind
+from .report import BY_NAME, Metric, shown
 from .results import Figure, Results
 from .targets import Outcome, outcomes
 
@@ -62,11 +62,10 @@ COSTS = (
     ),
 )
 
-BY_NAME = {metric.name: metric for metric in METRICS}
-
 
 def draw(results: Results, candidates: Sequence[Candidate], directory: Path) -> None:
-    """Write all plots for which there are figures."""
+    """Write all plots for which there are figures: those of servers that have a handler."""
+    candidates = [candidate for candidate in candidates if Kind.HANDLER in candidate.kinds]
     with matplotlib.rc_context(STYLE):
         for name, canvas in (
             ("requests", _requests(results, candidates)),
@@ -195,7 +194,7 @@ def _targets(measured: Sequence[Outcome]) -> Canvas | None:
         axes.text(
             max(1, min(share, MOST_SHOWN)),
             row,
-            f" {outcome.ratio:.2f} of {outcome.target.at_most:.2f}",
+            " {:.2f} of {:.2f}".format(*shown(outcome)),
             va="center",
             fontsize=10,
         )

@@ -10,7 +10,7 @@ from .results import Results
 from .targets import Outcome, outcomes
 from .works import Work
 
-__all__ = ["METRICS", "Metric", "render"]
+__all__ = ["BY_NAME", "METRICS", "Metric", "render", "shown"]
 
 GAP = "  "
 MISSING = "-"
@@ -40,6 +40,9 @@ METRICS = (
     Metric("system_calls_per_request", "System calls of the server for each request"),
     Metric("close_latency", "Half of the closes take the server's task at most, µs", 1e6),
 )
+
+
+BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 def render(results: Results, works: Sequence[Work], candidates: Sequence[Candidate]) -> str:
@@ -96,14 +99,19 @@ def _targets_table(reached: Iterable[Outcome]) -> str:
             outcome.target.work,
             outcome.target.metric,
             f"{outcome.target.against} {outcome.target.against_work}".strip() or MISSING,
-            f"{outcome.ratio:.2f}",
-            f"{outcome.target.at_most:.2f}",
+            *(f"{value:.2f}" for value in shown(outcome)),
             "reached" if outcome.reached else "not reached",
         )
         for outcome in reached
     ]
     header = ("", "", "against", "ratio", "target", "")
     return _table("ringtls divided by the others, and the most it is to be", header, rows)
+
+
+def shown(outcome: Outcome) -> tuple[float, float]:
+    """The ratio and its target; where nothing is divided, in the unit of the metric."""
+    factor = 1 if outcome.target.against else BY_NAME[outcome.target.metric].factor
+    return outcome.ratio * factor, outcome.target.at_most * factor
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

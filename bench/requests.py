@@ -62,9 +62,10 @@ def churn(server: Server, settings: Settings) -> Figures:
 
 def system_calls(server: Server, settings: Settings, *, connections: int) -> Figures:
     counter = ["perf", "stat", "--field-separator=,", "--event=raw_syscalls:sys_enter"]
+    pids = ",".join(map(str, server.pids))
     with (
         _kept_alive(server, connections),
-        program(*counter, f"--pid={server.pid}", *UNTIL_TOLD) as perf,
+        program(*counter, f"--pid={pids}", *UNTIL_TOLD) as perf,
     ):
         assert perf.stdout
         began = perf.stdout.readline()

@@ -20,7 +20,8 @@ class Target:
     Attributes:
       work, metric: what is compared: ringtls's figure is divided by another's.
       of: the candidate whose figure is divided.
-      against: the candidate whose figure that is; without one, the figure itself is the ratio.
+      against: the candidate whose figure that is; without one, the figure itself is the ratio, in
+        seconds or bytes.
       against_work: the work whose figure that is, if it is another.
     """
 
@@ -56,6 +57,9 @@ TRIO = "trio"
 UVLOOP = "uvloop_streams"
 NGINX = "nginx"
 SERVE = "ringtls_serve"
+PROXY = "ringtls_proxy"
+HITCH = "hitch"
+STUNNEL = "stunnel"
 EPOLL = "ringtls_epoll"
 
 TARGETS = (
@@ -86,6 +90,12 @@ TARGETS = (
     Target("serve-100k", "cpu_per_request", NGINX, 1.3, of=SERVE),
     Target("serve-10m", "cpu_per_request", NGINX, 0.8, of=SERVE),
     Target("system-calls", "system_calls_per_request", "", 0.3),
+    Target("proxy-keep-alive-64", "cpu_per_request", HITCH, 1.25, of=PROXY),
+    Target("proxy-keep-alive-64", "cpu_per_request", STUNNEL, 0.75, of=PROXY),
+    Target("proxy-churn", "cpu_per_request", HITCH, 1.6, of=PROXY),
+    Target("proxy-bulk-down", "cpu_per_megabyte", HITCH, 1.1, of=PROXY),
+    Target("proxy-bulk-up", "cpu_per_megabyte", HITCH, 1.1, of=PROXY),
+    Target("proxy-idle", "memory_per_connection", "", 60 * 1024, of=PROXY),
 )
 
 

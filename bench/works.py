@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from . import bulk, connections, requests
+from .candidates import Kind
 from .server import Server
 from .settings import Figures, Settings
 
@@ -22,6 +23,14 @@ TICKETS = 2
 
 #: The connections at which system calls are counted.
 TYPICAL = 64
+
+#: Descriptors that a terminator has for each connection.
+OF_A_PAIR = 2
+
+RELAYED = (
+    "Terminators: CPU time and memory are those of all processes of the terminator. nginx behind "
+    "it, which answers, has the other CPU, with the load."
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Work:
       once: no round but the first has it.
       program: what it needs, if that is not always there, and the package it is in.
       note: what is to be known about its figures.
-      of_files: it is for servers of files, and not for those with a handler.
+      kind: which candidates have it.
     """
 
     name: str
@@ -44,7 +53,7 @@ class Work:
     once: bool = False
     program: str = ""
     note: str = ""
-    of_files: bool = False
+    kind: Kind = Kind.HANDLER
 
 
 def _keep_alive(count: int) -> Work:
@@ -54,7 +63,18 @@ def _keep_alive(count: int) -> Work:
 
 def _files(name: str, title: str, path: str, count: int) -> Work:
     measure = partial(requests.keep_alive, connections=count, path=path)
-    return Work(name, title, measure, of_files=True)
+    return Work(name, title, measure, kind=Kind.FILES)
+
+
+def _relay(
+    name: str,
+    title: str,
+    measure: Callable[[Server, Settings], Figures],
+    *,
+    tickets: int = TICKETS,
+    once: bool = False,
+) -> Work:
+    return Work(f"proxy-{name}", title, measure, tickets, once, note=RELAYED, kind=Kind.RELAY)
 
 
 WORKS = (
@@ -98,4 +118,18 @@ WORKS = (
     _files("serve-small", "a small file", "files/small", TYPICAL),
     _files("serve-100k", "a file of 100 KiB", "files/100k", TYPICAL),
     _files("serve-10m", "a file of 10 MiB", "files/10m", 8),
+    _relay(
+        f"keep-alive-{TYPICAL}",
+        f"keep-alive through a terminator, connections: {TYPICAL}",
+        partial(requests.keep_alive, connections=TYPICAL),
+    ),
+    _relay("churn", "handshake, connect, request, close", requests.churn, tickets=0),
+    _relay("bulk-down", "bulk download through a terminator", bulk.download),
+    _relay("bulk-up", "bulk upload through a terminator", bulk.upload),
+    _relay(
+        "idle",
+        "idle connections through a terminator",
+        partial(connections.idle, descriptors=OF_A_PAIR),
+        once=True,
+    ),
 )

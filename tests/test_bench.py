@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
-from bench.candidates import CANDIDATES
+from bench.candidates import CANDIDATES, Kind
 from bench.counters import DURATIONS, Counters
 from bench.ends import MEASURES, AnsweringSocket
 from bench.measure import possible
 from bench.probe import differences
-from bench.report import render
+from bench.report import render, shown
 from bench.results import Results
 from bench.servers.http import BULK_SIZE, Request, parse
 from bench.targets import TARGETS, outcomes
@@ -148,6 +148,27 @@ def test_servers_of_files(tmp_path: Path) -> None:
 
 
 @needs_load
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
+def test_terminators(tmp_path: Path) -> None:
+    works = [work.name for work in WORKS if work.kind is Kind.RELAY]
+    words = ("--only", ",".join(works), "--candidates", "ringtls,ringtls_proxy")
+    done = run(tmp_path, "--seconds", "0.2", *words)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["works"]) == works
+    for figures in results["works"].values():
+        assert list(figures) == ["ringtls_proxy"]
+        assert all(figure["median"] > 0 for figure in figures["ringtls_proxy"].values())
+    pairs = results["works"]["proxy-idle"]["ringtls_proxy"]["memory_per_connection"]
+    assert pairs["median"] > 1024
+    [traits] = results["traits"].values()
+    assert traits["TLS version"] == "TLSv1.3"
+    assert traits["resumption with 2 tickets"] is True
+    assert traits["resumption without tickets"] is False
+    assert [target["work"] for target in results["targets"]] == ["proxy-idle"]
+
+
+@needs_load
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
     mark = f"BENCH_TEST={tmp_path}"
@@ -212,6 +233,14 @@ def test_targets_are_of_works_and_candidates_that_exist() -> None:
         assert {target.work, target.against_work or target.work} <= works
         assert not target.against or target.against in candidates
         assert target.of in candidates
+
+
+def test_a_target_of_its_own_is_in_the_unit_of_its_metric() -> None:
+    results = Results({})
+    results.add("proxy-idle", "ringtls_proxy", {"memory_per_connection": 30 * 1024})
+    [outcome] = outcomes(results.medians)
+    assert outcome.reached
+    assert shown(outcome) == (30, 60)
 
 
 def test_report() -> None:
@@ -295,13 +324,17 @@ def test_without_nginx_and_perf(monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results({})
     present = bench._present(CANDIDATES, results)
     names = [candidate.name for candidate in present]
+    relays = [candidate.title for candidate in CANDIDATES if Kind.RELAY in candidate.kinds]
     assert names == ["ringtls", "ringtls_epoll", "trio", "asyncio_streams", "ringtls_serve"]
     works = possible(WORKS, results)
     assert len(works) == len(WORKS) - 1
     assert results.notes == [
         "uvloop streams was left out: uvloop is not installed: pip install uvloop",
         "uvloop protocol was left out: uvloop is not installed: pip install uvloop",
-        "nginx was left out: nginx is not installed: sudo apt-get install nginx-light",
+        *(
+            f"{name} was left out: nginx is not installed: sudo apt-get install nginx-light"
+            for name in ("nginx", *relays)
+        ),
         "system calls, connections: 64: left out, perf is not installed: "
         "sudo apt-get install linux-perf",
     ]

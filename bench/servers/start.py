@@ -25,12 +25,17 @@ class Arguments:
       directory: for files of the server's own. The harness removes it.
       certificate, key: PEM files.
       tickets: how many session tickets a client gets.
+      terminator: which one to become, if any: with the port of what is behind it, and the engine
+        of ringtls that is to be used ("": no matter which).
     """
 
     directory: Path
     certificate: Path
     key: Path
     tickets: int
+    terminator: str
+    backend_port: int
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ def parse_arguments() -> Arguments:
     parser.add_argument("certificate", type=Path)
     parser.add_argument("key", type=Path)
     parser.add_argument("tickets", type=int)
+    parser.add_argument("terminator", nargs="?", default="")
+    parser.add_argument("backend_port", type=int, nargs="?", default=0)
+    parser.add_argument("engine", nargs="?", default="")
     return Arguments(**vars(parser.parse_args()))
 
 

@@ -37,6 +37,7 @@ class Setting:
     Attributes:
       directory: for its files.
       certificate, key: in PEM form; ``both`` has both.
+      descriptors: how many it may have at once.
     """
 
     directory: Path
@@ -45,6 +46,7 @@ class Setting:
     both: Path
     port: int
     backend_port: int
+    descriptors: int = 8192
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ daemon off;
 master_process off;
 pid {directory}/nginx.pid;
 error_log stderr emerg;
-events {{ worker_connections 4096; }}
+events {{ worker_connections {descriptors}; }}
 stream {{
     server {{
         listen {host}:{port} ssl backlog=4096;
         ssl_certificate {certificate};
         ssl_certificate_key {key};
+        ssl_protocols TLSv1.2 TLSv1.3;
         proxy_pass {host}:{backend_port};
     }}
 }}
@@ -114,7 +117,7 @@ def _stream_module() -> str | None:
 
 _HAPROXY = """
 global
-    maxconn 4096
+    maxconn {connections}
 defaults
     mode tcp
     retries 0
@@ -129,7 +132,9 @@ listen relay
 
 def _haproxy(setting: Setting) -> list[str]:
     path = setting.directory / "haproxy.cfg"
-    path.write_text(_HAPROXY.format(host=HOST, **vars(setting)), encoding="utf-8")
+    connections = setting.descriptors // 2
+    configuration = _HAPROXY.format(host=HOST, connections=connections, **vars(setting))
+    path.write_text(configuration, encoding="utf-8")
     return ["haproxy", "-db", "-q", "-f", str(path)]
 
 
