@@ -8,7 +8,9 @@ passed, and then the peer saw a reset.
 Some streams have a farewell: the peer reads it behind all that, unless a message was cut in two.
 Some are broken off on an error: then the peer reads all that was accepted, and a reset.
 Half of the tests have a value with a destructor own the stream, and say last words: then the peer
-reads these behind all that was accepted, and before the farewell.
+reads these behind all that was accepted, and before the farewell. The value owns the stream, or
+borrows it of its own owner; it is nested, or in a reference cycle; its destructor ends the stream
+itself, raises, or is cut short by its timeout.
 
 RINGTLS_CASES sets the number of cases (300 by default), RINGTLS_SEED the first seed. A case that
 fails names its seed: RINGTLS_CASES=1 RINGTLS_SEED=n runs it alone. Many take longer than pytest
@@ -18,6 +20,7 @@ lets a test take: -o faulthandler_timeout=0.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import socket
@@ -31,7 +34,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import trio
 
-from ringtls import AsyncDestructor, CloseOutcome, SocketStream, TlsStream
+from ringtls import AsyncDestructor, CloseOutcome, SocketStream, TlsStream, borrowed
 from ringtls._engine import ring as _ring
 from ringtls._streams.closing import Closing
 
@@ -52,8 +55,9 @@ FIRST_SEED = int(os.environ.get("RINGTLS_SEED", "0"))
 AnyTls = TlsStream[trio.abc.Stream] | trio.SSLStream[trio.SocketStream]
 MakeStream = Callable[[socket.socket, "Case", Contexts], AnyTls]
 
-LEAVES = ("return", "raise", "cancel", "drop", "exit the run")
+LEAVES = ("return", "raise", "cancel", "drop", "drop in a thread", "exit the run")
 PEERS = ("fast", "slow", "stalled")
+OWNERS = ("plain", "lender", "nested", "cyclic", "ends the stream", "raises", "cut short")
 LAST_WORDS = b"these are the last words"
 FAREWELL = b"farewell"
 
@@ -72,10 +76,14 @@ class Case:
     small_buffers: bool = field(init=False)
     has_farewell: bool = field(init=False)
     reset_on_error: bool = field(init=False)
+    owner: str = field(init=False)
+    destroy_timeout: float = field(init=False)
     messages: set[int] = field(init=False, default_factory=lambda: {0})  # where they begin and end
     offered: bytearray = field(init=False, default_factory=bytearray)
     accepted: int = field(init=False, default=0)
     closing: Closing | None = field(init=False, default=None)
+    destroyed: Counter[str] = field(init=False, default_factory=Counter)
+    said_last_words: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         rng = self.rng = random.Random(self.seed)
@@ -86,10 +94,19 @@ class Case:
         self.small_buffers = rng.random() < 0.5
         self.has_farewell = rng.random() < 0.5 and not self.is_plain
         self.reset_on_error = rng.random() < 0.3 and not self.is_plain
+        self.owner = rng.choice(OWNERS)
+        self.destroy_timeout = rng.random() * 0.01 if self.owner == "cut short" else 5.0
+
+    @property
+    def has_parent(self) -> bool:
+        return self.owner in ("lender", "nested", "cyclic")
 
     def __str__(self) -> str:
         side = "server" if self.server_side else "client"
-        return f"seed {self.seed}: {side}, {self.leave} at {self.moment}, {self.peer_speed} peer"
+        return (
+            f"seed {self.seed}: {side}, {self.leave} at {self.moment}, {self.peer_speed} peer, "
+            f"owner {self.owner}"
+        )
 
 
 class LeaveError(Exception):
@@ -97,16 +114,56 @@ class LeaveError(Exception):
 
 
 class Speaker(AsyncDestructor):
-    """Owns a stream, and says last words."""
+    """Owns a stream, or borrows it, and says last words."""
 
-    ended = 0
-
-    def __init__(self, stream: AnyTls) -> None:
+    def __init__(self, stream: AnyTls, case: Case) -> None:
         self.stream = stream
+        self.case = case
+        self.destroy_timeout = case.destroy_timeout
+        self.parent: Parent | None = None
 
     async def adestroy(self) -> None:
-        Speaker.ended += 1
+        case = self.case
+        case.destroyed["Speaker"] += 1
         await self.stream.send_all(LAST_WORDS)
+        case.said_last_words = True
+        if case.owner == "ends the stream":
+            await self.stream.aclose()
+        elif case.owner == "raises":
+            raise LeaveError
+        elif case.owner == "cut short":
+            await trio.sleep_forever()
+
+
+class Parent(AsyncDestructor):
+    """Owns a Speaker, and perhaps the stream that this borrows."""
+
+    def __init__(self, stream: AnyTls, case: Case) -> None:
+        self.case = case
+        self.speaker = Speaker(borrowed(stream) if case.owner == "lender" else stream, case)
+        if case.owner == "lender":
+            self.stream = stream
+        elif case.owner == "cyclic":
+            self.speaker.parent = self
+
+    async def adestroy(self) -> None:
+        self.case.destroyed["Parent"] += 1
+
+
+def owner_of(stream: AnyTls, case: Case) -> Speaker | Parent:
+    return Parent(stream, case) if case.has_parent else Speaker(stream, case)
+
+
+def drop_in_a_thread(box: list[object]) -> None:
+    """Drop what only the box holds."""
+
+    def drop() -> None:
+        box.clear()
+        gc.collect()
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    thread.join()
 
 
 class OurSide:
@@ -123,30 +180,43 @@ class OurSide:
         case = self.case
         stream = self.stream
         assert stream is not None
-        resource: AnyTls | Speaker | None = Speaker(stream) if self.is_owned else stream
+        resource: AnyTls | Speaker | Parent | None
+        resource = owner_of(stream, case) if self.is_owned else stream
         assert resource is not None
         if case.leave == "exit the run":
             self.kept = resource
             with trio.move_on_after(case.moment):
                 await self.talk(stream)
-        elif case.leave == "drop":
+        elif case.leave.startswith("drop"):
             with trio.move_on_after(case.moment):
                 await self.talk(stream)
+            box: list[object] = [resource]
             self.stream = stream = resource = None
+            if case.leave == "drop in a thread":
+                drop_in_a_thread(box)
+            del box
             gc.collect()
-        elif case.leave == "cancel":
+        else:
+            try:
+                await self.leave_block(stream, resource)
+            except* LeaveError:
+                pass  # ours, or that of a destructor
+
+    async def leave_block(
+        self, stream: trio.abc.Stream, resource: AnyTls | Speaker | Parent
+    ) -> None:
+        """Leave an ``async with``, as the case says."""
+        case = self.case
+        if case.leave == "cancel":
             with trio.move_on_after(case.moment):
                 async with resource:
                     await self.talk(stream)
         else:
-            try:
-                async with resource:
-                    with trio.move_on_after(case.moment):
-                        await self.talk(stream)
-                    if case.leave == "raise":
-                        raise LeaveError
-            except LeaveError:
-                return
+            async with resource:
+                with trio.move_on_after(case.moment):
+                    await self.talk(stream)
+                if case.leave == "raise":
+                    raise LeaveError
 
     async def talk(self, stream: trio.abc.Stream) -> None:
         async with trio.open_nursery() as nursery:
@@ -173,9 +243,9 @@ class OurSide:
 def peer_story(peer: Peer, case: Case, ends: list[End]) -> None:
     """Handshake, perhaps send, and read to the end at the peer's own speed."""
     rng = random.Random(-case.seed - 1)
-    peer.handshake()
     was_reset = False
     try:
+        peer.handshake()  # our side may reset before a server's tickets are sent
         for _ in range(rng.randrange(4)):
             peer.send(rng.randbytes(rng.choice((1, 1000, 30_000))))
     except BrokenPipeError:
@@ -251,7 +321,11 @@ def judge(case: Case, end: End, *, is_owned: bool) -> None:
     outcome = case.closing.outcome
     data = end.data.removesuffix(FAREWELL)
     has_farewell = data != end.data
-    if is_owned and outcome is CloseOutcome.CLEAN:
+    if is_owned:
+        assert case.destroyed == Counter(Speaker=1, Parent=int(case.has_parent)), case
+        if outcome is CloseOutcome.CLEAN and case.owner != "cut short":
+            assert case.said_last_words, case
+    if case.said_last_words and outcome is CloseOutcome.CLEAN:
         assert data.endswith(LAST_WORDS), case
         data = data.removesuffix(LAST_WORDS)
         is_whole = True  # the last words are a message, and were accepted
@@ -274,7 +348,9 @@ def judge(case: Case, end: End, *, is_owned: bool) -> None:
 def alive() -> set[int]:
     """Streams, their ends and owners that exist, by id: other tests may have left some."""
     return {
-        id(each) for each in gc.get_objects() if isinstance(each, TlsStream | Closing | Speaker)
+        id(each)
+        for each in gc.get_objects()
+        if isinstance(each, TlsStream | Closing | AsyncDestructor)
     }
 
 
@@ -284,10 +360,14 @@ def alive() -> set[int]:
 )
 @pytest.mark.parametrize("is_owned", [False, True], ids=["alone", "owned"])
 def test_c1_c21_c22_a1_at_random(
-    versioned_contexts: Contexts, make_transport: MakeTransport, is_owned: bool
+    versioned_contexts: Contexts,
+    make_transport: MakeTransport,
+    is_owned: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # pytest would keep what destructors raise in the background, and by its traceback the values
+    monkeypatch.setattr(logging.getLogger("ringtls"), "propagate", False)
     clean = 0
-    Speaker.ended = 0
     fds, threads, rings = open_fds(), threading.active_count(), set(_ring._open_rings)
     streams = alive()
     cases = (CASES + 7) // 8
@@ -297,14 +377,13 @@ def test_c1_c21_c22_a1_at_random(
         end = play(case, versioned_contexts, make_stream, is_owned=is_owned)
         judge(case, end, is_owned=is_owned)
         clean += end.is_clean
-    assert Speaker.ended == (cases if is_owned else 0)
     assert open_fds() == fds
     assert _ring._open_rings <= rings  # each drained its operations
     del case
     gc.collect()
     assert alive() <= streams
     assert threading.active_count() <= threads  # idle ones of trio's end by themselves
-    assert clean > cases // 3
+    assert clean >= cases // 3
 
 
 @pytest.mark.ringtls_allow_unclosed
