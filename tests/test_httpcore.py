@@ -6,12 +6,13 @@ import asyncio
 import importlib
 import os
 import random
+import select
 import socket
 import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ import httpcore
 import httpx
 import pytest
 import trio
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RequestReceived, StreamEnded
 
 from ringtls import open_tcp_stream, serve_tcp, serve_tls_over_tcp
 from ringtls.httpcore import RingBackend, transport
@@ -27,14 +31,14 @@ from ringtls.httpcore import RingBackend, transport
 from .conftest import Contexts, contexts_of
 from .support import foreign_servers
 from .support.peer import End, Peer
-from .support.scripted import playing
+from .support.scripted import playing, replaying
 from .support.streams import reset
 from .support.waiting import LIMIT, cut_off, until
 
 #: Requests with pauses around the server's keep-alive time.
 REQUESTS = int(os.environ.get("RINGTLS_POOL_REQUESTS", "20"))
 
-#: Seconds after which uvicorn ends an idle connection.
+#: Seconds after which a server ends an idle connection.
 KEEP_ALIVE = 0.05
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -164,7 +168,7 @@ async def downloading(
     """A response that has begun to come, and how the server sees it end."""
 
     def send_for_ever(peer: Peer) -> None:
-        request(peer)
+        receive_request(peer)
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + PIECE)
         assert end(peer).is_clean
 
@@ -176,7 +180,7 @@ async def downloading(
             yield response
 
 
-def request(peer: Peer) -> bytes:
+def receive_request(peer: Peer) -> bytes:
     """Receive a request without a body."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
@@ -201,7 +205,7 @@ async def test_a_client_that_is_left_ends_with_close_notify(contexts: Contexts) 
     ends = []
 
     def answer(peer: Peer) -> None:
-        request(peer)
+        receive_request(peer)
         peer.send(ANSWER)
         ends.append(peer.end())
 
@@ -238,14 +242,14 @@ ENDS = [end_by_close_notify, end_by_a_late_answer, end_by_fin, end_by_reset]
 
 
 def answer_and_end(peer: Peer, end: Callable[[Peer], None], is_idle: threading.Event) -> None:
-    request(peer)
+    receive_request(peer)
     peer.send(ANSWER)
     assert is_idle.wait(LIMIT)
     end(peer)
 
 
 def answer_until_the_end(peer: Peer) -> None:
-    request(peer)
+    receive_request(peer)
     peer.send(ANSWER)
     peer.end()
 
@@ -273,11 +277,48 @@ async def test_a_connection_that_ended_idle_is_not_used(
         assert (await client.post(f"https://localhost:{port}")).text == "ok"
 
 
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_request_does_not_begin_where_the_end_has_come(
+    contexts: Contexts, end: Callable[[Peer], None]
+) -> None:
+    """Even if the pool has not seen it. What is no request, as on an upgraded connection, does."""
+    is_idle = threading.Event()
+    with playing(contexts, partial(answer_and_end, end=end, is_idle=is_idle)) as port:
+        async with connecting(contexts) as client:
+            response = await client.get(f"https://localhost:{port}")
+            stream = response.extensions["network_stream"]
+            is_idle.set()
+            await until(lambda: stream.get_extra_info("is_readable"))
+            with pytest.raises(httpcore.ConnectionNotAvailable):
+                await stream.write(b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+async def test_what_is_upgraded_is_no_request(contexts: Contexts) -> None:
+    headers = {"Connection": "upgrade", "Upgrade": "greetings"}
+
+    def switch(peer: Peer) -> None:
+        receive_request(peer)
+        peer.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\nwelcome")
+        assert peer.receive(2) == b"hi"
+        peer.end()
+
+    with playing(contexts, switch) as port:
+        async with (
+            connecting(contexts) as client,
+            client.stream("GET", f"https://localhost:{port}", headers=headers) as response,
+        ):
+            stream = response.extensions["network_stream"]
+            assert await stream.read(2) == b"we"
+            assert await stream.read(5) == b"lcome"
+            await stream.write(b"h")
+            await stream.write(b"i")
+
+
 def answer_once_then(peer: Peer, end: Callable[[Peer], None]) -> None:
     """Take the second request, and end."""
-    request(peer)
+    receive_request(peer)
     peer.send(ANSWER)
-    request(peer)
+    receive_request(peer)
     end(peer)
 
 
@@ -312,7 +353,7 @@ async def test_nor_is_the_first_of_a_connection(
     contexts: Contexts, end: Callable[[Peer], None]
 ) -> None:
     def take_and_end(peer: Peer) -> None:
-        request(peer)
+        receive_request(peer)
         end(peer)
 
     with playing(contexts, take_and_end) as port:
@@ -333,6 +374,238 @@ async def test_nor_is_one_whose_answer_has_begun(contexts: Contexts) -> None:
                 await client.get(f"https://localhost:{port}")
 
 
+# The same for HTTP/2
+
+
+class Http2Server:
+    """The server's side of a connection, over a raw peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self._http2 = H2Connection(H2Configuration(client_side=False))
+        self._http2.initiate_connection()
+        self._open: set[int] = set()
+
+    def receive(self, count: int) -> None:
+        """Receive so many requests, whole."""
+        while count:
+            for event in self._http2.receive_data(self.peer.receive(1)):
+                if isinstance(event, RequestReceived):
+                    self._open.add(event.stream_id)
+                count -= isinstance(event, StreamEnded)
+        self.flush()
+
+    def answer(self) -> None:
+        for stream in self._open:
+            self._http2.send_headers(stream, [(":status", "200")])
+            self._http2.send_data(stream, b"ok", end_stream=True)
+        self._open.clear()
+        self.flush()
+
+    def begin_to_answer(self) -> None:
+        for stream in self._open:
+            self._http2.send_headers(stream, [(":status", "200")])
+        self.flush()
+
+    def ping(self) -> None:
+        self._http2.ping(b"anybody?")
+        self.flush()
+
+    def say_goaway(self) -> None:
+        self._http2.close_connection()
+        self.flush()
+
+    def flush(self) -> None:
+        """In pieces: a frame may come so."""
+        for byte in self._http2.data_to_send():
+            self.peer.send(bytes([byte]))
+
+
+def end_by_goaway(server: Http2Server) -> None:
+    """Of the connection, by the client."""
+    server.say_goaway()
+    assert server.peer.end().is_clean
+
+
+def end_by_goaway_and_close_notify(server: Http2Server) -> None:
+    server.say_goaway()
+    end_by_close_notify(server.peer)
+
+
+def end_by_ping_and_close_notify(server: Http2Server) -> None:
+    server.ping()
+    end_by_close_notify(server.peer)
+
+
+#: To GOAWAY httpcore itself sees.
+HTTP2_ENDS: list[Callable[[Http2Server], None]] = [
+    end_by_goaway,
+    end_by_goaway_and_close_notify,
+    end_by_ping_and_close_notify,
+    *(lambda server, end=end: end(server.peer) for end in ENDS_AMID),
+]
+HTTP2_END_NAMES = ["goaway", "goaway and close_notify", "ping and close_notify"]
+HTTP2_END_NAMES += ["close_notify", "fin", "reset"]
+
+
+@pytest.fixture
+def http2_contexts(contexts: Contexts) -> Contexts:
+    made = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    made.server.set_alpn_protocols(["h2", "http/1.1"])
+    return made
+
+
+def http2_answer_until_the_end(peer: Peer) -> None:
+    server = Http2Server(peer)
+    server.receive(1)
+    server.answer()
+    peer.end()
+
+
+@pytest.mark.parametrize("end", HTTP2_ENDS, ids=HTTP2_END_NAMES)
+@pytest.mark.parametrize("is_proxied", [False, True], ids=["direct", "proxied"])
+async def test_a_connection_of_http2_that_ended_idle_is_not_used(
+    http2_contexts: Contexts, end: Callable[[Http2Server], None], is_proxied: bool
+) -> None:
+    is_idle = threading.Event()
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        server.answer()
+        assert is_idle.wait(LIMIT)
+        end(server)
+
+    async with AsyncExitStack() as stack:
+        port = stack.enter_context(playing(http2_contexts, first, http2_answer_until_the_end))
+        proxy = None
+        if is_proxied:
+            url = await stack.enter_async_context(proxying(http2_contexts, "https", []))
+            proxy = httpx.Proxy(url, ssl_context=http2_contexts.client)
+        client = await stack.enter_async_context(
+            connecting(http2_contexts, proxy=proxy, http2=True)
+        )
+        response = await client.get(f"https://localhost:{port}")
+        assert response.http_version == "HTTP/2"
+        info = response.extensions["network_stream"].get_extra_info
+        assert not info("is_readable")
+        is_idle.set()
+        await until(lambda: info("is_readable"))
+        # Not a request that could be sent twice.
+        assert (await client.post(f"https://localhost:{port}", content=b"x")).text == "ok"
+
+
+async def test_what_a_server_says_idle_does_not_end_a_connection_of_http2(
+    http2_contexts: Contexts,
+) -> None:
+    is_idle = threading.Event()
+
+    def script(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        server.answer()
+        assert is_idle.wait(LIMIT)
+        server.ping()
+        server.receive(1)
+        server.answer()
+        peer.end()
+
+    with playing(http2_contexts, script) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            response = await client.get(f"https://localhost:{port}")
+            is_idle.set()
+            info = response.extensions["network_stream"].get_extra_info
+            await until(lambda: info("is_readable"))
+            assert (await client.post(f"https://localhost:{port}")).text == "ok"
+
+
+@pytest.mark.parametrize("end", HTTP2_ENDS[2:], ids=HTTP2_END_NAMES[2:])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_requests_of_http2_that_met_the_end_are_sent_again(
+    http2_contexts: Contexts, end: Callable[[Http2Server], None], count: int
+) -> None:
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        server.answer()
+        server.receive(count)
+        end(server)
+
+    def second(peer: Peer) -> None:
+        server = Http2Server(peer)
+        for _ in range(count):
+            server.receive(1)
+            server.answer()
+        peer.end()
+
+    async def request(client: httpx.AsyncClient, url: str) -> None:
+        assert (await client.get(url)).text == "ok"
+
+    with playing(http2_contexts, first, second) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            await client.get(f"https://localhost:{port}")
+            async with trio.open_nursery() as nursery:
+                for _ in range(count):
+                    nursery.start_soon(request, client, f"https://localhost:{port}")
+
+
+FAILURES = (httpx.RemoteProtocolError, httpx.ReadError)
+
+
+@pytest.mark.parametrize("other", [("POST", None), ("GET", b"x"), ("DELETE", None)])
+async def test_nothing_of_http2_is_sent_again_next_to_what_may_not_be(
+    http2_contexts: Contexts, other: tuple[str, bytes | None]
+) -> None:
+    def script(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        server.answer()
+        server.receive(2)
+        end_by_close_notify(peer)
+
+    async def request(client: httpx.AsyncClient, method: str, content: bytes | None) -> None:
+        with pytest.raises(FAILURES):
+            await client.request(method, url, content=content)
+
+    with playing(http2_contexts, script) as port:
+        url = f"https://localhost:{port}"
+        async with connecting(http2_contexts, http2=True) as client:
+            await client.get(url)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(request, client, "GET", None)
+                nursery.start_soon(request, client, *other)
+
+
+async def test_nor_is_one_of_http2_whose_answer_has_begun(http2_contexts: Contexts) -> None:
+    def script(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        server.answer()
+        server.receive(1)
+        server.begin_to_answer()
+        end_by_close_notify(peer)
+
+    with playing(http2_contexts, script) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            await client.get(f"https://localhost:{port}")
+            with pytest.raises(FAILURES):
+                await client.get(f"https://localhost:{port}")
+
+
+async def test_nor_is_the_first_of_a_connection_of_http2(http2_contexts: Contexts) -> None:
+    def script(peer: Peer) -> None:
+        Http2Server(peer).receive(1)
+        end_by_close_notify(peer)
+
+    with playing(http2_contexts, script) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            with pytest.raises(FAILURES):
+                await client.get(f"https://localhost:{port}")
+
+
+# Against a server that ends idle connections
+
+
 async def test_no_request_fails_around_the_keep_alive_time(
     contexts: Contexts, uvicorn: str
 ) -> None:
@@ -340,6 +613,26 @@ async def test_no_request_fails_around_the_keep_alive_time(
         for _ in range(REQUESTS):
             assert (await client.get(uvicorn)).text == "1.1"
             await trio.sleep(random.uniform(0.5, 1.5) * KEEP_ALIVE)
+
+
+def answer_until_idle(peer: Peer) -> None:
+    """HTTP/2, whose end is close_notify alone."""
+    server = Http2Server(peer)
+    with suppress(EOFError):  # the client may end it first
+        server.receive(1)
+        server.answer()
+        while select.select([peer.sock], [], [], KEEP_ALIVE)[0]:
+            server.receive(1)
+            server.answer()
+    end_by_close_notify(peer)
+
+
+async def test_nor_does_one_of_http2(http2_contexts: Contexts) -> None:
+    with replaying(http2_contexts, answer_until_idle) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            for _ in range(REQUESTS):
+                assert (await client.get(f"https://localhost:{port}")).text == "ok"
+                await trio.sleep(random.uniform(0.5, 1.5) * KEEP_ALIVE)
 
 
 # Proxies

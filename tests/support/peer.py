@@ -108,13 +108,17 @@ class Peer:
         self._flush()
 
     def receive(self, count: int) -> bytes:
-        """Exactly ``count`` bytes."""
+        """Exactly ``count`` bytes. EOFError if close_notify comes before."""
         data = b""
         while len(data) < count:
             try:
-                data += self.ssl.read(count - len(data))
+                piece = self.ssl.read(count - len(data))
             except ssl.SSLWantReadError:
                 self._feed()
+            else:
+                if not piece:
+                    raise EOFError
+                data += piece
         return data
 
     def send_close_notify(self) -> None:

@@ -1,21 +1,15 @@
-"""httpx and httpcore on ringtls' streams, in a trio run.
-
-    async with httpx.AsyncClient(transport=ringtls.httpcore.transport()) as client:
-        response = await client.get("https://example.org")
+"""Connections for httpcore's pools.
 
 Rules:
 
 1. A pool must see that an idle connection has ended. The ring reads what comes, so a poll of the
    socket says nothing; ``input_pending`` does. In TLS in TLS the end may be in either layer.
-2. A server may end an idle connection while a request is on its way. If the connection was used
-   before, and not a byte of an answer has come, the pool is told so and takes another one, but only
-   for a request that may be sent twice: GET, HEAD or OPTIONS, without a body (RFC 9110, section
-   9.2.2; RFC 9112, section 9.3.1).
-3. As with httpcore's other backends, an end without close_notify is an end: HTTP itself tells a
-   whole answer from a part, but for answers that only the connection's end delimits. Ours is
-   close_notify all the same, when a download is cancelled, too.
-
-It needs httpx: ``pip install 'ringtls[httpx]'``.
+2. A pool looks at HTTP/1.1 only, and some time before the request is sent. So a connection looks
+   again when a request begins; if it has ended, nothing is sent, and the pool is told to take
+   another one. In HTTP/2 a server may have said more than that: this is taken in, and kept for
+   httpcore, which sees to GOAWAY.
+3. A server may end an idle connection while a request is on its way. If that may be sent again
+   (``_requests``), the pool is told so.
 """
 
 from __future__ import annotations
@@ -23,48 +17,28 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import httpcore
 import trio
 
-try:
-    import httpcore
-    import httpx
-except ModuleNotFoundError as _error:
-    if _error.name not in ("httpcore", "httpx"):
-        raise
-    raise ModuleNotFoundError(
-        f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
-    ) from _error
-
-from ._drivers.trio import TrioDriver
-from ._errors import RingUnavailableError
-from ._highlevel import open_tcp_stream, open_unix_socket
-from ._streams.socket import SocketStream
-from ._streams.tls import TlsStream
+from .._drivers.trio import TrioDriver
+from .._errors import RingUnavailableError
+from .._highlevel import open_tcp_stream, open_unix_socket
+from .._streams.socket import SocketStream
+from .._streams.tls import TlsStream
+from ._requests import Requests, requests_of
 
 if TYPE_CHECKING:
     from httpcore import SOCKET_OPTION
 
-__all__ = ["RingBackend", "transport"]
+__all__ = ["RingBackend"]
 
-#: See rule 2.
-MAY_BE_SENT_TWICE = (b"GET ", b"HEAD ", b"OPTIONS ")
+RECEIVE_SIZE = 65536
 
-
-def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
-    """A transport on ringtls' streams, for ``httpx.AsyncClient``.
-
-    Args:
-      arguments: those of httpx.AsyncHTTPTransport: ``verify``, ``http2``, ``proxy``, ``uds``,
-        ``limits`` and others.
-    """
-    made = httpx.AsyncHTTPTransport(**arguments)
-    # httpx has no argument for it. Where these names are gone this raises AttributeError.
-    assert isinstance(made._pool._network_backend, httpcore.AsyncNetworkBackend)
-    made._pool._network_backend = RingBackend()
-    return made
+#: Bytes that are taken in before a request; more than an idle connection's server has to say.
+MOST_AHEAD = 4 * RECEIVE_SIZE
 
 
 class RingBackend(httpcore.AsyncNetworkBackend):
@@ -126,33 +100,73 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._below = below
         self._tls = tls
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
-        self._was_used = False  # something has been read
-        self._request: bytes | None = None  # what was sent since then; b"" if that was a body, too
+        self._requests: Requests | None = None  # before the first
+        self._is_reading = False
+        self._ahead = b""  # was taken in, and not asked for yet
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        request, self._request = self._request, None
+        if self._ahead:
+            await trio.lowlevel.checkpoint()
+            data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+            return data
+        self._is_reading = True
         try:
             with _mapped(timeout, httpcore.ReadTimeout, httpcore.ReadError):
                 data = await self._stream.receive_some(max_bytes)
         except httpcore.ReadError as error:
-            if self._is_to_be_sent_again(request):
-                raise httpcore.ConnectionNotAvailable from error
+            await self._send_again(error)
             raise
-        if not data and self._is_to_be_sent_again(request):
-            raise httpcore.ConnectionNotAvailable
-        self._was_used = True
+        finally:
+            self._is_reading = False
+        if not data:
+            await self._send_again()
+        elif self._requests is not None:
+            self._requests.received(data)
         return data
-
-    def _is_to_be_sent_again(self, request: bytes | None) -> bool:
-        """Rule 2."""
-        return self._was_used and request is not None and request.startswith(MAY_BE_SENT_TWICE)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
             return
-        self._request = buffer if self._request is None else b""
-        with _mapped(timeout, httpcore.WriteTimeout, httpcore.WriteError):
-            await self._stream.send_all(buffer)
+        if self._requests is None:
+            self._requests = requests_of(buffer)
+        try:
+            with _mapped(timeout, httpcore.WriteTimeout, httpcore.WriteError):
+                if self._requests.begins(buffer) and await self._is_gone(self._requests):
+                    await self._give_up()
+                self._requests.sent(buffer)
+                await self._stream.send_all(buffer)
+        except httpcore.WriteError as error:
+            await self._send_again(error)
+            raise
+
+    async def _send_again(self, error: Exception | None = None) -> None:
+        """Rule 3: have that done, if it may be."""
+        if self._requests is not None and self._requests.may_be_sent_again:
+            await self._give_up(error)
+
+    async def _give_up(self, error: Exception | None = None) -> NoReturn:
+        """Have the pool take another connection."""
+        await self.aclose()
+        raise httpcore.ConnectionNotAvailable from error
+
+    async def _is_gone(self, requests: Requests) -> bool:
+        """Rule 2."""
+        if self._is_reading or not requests.may_go_elsewhere:
+            return False
+        if not requests.server_may_speak:
+            return self._is_readable()
+        with suppress(trio.BrokenResourceError):
+            while self._is_readable() and len(self._ahead) < MOST_AHEAD:
+                with trio.CancelScope() as scope:
+                    scope.deadline = trio.current_time()  # what has come, and no waiting
+                    if not (data := await self._stream.receive_some(RECEIVE_SIZE)):
+                        return True
+                    self._ahead += data
+                    requests.received(data)
+                if scope.cancelled_caught:  # it is for TLS alone
+                    break
+            return False
+        return True
 
     async def aclose(self) -> None:
         await self._stream.aclose()

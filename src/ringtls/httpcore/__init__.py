@@ -1,0 +1,43 @@
+"""httpx and httpcore on ringtls' streams, in a trio run.
+
+    async with httpx.AsyncClient(transport=ringtls.httpcore.transport()) as client:
+        response = await client.get("https://example.org")
+
+An end without close_notify is an end here, as with httpcore's other backends: HTTP itself tells a
+whole answer from a part, but for answers that only the connection's end delimits. Ours is
+close_notify all the same, when a download is cancelled, too.
+
+It needs httpx: ``pip install 'ringtls[httpx]'``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import httpcore
+    import httpx
+except ModuleNotFoundError as _error:
+    if _error.name not in ("httpcore", "httpx"):
+        raise
+    raise ModuleNotFoundError(
+        f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
+    ) from _error
+
+from ._backend import RingBackend
+
+__all__ = ["RingBackend", "transport"]
+
+
+def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
+    """A transport on ringtls' streams, for ``httpx.AsyncClient``.
+
+    Args:
+      arguments: those of httpx.AsyncHTTPTransport: ``verify``, ``http2``, ``proxy``, ``uds``,
+        ``limits`` and others.
+    """
+    made = httpx.AsyncHTTPTransport(**arguments)
+    # httpx has no argument for it. Where these names are gone this raises AttributeError.
+    assert isinstance(made._pool._network_backend, httpcore.AsyncNetworkBackend)
+    made._pool._network_backend = RingBackend()
+    return made

@@ -1,0 +1,166 @@
+"""Which requests are on their way on a connection of a pool, as its bytes tell.
+
+Rules:
+
+1. A request that met the end of its connection is sent again only if that can do no harm: it is a
+   GET, HEAD or OPTIONS without a body (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1), and not
+   a byte of its answer has come. In HTTP/2 that must hold for all that are on their way, because
+   httpcore has one error for them; and HEAD and OPTIONS are not known from others, because HPACK
+   has no number of its own for them (RFC 7541, appendix A).
+2. Nothing is sent again on a connection that has answered nothing yet. So there is an end to it
+   with a server that ends all connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+__all__ = ["Requests", "requests_of"]
+
+#: How a head begins in HTTP/1.1; see rule 1.
+_MAY_BE_SENT_TWICE = (b"GET ", b"HEAD ", b"OPTIONS ")
+
+#: What a client says first in HTTP/2: RFC 9113, section 3.4.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+#: RFC 9113, sections 4.1 and 6.
+_HEAD_SIZE = 9
+_DATA, _HEADERS, _RST_STREAM = 0, 1, 3
+_END_STREAM, _PADDED, _PRIORITY = 0x01, 0x08, 0x20
+
+#: ":method: GET" as HPACK's static table has it: RFC 7541, section 6.1 and appendix A.
+_GET = 0x82
+
+
+class Requests(Protocol):
+    """Those of one connection."""
+
+    @property
+    def may_be_sent_again(self) -> bool:
+        """True if there are some, and each may be sent again elsewhere."""
+
+    @property
+    def may_go_elsewhere(self) -> bool:
+        """True if the next one may go elsewhere once the connection has ended: nothing is lost."""
+
+    @property
+    def server_may_speak(self) -> bool:
+        """True if the server may say something without having been asked."""
+
+    def begins(self, data: bytes) -> bool:
+        """True if a request begins with what is to be sent now."""
+
+    def sent(self, data: bytes) -> None:
+        """Note what is sent."""
+
+    def received(self, data: bytes) -> None:
+        """Note what has come."""
+
+
+def requests_of(data: bytes) -> Requests:
+    """Those of a connection on which the client says this first."""
+    return _Http2() if data.startswith(_PREFACE) else _Http1()
+
+
+class _Http1:
+    """One after the other."""
+
+    server_may_speak = False
+
+    def __init__(self) -> None:
+        self._has_answered = False
+        self._request: bytes | None = None  # sent since then; b"" if that was a body, too
+
+    @property
+    def may_be_sent_again(self) -> bool:
+        return (
+            self._has_answered
+            and self._request is not None
+            and self._request.startswith(_MAY_BE_SENT_TWICE)
+        )
+
+    @property
+    def may_go_elsewhere(self) -> bool:
+        return self._has_answered
+
+    def begins(self, data: bytes) -> bool:
+        return self._request is None and b" HTTP/1.1\r\n" in data  # what is upgraded has none
+
+    def sent(self, data: bytes) -> None:
+        self._request = data if self._request is None else b""
+
+    def received(self, data: bytes) -> None:
+        self._has_answered = True
+        self._request = None
+
+
+class _Http2:
+    """Several at once. A client's frames are sent whole, a server's come in any pieces."""
+
+    server_may_speak = True
+
+    def __init__(self) -> None:
+        self._has_answered = False
+        self._may_be_sent_twice: dict[int, bool] = {}  # by the streams that are open
+        self._from_server = _Frames()
+
+    @property
+    def may_be_sent_again(self) -> bool:
+        return self.may_go_elsewhere and bool(self._may_be_sent_twice)
+
+    @property
+    def may_go_elsewhere(self) -> bool:
+        return self._has_answered and all(self._may_be_sent_twice.values())
+
+    def begins(self, data: bytes) -> bool:
+        return any(frame.kind == _HEADERS for frame in _frames_sent(data))
+
+    def sent(self, data: bytes) -> None:
+        for frame in _frames_sent(data):
+            if frame.kind == _HEADERS:
+                is_whole = frame.flags & (_END_STREAM | _PADDED | _PRIORITY) == _END_STREAM
+                self._may_be_sent_twice[frame.stream] = is_whole and frame.first == _GET
+            elif frame.kind == _RST_STREAM:
+                self._may_be_sent_twice.pop(frame.stream, None)
+
+    def received(self, data: bytes) -> None:
+        for frame in self._from_server.of(data):
+            if frame.stream in self._may_be_sent_twice:
+                self._may_be_sent_twice[frame.stream] = False
+                has_ended = frame.kind in (_DATA, _HEADERS) and frame.flags & _END_STREAM
+                if has_ended or frame.kind == _RST_STREAM:
+                    del self._may_be_sent_twice[frame.stream]
+                    self._has_answered = True
+
+
+class _Frame(NamedTuple):
+    kind: int
+    flags: int
+    stream: int
+    first: int  # byte of what it carries, if that is known
+
+
+class _Frames:
+    """Finds the frames of HTTP/2 in what goes one way."""
+
+    def __init__(self) -> None:
+        self._skip = 0  # so much comes before the next one
+        self._rest = b""  # part of a head
+
+    def of(self, data: bytes) -> Iterator[_Frame]:
+        """Those whose head ends in this data, which follows what was given before."""
+        data = self._rest + data
+        at = self._skip
+        while at + _HEAD_SIZE <= len(data):
+            length = int.from_bytes(data[at : at + 3])
+            stream = int.from_bytes(data[at + 5 : at + _HEAD_SIZE]) & 0x7FFFFFFF
+            first = data[at + _HEAD_SIZE] if length and at + _HEAD_SIZE < len(data) else -1
+            yield _Frame(data[at + 3], data[at + 4], stream, first)
+            at += _HEAD_SIZE + length
+        self._skip = max(at - len(data), 0)
+        self._rest = data[at:]
+
+
+def _frames_sent(data: bytes) -> Iterator[_Frame]:
+    return _Frames().of(data.removeprefix(_PREFACE))
