@@ -16,6 +16,7 @@ from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts
 from .support import peer
+from .support.engines import ENGINE
 from .support.peer import Meet
 from .support.streams import handshaken, reset, socket_streams, tls_over
 from .support.waiting import cut_off, until
@@ -46,6 +47,13 @@ async def test_connections_and_their_ends(contexts: Contexts, meet: Meet) -> Non
     assert figures.connections_open == 0
     assert figures.orphans_adopted == 1
     assert figures.closings == {CloseOutcome.CLEAN: 2, CloseOutcome.UNCLEAN: 1}
+
+
+async def test_the_engine() -> None:
+    assert statistics().engine is None
+    client, server = await socket_streams()
+    async with client, server:
+        assert statistics().engine == ENGINE
 
 
 async def test_handshakes_by_what_they_came_to(versioned_contexts: Contexts) -> None:
