@@ -17,6 +17,7 @@ from ringtls._engine.request import Request
 from ringtls._engine.ring import LARGEST_COPY, REAP_EVENTS, Ring
 from ringtls._engine.wakeups import wakes_event_loops
 
+from .support.clogging import is_full
 from .support.engines import io_uring_only
 from .support.processes import in_child
 from .support.rings import Pair, drive, drive_until, is_awake
@@ -378,8 +379,12 @@ def test_finish_with_a_send_that_sent_nothing_yet(ring: Ring, narrow: Pair) -> N
     ours, theirs = narrow
     before = Box(ring, ours)
     clog(ring, before)
+    drive_until(ring, lambda: is_full(ours))
     ring.cancel(before.request)
     assert before.errno() == errno.ECANCELED
+    with suppress(BlockingIOError):  # poll(2) calls a socket full that takes a little more
+        while True:
+            ours.send(bytes(4096), socket.MSG_DONTWAIT)
     box = Box(ring, ours)
     box.put(b"last words")
     drive(ring)

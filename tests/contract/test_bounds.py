@@ -130,6 +130,8 @@ def allocated() -> int:
     libc.mallinfo2.restype = Mallinfo
     gc.collect()
     info = libc.mallinfo2()
+    if not info.in_arenas:
+        pytest.skip("another allocator takes malloc's place, as that of AddressSanitizer")
     return int(info.in_arenas + info.in_mappings)
 
 
