@@ -52,11 +52,12 @@ class RaiseAt:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
+        before = sys.gettrace()
         sys.settrace(self._trace)
         try:
             yield
         finally:
-            sys.settrace(None)
+            sys.settrace(before)
 
 
 def _where(frame: FrameType | None) -> str:
