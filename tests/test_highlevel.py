@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ringtls import (
     open_tcp_listeners,
     open_tcp_stream,
     open_tls_over_tcp_listeners,
+    open_tls_over_tcp_stream,
     open_unix_listeners,
     open_unix_socket,
     serve_tcp,
@@ -102,6 +104,14 @@ async def test_no_listener_is_left_where_one_fails(monkeypatch: pytest.MonkeyPat
     assert [listener.socket.fileno() for listener in both] == [-1, -1]
     with pytest.raises(trio.ClosedResourceError):
         await opened[0].accept()
+
+
+async def test_no_stream_is_left_if_the_context_does_not_fit(contexts: Contexts) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ssl.SSLError, match="SERVER"):
+            await open_tls_over_tcp_stream("127.0.0.1", port, ssl_context=contexts.server)
+    assert statistics().orphans_adopted == statistics().connections_open == 0
 
 
 async def test_unix(tmp_path: Path) -> None:

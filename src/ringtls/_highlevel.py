@@ -93,18 +93,23 @@ async def open_tls_over_tcp_stream(
     """Connect to a TLS server: trio.open_ssl_over_tcp_stream for TlsStream.
 
     The handshake, which checks that the certificate is valid for ``host``, is made by the first
-    call on the stream, or by ``do_handshake()``.
+    call on the stream, or by ``do_handshake()``. If this is cancelled there is no connection.
 
     Args:
       ssl_context: by default ssl.create_default_context().
+
+    Raises:
+      OSError: no address of the host could be connected to.
+      RingUnavailableError: io_uring is forced, and there is none here.
+      TypeError, ValueError, ssl.SSLError: as for TlsStream.
     """
+    context = ssl_context or ssl.create_default_context()
     stream = await open_tcp_stream(host, port, happy_eyeballs_delay=happy_eyeballs_delay)
-    return TlsStream(
-        stream,
-        ssl_context or ssl.create_default_context(),
-        server_hostname=host,
-        https_compatible=https_compatible,
-    )
+    try:
+        return TlsStream(stream, context, server_hostname=host, https_compatible=https_compatible)
+    except BaseException:
+        stream.close_unclean()
+        raise
 
 
 async def open_tcp_listeners(
@@ -112,7 +117,8 @@ async def open_tcp_listeners(
 ) -> list[SocketListener]:
     """Listen for connections: trio.open_tcp_listeners for SocketListener.
 
-    Parameters and errors are those of ``open_tls_over_tcp_listeners``.
+    Parameters and errors are those of ``open_tls_over_tcp_listeners``, and so is what a
+    cancellation leaves.
     """
     TrioDriver.current().ring  # noqa: B018 raises before there is anything to be closed
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
@@ -130,7 +136,7 @@ async def open_unix_listeners(
     """Listen for connections at a path; one listener, in a list as of the other functions.
 
     The path is made by this, and must not be there before; to remove it afterwards is left to the
-    caller. See unix(7).
+    caller. See unix(7). If this is cancelled there is no listener, but the path may have been made.
 
     Args:
       backlog: how many connections may wait to be accepted (listen(2)); None: as many as the kernel
@@ -161,9 +167,13 @@ async def open_tls_over_tcp_listeners(
 ) -> list[TlsListener]:
     """Listen for TLS connections: trio.open_ssl_over_tcp_listeners for TlsListener.
 
+    If this is cancelled there is no listener.
+
     Args:
       port: 0 lets the kernel choose one.
       host: the address to bind to; None means all.
+      backlog: how many connections may wait to be accepted (listen(2)); None: as many as the kernel
+        allows.
 
     Raises:
       OSError: the address can't be had, as when the port is in use.
@@ -210,7 +220,13 @@ async def serve_tls_over_tcp(
     closed. An exception of the handler goes to its nursery, and so by default ends the server:
     catch what one bad connection may raise.
 
-    Never returns; cancel it to stop.
+    Never returns. Cancel it to stop: listening ends at once and, unless they are in a
+    ``handler_nursery`` of yours, so do the handlers, whose streams are closed in order.
+
+    Raises:
+      OSError, RingUnavailableError: as for ``open_tls_over_tcp_listeners``. Once it serves, running
+        out of descriptors is waited out, and no more than logged.
+      ExceptionGroup: what handlers raised, if they run in this function's own nursery.
     """
     listeners = await open_tls_over_tcp_listeners(
         port, ssl_context, host=host, https_compatible=https_compatible, backlog=backlog
