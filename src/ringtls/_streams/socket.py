@@ -191,7 +191,15 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
-        """See trio.abc.SendStream."""
+        """Wait until the kernel has room for more (POLLOUT of poll(2)). See trio.abc.SendStream.
+
+        Nothing has happened if this is cancelled.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed, or ``send_eof`` was called.
+          trio.BusyResourceError: a task, or an operation, is sending.
+        """
         with self._sending:
             self._check_sendable()
             await self._transport.wait_writable()
@@ -324,7 +332,15 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     async def send_eof(self) -> None:
-        """Send FIN. Receiving goes on."""
+        """Send FIN. Receiving goes on; called again, this does nothing.
+
+        If this is cancelled, FIN was not sent.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed.
+          trio.BusyResourceError: a task, or an operation, is sending.
+        """
         with self._sending:
             await self._transport.driver.checkpoint()
             self._transport.check_open()
@@ -339,7 +355,10 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Send FIN and close. The ring reads what the peer still sends, and throws it away."""
+        """Send FIN and close. The ring reads what the peer still sends, and throws it away.
+
+        Does not wait for the peer. The end goes on whether or not this is cancelled.
+        """
         self._closing.start()
         await self._transport.driver.checkpoint()
 
@@ -352,7 +371,11 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         self._closing.abort()
 
     def reset_if_killed(self) -> None:
-        """Have the peer see a reset, and not an end, if this process is killed."""
+        """Have the peer see a reset, and not an end, if this process is killed.
+
+        A kernel that closes a killed process' sockets sends FIN, which is an end where there is no
+        TLS. This sets SO_LINGER (socket(7)) until the stream's own end.
+        """
         self._transport.reset_if_killed()
 
     def _release_to_tls(self) -> tuple[RingTransport, Closing]:
@@ -521,6 +544,7 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
         """Stop listening. Tasks in ``accept`` wake with trio.ClosedResourceError.
 
         The caller's own object is closed, too. A process that has a copy of it goes on listening.
+        The listener is closed even if this is cancelled.
         """
         self._listening.stop()
         await trio.lowlevel.checkpoint()

@@ -230,7 +230,15 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until ``send_all`` would accept something at once. See trio.abc.SendStream."""
+        """Wait until less than 256 KiB is unsent, so that ``send_all`` accepts something at once.
+
+        See trio.abc.SendStream. Nothing has happened if this is cancelled.
+
+        Raises:
+          trio.BrokenResourceError: an earlier send, or TLS, has failed.
+          trio.ClosedResourceError: the stream was closed or unwrapped, or ``send_eof`` was called.
+          trio.BusyResourceError: another task is sending.
+        """
         with self._sending:
             self._check_sendable()
             await self._driver.checkpoint_if_cancelled()
@@ -373,7 +381,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
     async def send_eof(self) -> None:
         """Send close_notify, and no FIN: the other direction goes on.
 
-        Afterwards sending raises trio.ClosedResourceError.
+        Afterwards sending raises trio.ClosedResourceError. If this is cancelled, no close_notify
+        was sent, and it can be called again.
 
         Raises:
           trio.BrokenResourceError: a send, or TLS, has failed; or a renegotiation is under way.
@@ -396,13 +405,15 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         """End TLS and keep the connection.
 
         Sends close_notify and waits for the peer's. Read to the end (b"") first if the peer may
-        still be sending.
+        still be sending. If this is cancelled, our close_notify may have been sent; called again,
+        it goes on where it was.
 
         Returns:
           The transport, and what came on it after the peer's close_notify.
 
         Raises:
-          trio.BrokenResourceError: among others if the peer still sends data.
+          trio.BrokenResourceError: the connection broke, TLS failed, or the peer still sends data,
+            which the next receive returns.
           trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
           trio.BusyResourceError: another task is sending or receiving.
         """

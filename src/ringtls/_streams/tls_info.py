@@ -118,10 +118,12 @@ class TlsInfo(Uncopyable):
 
     @property
     def server_side(self) -> bool:
+        """True for the side that has the certificate."""
         return self._session.object.server_side
 
     @property
     def server_hostname(self) -> str | None:
+        """The name that the server's certificate must have; None where none was given."""
         return self._session.object.server_hostname
 
     @property
@@ -140,7 +142,11 @@ class TlsInfo(Uncopyable):
 
     @property
     def session_reused(self) -> bool | None:
-        """Raises trio.NeedHandshakeError before the handshake, like all that follow."""
+        """Whether the handshake resumed a session.
+
+        Raises:
+          trio.NeedHandshakeError: called before the handshake, like all methods that follow.
+        """
         return self._after_handshake("session_reused").session_reused
 
     def selected_alpn_protocol(self) -> str | None:

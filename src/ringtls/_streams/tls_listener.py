@@ -44,7 +44,14 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         self._reset_on_error = reset_on_error
 
     async def accept(self) -> TlsStream[StreamT]:
-        """Accept a connection; see SocketListener.accept."""
+        """Accept a connection. Waits for no handshake.
+
+        If this is cancelled, no connection was accepted.
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed.
+          OSError: among others EMFILE and ENFILE, when no file descriptor is left.
+        """
         transport_stream = await self.transport_listener.accept()
         try:
             return TlsStream(
@@ -84,5 +91,5 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         return port
 
     async def aclose(self) -> None:
-        """Close the listener below."""
+        """Close the listener below; see SocketListener.aclose."""
         await self.transport_listener.aclose()

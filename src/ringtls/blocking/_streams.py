@@ -172,7 +172,12 @@ class SocketStream(_Stream):
             return complete(self._stream.receive_into(buffer, nbytes))
 
     def send_eof(self) -> None:
-        """Send FIN. Receiving goes on."""
+        """Send FIN. Receiving goes on; called again, this does nothing.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke.
+          trio.ClosedResourceError: the stream was closed.
+        """
         with self._call():
             complete(self._stream.send_eof())
 
@@ -342,8 +347,9 @@ class TlsStream(TlsInfo, _Stream):
           The transport, and what came on it after the peer's close_notify.
 
         Raises:
-          TimeoutError: it took longer than ``timeout``.
-          trio.BrokenResourceError: among others if the peer still sends data.
+          TimeoutError: it took longer than ``timeout``; called again, it goes on where it was.
+          trio.BrokenResourceError: the connection broke, TLS failed, or the peer still sends data,
+            which the next receive returns.
           trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         with self._call():
