@@ -84,6 +84,25 @@ async def test_data_starts_the_handshake(contexts: Contexts) -> None:
         assert await server.receive_some() == b"hello"
 
 
+async def test_a_server_receives_before_a_task_asks(contexts: Contexts) -> None:
+    client, server = tls_over(*await socket_streams(), contexts)
+    async with client, server, trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        await until(lambda: server._session.has_ciphertext)
+        await server.do_handshake()
+
+
+async def test_leaving_a_stream_that_has_ended_is_no_checkpoint(contexts: Contexts) -> None:
+    client, server = await handshaken(contexts)
+    for stream in client, server:
+        async with stream:
+            await stream.aclose()
+            with trio.testing.assert_no_checkpoints():
+                await stream.__aexit__(None, None, None)
+            with trio.testing.assert_checkpoints():
+                await stream.aclose()
+
+
 async def test_the_handshake_in_two_tasks(contexts: Contexts) -> None:
     client, server = tls_over(*await socket_streams(), contexts)
     async with client, server, trio.open_nursery() as nursery:

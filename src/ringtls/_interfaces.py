@@ -136,6 +136,9 @@ class Transport(Protocol):
         and what is on its way meanwhile.
         """
 
+    def expect_input(self) -> None:
+        """Begin to receive, if that can be done without a task: the peer speaks first."""
+
     async def receive(self) -> None:
         """Wait until something was passed on. For callers that have used up what had come.
 

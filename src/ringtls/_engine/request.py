@@ -184,6 +184,11 @@ class Request:
         return None
 
     @property
+    def was_cancelled(self) -> bool:
+        """True if it ended because of that, and did nothing."""
+        return self.result == -errno.ECANCELED and self.failure is None
+
+    @property
     def is_over(self) -> bool:
         """True when the kernel is done with it, whether or not the result was taken."""
         return self.state >= State.DONE

@@ -218,6 +218,11 @@ class Closing:
             await self._settled.wait_uncancellable()
 
     @property
+    def is_settled(self) -> bool:
+        """True if it has begun, and nobody need ``wait`` for it."""
+        return self.started and not self._is_waited_for
+
+    @property
     def _is_waited_for(self) -> bool:
         if self.transport.has_stream_below:
             return self.transport.on_crash is not None

@@ -17,7 +17,9 @@ Rules:
 6. Where a handshake ends with the peer's message (a TLS 1.3 server's does: session, rule 4), that
    is acknowledged at once. What the peer says next is small, too, and without TCP_NODELAY it waits
    for that: 40 ms, as the kernel's own acknowledgement waits for something to go with.
-7. A KeyboardInterrupt comes out where the task would wait, and not between two steps that
+7. A server's stream receives from its creation on, because the client speaks first: mostly its
+   ClientHello is there when the task begins, and need not be waited for.
+8. A KeyboardInterrupt comes out where the task would wait, and not between two steps that
    belong together.
 
 Nothing here awaits anything but the transport and its driver.
@@ -142,6 +144,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
         self._is_owner = True
+        if server_side:
+            self._transport.expect_input()
 
     # Data
 
@@ -457,7 +461,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     @enable_ki_protection
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
-        await self._end(after_error=exc_type is not None)
+        if not self._closing.is_settled:
+            await self._end(after_error=exc_type is not None)
 
     async def _end(self, seconds: float | None = None, *, after_error: bool = False) -> None:
         """Begin the end, unless that has happened, and wait for its outcome (Closing.start)."""

@@ -117,6 +117,9 @@ class BaseTransport:
         self.error: OSError | None = None
         self._progress: WaitQueue = driver.wait_queue()
 
+    def expect_input(self) -> None:
+        """Nothing that can be done beforehand."""
+
     def attach(self, sink: Sink, on_end: Callable[[], object]) -> None:
         self._sink = sink
         self._on_end = on_end

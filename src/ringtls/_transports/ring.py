@@ -84,6 +84,11 @@ class RingTransport(BaseTransport):
         if self.closing or (self.input_error is not None and not self._unread):
             self._check_receivable()
 
+    def expect_input(self) -> None:
+        if self._input is None:
+            with suppress(OSError):  # the ring has failed, or memory is short: a receive will tell
+                self._start_input()
+
     def look(self) -> bool:
         if self._input is None and not self._input_ended and self.input_error is None:
             self._start_input()
@@ -123,12 +128,11 @@ class RingTransport(BaseTransport):
 
     def _end_input(self, request: Request) -> None:
         self._input = None
-        error = request.error() or reset_met(self.error)
-        if error is None:
-            self._input_ended = True
-            self._on_end()
-        elif error.errno != errno.ECANCELED:
-            self.input_error = error
+        if not request.was_cancelled:
+            self.input_error = request.error() or reset_met(self.error)
+            if self.input_error is None:
+                self._input_ended = True
+                self._on_end()
         self._arrived.wake()
 
     # As a side of a relay
@@ -326,7 +330,8 @@ class RingTransport(BaseTransport):
     def _closed(self, request: Request) -> None:
         if request.failure is not None:
             self._flushed(request.error())
-        self.socket.close_descriptor()  # open if it was never released: the run crashed
+        if self.socket.fileno() >= 0:  # it was never released: the run crashed
+            self.socket.close_descriptor()
         if self._on_closed is not None:
             on_closed, self._on_closed = self._on_closed, None
             on_closed(acknowledged=request.result <= 0)
