@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from ringtls import SocketStream, TlsStream
 from ringtls._cli.certificates import make_certificate
@@ -710,6 +711,57 @@ def test_a_changed_file_is_noticed(start: Start, tmp_path: Path, size: int) -> N
         wait_until(lambda: content() == b"c" * (size + 1))
         file.unlink()
         wait_until(lambda: content() == b"404 Not Found\n")
+
+
+class CountedDirectory(Directory):
+    """Counts what is opened; only when released."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.opened = 0
+        self.may_open = threading.Event()
+
+    def open(self, segments: list[str]) -> OpenFile:
+        self.may_open.wait()
+        self.opened += 1
+        return super().open(segments)
+
+
+async def test_a_file_that_many_ask_for_is_looked_up_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    directory = CountedDirectory(tmp_path)
+    cache = files.FileCache(directory, Policy())
+    found = []
+
+    async def find() -> None:
+        found.append(await cache.find(b"/file"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(find)
+        await trio.testing.wait_all_tasks_blocked()
+        directory.may_open.set()
+    assert len(found) == 10
+    assert directory.opened == 1
+
+
+async def test_what_many_ask_for_in_vain_is_missing_for_all(tmp_path: Path) -> None:
+    directory = CountedDirectory(tmp_path)
+    cache = files.FileCache(directory, Policy())
+    missed = []
+
+    async def find() -> None:
+        try:
+            await cache.find(b"/file")
+        except FileNotFoundError as error:
+            missed.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(find)
+        await trio.testing.wait_all_tasks_blocked()
+        directory.may_open.set()
+    assert len(missed) == 10
 
 
 async def test_files_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ Rules:
 4. The cache is bounded, in entries and in bytes. The entry that was not asked for longest goes
    first: each check moves an entry to the end of the queue. A file that is being sent stays open.
 5. A target that leads to nothing is not remembered: a client can make up any number of them.
+6. Who asks for what another connection is looking up waits for that. Else the first requests of
+   many connections, for the same file, would each open and read it, all at the same time.
 """
 
 from __future__ import annotations
@@ -147,6 +149,7 @@ class FileCache:
         self._directory = directory
         self._policy = policy
         self._found: dict[bytes, Found] = {}
+        self._lookups: dict[bytes, trio.Event] = {}  # set when they are over
         self._memory = 0
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._entries = min(ENTRIES, int(descriptors * SHARE))
@@ -165,14 +168,22 @@ class FileCache:
           BadTargetError, FileNotFoundError, PermissionError
           OSError: this machine is to blame.
         """
+        if path in self._lookups:
+            await self._lookups[path].wait()
+            if (found_meanwhile := self.get(path)) is not None:
+                return found_meanwhile
         known = self._found.get(path)
         if known is not None:
             known.checked_at = time.monotonic()  # the others go on with it meanwhile
+        lookup = self._lookups.setdefault(path, trio.Event())
         try:
             found = await trio.to_thread.run_sync(self._look_up, path)
         except OSError:
             self._forget(path)
             raise
+        finally:
+            self._lookups.pop(path, None)
+            lookup.set()
         if known is not None and isinstance(found, Found) and found.identity == known.identity:
             found = known
         self._forget(path)

@@ -191,9 +191,7 @@ class _Process:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
         def begin(stream: trio.SocketStream) -> None:
-            nursery.start_soon(
-                answer, stream, self._render, lambda: not self._accepting.cancel_called
-            )
+            nursery.start_soon(answer, stream, self._render, self._is_healthy)
 
         await accept_forever(listener.accept, begin)
 
