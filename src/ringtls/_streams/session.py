@@ -143,13 +143,12 @@ class TlsSession:
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take in what came from the peer. It is copied."""
         self.has_ciphertext = True
-        if self._may_wait_in_bio(len(data)):
-            self._bios.incoming.write(data)
-            self._bios.holder = self
-            return
         backlog = self._backlog
         if not backlog and len(data) <= CHUNK_SIZE:
             backlog.append(bytes(data))
+        elif self._may_wait_in_bio(len(data)):
+            self._bios.incoming.write(data)
+            self._bios.holder = self
         elif backlog and len(backlog[-1]) + len(data) <= CHUNK_SIZE:
             backlog[-1] = b"".join((backlog[-1], data))
         else:
