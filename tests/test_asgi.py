@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -11,16 +12,19 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h2.config
 import h2.connection
+import h2.errors
 import h2.events
 import httpx
 import pytest
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection
 from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
 
+from ringtls._cli.certificates import make_certificate
 from ringtls.httpcore import transport
 
 from .conftest import Contexts, contexts_of
@@ -34,12 +38,14 @@ ROOT = Path(__file__).parent.parent
 
 Start = Callable[..., Server]
 
+Event = TypeVar("Event", bound=h2.events.Event)
+
 
 @pytest.fixture
 def start(contexts: Contexts, tmp_path: Path) -> Iterator[Start]:
     servers: list[Server] = []
 
-    def start(application: str, *arguments: str) -> Server:
+    def start(application: str, *arguments: str, contexts: Contexts = contexts) -> Server:
         subcommand = ["asgi", f"tests.{application}"]
         log = tmp_path / f"stderr-{len(servers)}"
         made = Server(contexts, ROOT, log, *arguments, subcommand=subcommand, cwd=ROOT)
@@ -80,6 +86,79 @@ class WebSocketPeer:
         self.protocol.receive_data(head + self.peer.receive(head[1]))
         (event,) = self.protocol.events()
         return event
+
+
+class Http2Peer:
+    """The client's side of HTTP/2, over a raw peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.http2 = h2.connection.H2Connection()
+        self.http2.initiate_connection()
+        self._events: list[h2.events.Event] = []
+
+    def request(self, stream: int, path: str, *, ends: bool = True, **pseudo: str) -> None:
+        known = {"method": "GET", "path": path, "scheme": "https", "authority": "localhost"}
+        headers = [(f":{name}", value) for name, value in (known | pseudo).items()]
+        self.http2.send_headers(stream, [*headers, ("sec-websocket-version", "13")], ends)
+        self.peer.send(self.http2.data_to_send())
+
+    def send(self, stream: int, data: bytes, *, ends: bool = False) -> None:
+        self.http2.send_data(stream, data, ends)
+        self.peer.send(self.http2.data_to_send())
+
+    def receive(self, kind: type[Event], stream: int) -> Event:
+        """The next of its kind, on a stream; what comes before it is dropped."""
+        while True:
+            while self._events:
+                event = self._events.pop(0)
+                if isinstance(event, kind) and event.stream_id == stream:  # type: ignore[attr-defined]
+                    return event
+            self._events += self.http2.receive_data(self.peer.receive(1))
+
+    def get(self, stream: int) -> bytes:
+        self.request(stream, "/")
+        return self.receive(h2.events.DataReceived, stream).data
+
+    def end(self) -> list[h2.events.Event]:
+        """What still comes, until a clean end."""
+        end = self.peer.end()
+        assert end.is_clean
+        return self._events + self.http2.receive_data(end.data)
+
+
+class Http2WebSocket:
+    """The client's side of a WebSocket over HTTP/2: RFC 8441."""
+
+    def __init__(self, peer: Http2Peer, stream: int) -> None:
+        self._peer = peer
+        self._stream = stream
+        self.protocol = Connection(ConnectionType.CLIENT)
+        self._events: list[Any] = []
+        peer.request(stream, "/talk", ends=False, method="CONNECT", protocol="websocket")
+        response = peer.receive(h2.events.ResponseReceived, stream)
+        assert (b":status", b"200") in response.headers
+
+    def send(self, event: Any) -> None:
+        self._peer.send(self._stream, self.protocol.send(event))
+
+    def receive(self) -> Any:
+        while not self._events:
+            self.take(self._peer.receive(h2.events.DataReceived, self._stream))
+        return self._events.pop(0)
+
+    def take(self, event: h2.events.DataReceived) -> None:
+        self.protocol.receive_data(event.data)
+        self._events += self.protocol.events()
+
+    def say(self, text: str) -> str:
+        self.send(TextMessage(data=text))
+        answer: str = self.receive().data
+        return answer
+
+    def receive_end(self) -> None:
+        self._peer.receive(h2.events.StreamEnded, self._stream)
+        self._peer.send(self._stream, b"", ends=True)
 
 
 def peer_of(server: Server, contexts: Contexts, *, alpn: str = "http/1.1") -> Peer:
@@ -188,24 +267,10 @@ def test_a_slow_head(contexts: Contexts, start: Start) -> None:
 
 def test_http2_says_goaway(contexts: Contexts, start: Start) -> None:
     server = start(APPLICATION)
-    peer = peer_of(server, contexts, alpn="h2")
-    client = h2.connection.H2Connection()
-    client.initiate_connection()
-    client.send_headers(
-        1,
-        [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "localhost")],
-        end_stream=True,
-    )
-    peer.send(client.data_to_send())
-    answered = False
-    while not answered:
-        events = client.receive_data(peer.receive(1))
-        answered = any(isinstance(event, h2.events.StreamEnded) for event in events)
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    assert peer.get(1) == b"2"
     server.process.send_signal(signal.SIGTERM)
-    end = peer.end()
-    assert end.is_clean
-    events = client.receive_data(end.data)
-    (goaway,) = [event for event in events if isinstance(event, h2.events.ConnectionTerminated)]
+    (goaway,) = (e for e in peer.end() if isinstance(e, h2.events.ConnectionTerminated))
     assert (goaway.error_code, goaway.last_stream_id) == (0, 1)
     assert server.wait() == 0
 
@@ -222,6 +287,74 @@ def test_a_websocket_is_told_to_go_away(contexts: Contexts, start: Start) -> Non
     assert isinstance(event, CloseConnection)
     assert event.code == 1001
     assert server.wait() == 0
+
+
+# WebSockets over HTTP/2
+
+
+def test_websockets_over_http2(contexts: Contexts, start: Start) -> None:
+    """One ends by the client, one by the application; a request is not disturbed."""
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    first, second = Http2WebSocket(peer, 1), Http2WebSocket(peer, 3)
+    for websocket in (first, second):
+        assert websocket.say("hello") == "hello"
+    first.send(CloseConnection(code=1000))
+    assert first.receive().code == 1000
+    first.receive_end()
+    assert second.say("over") == "over"
+    event = second.receive()
+    assert event.code == 3000
+    second.send(event.response())
+    second.receive_end()
+    assert peer.get(5) == b"2"
+    server.process.send_signal(signal.SIGTERM)
+    peer.end()
+    assert server.wait() == 0
+    assert "rror" not in server.log()
+
+
+def test_websockets_over_http2_are_told_to_go_away(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION, "--graceful-timeout", "0")
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    websockets = {stream: Http2WebSocket(peer, stream) for stream in (1, 3)}
+    for websocket in websockets.values():
+        assert websocket.say("hello") == "hello"
+    server.process.send_signal(signal.SIGTERM)
+    events = peer.end()
+    assert isinstance(events[-1], h2.events.ConnectionTerminated)
+    for stream, websocket in websockets.items():
+        data, ended = (e for e in events if getattr(e, "stream_id", None) == stream)
+        assert isinstance(data, h2.events.DataReceived)
+        websocket.take(data)
+        assert websocket.receive().code == 1001
+        assert isinstance(ended, h2.events.StreamEnded)
+    assert server.wait() == 0
+
+
+# Streams of HTTP/2
+
+
+def test_the_rest_of_a_request_that_was_answered(contexts: Contexts, start: Start) -> None:
+    """It is thrown away; other streams of the connection go on."""
+    peer = Http2Peer(peer_of(start(APPLICATION), contexts, alpn="h2"))
+    peer.request(1, "/early", ends=False, method="POST")
+    assert peer.receive(h2.events.DataReceived, 1).data == b"early"
+    peer.receive(h2.events.StreamEnded, 1)
+    peer.send(1, PIECE)
+    peer.send(1, b"", ends=True)
+    assert peer.get(3) == b"2"
+    peer.peer.sock.close()
+
+
+def test_an_answer_that_is_left_unfinished(contexts: Contexts, start: Start) -> None:
+    """Its client does not wait for the rest."""
+    peer = Http2Peer(peer_of(start(APPLICATION), contexts, alpn="h2"))
+    peer.request(1, "/half")
+    reset = peer.receive(h2.events.StreamReset, 1)
+    assert reset.error_code is h2.errors.ErrorCodes.INTERNAL_ERROR
+    assert peer.get(3) == b"2"
+    peer.peer.sock.close()
 
 
 # Applications
@@ -295,6 +428,77 @@ def test_one_that_is_not_there(application: str, text: str) -> None:
 
 def test_workers_say_it_too() -> None:
     assert "not today" in said("tests.support.application:unwilling", "--workers", "2")
+
+
+# WSGI
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_wsgi_application(contexts: Contexts, start: Start, http2: bool) -> None:
+    server = start("applications.of_flask:app")
+    url = f"https://localhost:{server.port}"
+    async with client_of(contexts, http2=http2) as client:
+        assert (await client.get(url)).text == "hello"
+        assert (await client.post(f"{url}/echo", content=PIECE)).content == PIECE
+        assert (await client.get(f"{url}/fail")).status_code == 500
+    assert server.stop() == 0
+
+
+def end_by_close_notify(peer: Peer) -> None:
+    peer.send_close_notify()
+    peer.end()
+
+
+@pytest.mark.parametrize("end", [end_by_close_notify, Peer.vanish])
+@pytest.mark.parametrize("framing", [b"Content-Length: 10", b"Transfer-Encoding: chunked"])
+async def test_a_wsgi_application_is_not_given_half_a_request(
+    contexts: Contexts, start: Start, end: Callable[[Peer], None], framing: bytes
+) -> None:
+    server = start("applications.of_flask:app", "--graceful-timeout", "600")
+    peer = peer_of(server, contexts)
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    peer.send(head + framing + b"\r\n\r\n")
+    read_head(peer)
+    peer.send(b"5\r\n12345\r\n" if b"chunked" in framing else b"12345")
+    end(peer)
+    async with client_of(contexts) as client:
+        await client.post(f"https://localhost:{server.port}/echo", content=b"all")
+    assert server.stop() == 0
+    assert server.stdout.read() == "3 bytes\n"
+
+
+# SIGHUP
+
+
+@pytest.mark.parametrize("mode", [(), ("--workers", "2")])
+async def test_sighup_loads_the_certificate(
+    contexts: Contexts, start: Start, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    """For connections to come. What is being served goes on, in the same application."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    shutil.copy(contexts.certificate, certificate)
+    shutil.copy(contexts.key, key)
+    server = start(APPLICATION, *mode, contexts=contexts_of(contexts.ca, certificate, key))
+    workers = server.workers()
+    before = peer_of(server, contexts)
+    before.send(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nha")
+    (tmp_path / "new").mkdir()
+    new = make_certificate(tmp_path / "new")
+    shutil.copy(new.certificate, certificate)
+    shutil.copy(new.key, key)
+    server.process.send_signal(signal.SIGHUP)
+    loaded = "the certificates were loaded anew\n"
+    wait_until(lambda: server.log().count(loaded) == len(workers) + 1)
+    after = peer_of(server, contexts_of(new.ca, new.certificate, new.key))
+    after.send(GET)
+    assert read_head(after).startswith(b"HTTP/1.1 200 ")
+    before.send(b"lf")
+    assert read_head(before).startswith(b"HTTP/1.1 200 ")
+    assert server.workers() == workers
+    server.process.send_signal(signal.SIGTERM)
+    assert after.end().is_clean
+    assert before.end().is_clean
+    assert server.wait() == 0
 
 
 # What is known of clients

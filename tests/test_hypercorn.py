@@ -111,7 +111,7 @@ async def test_one_that_does_not_start(contexts: Contexts) -> None:
 
 
 def test_without_hypercorn_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hypercorn.events", None)
+    monkeypatch.setitem(sys.modules, "hypercorn.trio.lifespan", None)
     monkeypatch.delitem(sys.modules, "ringtls.hypercorn")
     text = r"^ringtls.hypercorn needs hypercorn: pip install 'ringtls\[asgi\]'$"
     with pytest.raises(ModuleNotFoundError, match=text):

@@ -80,6 +80,12 @@ async def _fail(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     raise ValueError("this application has a fault")
 
 
+async def _fail_amid_an_answer(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    await _start(send)
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    raise ValueError("this application has a fault")
+
+
 async def _tell_of_tls(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     await _start(send)
     body = json.dumps(scope["extensions"].get("tls")).encode()
@@ -87,11 +93,13 @@ async def _tell_of_tls(scope: dict[str, Any], receive: Receive, send: Send) -> N
 
 
 async def _talk(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """A WebSocket's messages go back."""
+    """A WebSocket's messages go back; "over" is the last."""
     await receive()
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": message["text"]})
+        if message["text"] == "over":
+            await send({"type": "websocket.close", "code": 3000})
 
 
 async def _start(send: Send, *headers: tuple[bytes, bytes]) -> None:
@@ -105,6 +113,7 @@ _PATHS = {
     "/early": _answer_early,
     "/cancelled": _cancel_sends,
     "/fail": _fail,
+    "/half": _fail_amid_an_answer,
     "/tls": _tell_of_tls,
     "/talk": _talk,
 }

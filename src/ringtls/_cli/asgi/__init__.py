@@ -1,4 +1,4 @@
-"""``ringtls asgi``: an ASGI application over HTTP/1.1, HTTP/2 and WebSocket."""
+"""``ringtls asgi``: an ASGI or WSGI application over HTTP/1.1, HTTP/2 and WebSocket."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Name the arguments of this command."""
     parser = subparsers.add_parser(
         "asgi",
-        help="serve an ASGI application over HTTPS",
-        description="Serve an ASGI application over HTTPS: HTTP/1.1, HTTP/2 and WebSocket.",
+        help="serve an ASGI or WSGI application over HTTPS",
+        description="Serve an ASGI or WSGI application over HTTPS: HTTP/1.1, HTTP/2, WebSocket.",
     )
     parser.add_argument(
         "application",
