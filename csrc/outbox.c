@@ -142,14 +142,19 @@ static void drop_all(struct rtl_ring *r, struct rtl_request *req)
 		drop_head(r, req);
 }
 
+static void skip(struct rtl_segment *s, unsigned int sent)
+{
+	s->base += sent;
+	s->len -= sent;
+}
+
 static void advance(struct rtl_ring *r, struct rtl_request *req,
 		    unsigned int sent)
 {
 	struct rtl_segment *s = req->u.out.head;
 
 	req->u.out.pending -= sent;
-	s->base += sent;
-	s->len -= sent;
+	skip(s, sent);
 	if (!s->len)
 		drop_head(r, req);
 }
@@ -293,8 +298,7 @@ static int begin_to_send(struct rtl_ring *r, int fd, struct rtl_segment *s)
 
 	if (sent < 0)
 		return sent == -EAGAIN ? 0 : (int)sent;
-	s->base += sent;
-	s->len -= (unsigned int)sent;
+	skip(s, (unsigned int)sent);
 	return 0;
 }
 
