@@ -17,7 +17,7 @@ from .conftest import Contexts
 from .support.clogging import SMALL, clog, let_both_clog
 from .support.peer import adapted_socket_stream
 from .support.streams import handshaken, tcp_pair
-from .support.waiting import until
+from .support.waiting import LIMIT, until
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,7 +141,7 @@ def test_without_a_ring() -> None:
         env=os.environ | {"RINGTLS_ENGINE": "io_uring"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert done.stderr == ""
     assert done.stdout == "b'no ring'\n" * 2

@@ -602,7 +602,7 @@ def test_what_another_signals_handler_raises(contexts: Contexts) -> None:
 def test_there_is_one_tls_and_one_closing() -> None:
     """D5: the blocking face has neither session nor closing logic of its own."""
     package = Path(ringtls.__file__).parent
-    for module in (package / "_drivers" / "blocking.py", *(package / "blocking").iterdir()):
+    for module in (package / "_drivers" / "blocking.py", *(package / "blocking").glob("*.py")):
         source = module.read_text()
         for name in ("SSLObject", "MemoryBIO", "TlsSession(", "Closing(", "SHUT_WR", "enqueue"):
             assert name not in source, (module, name)

@@ -22,6 +22,8 @@ from ringtls._cli.doctor import checks
 from ringtls._cli.doctor.checks import Check, Finding, Status
 from ringtls._engine.availability import unavailable
 
+from .support.waiting import LIMIT
+
 ROOT = Path(__file__).parent.parent
 
 RUN_REFUSED = """
@@ -92,7 +94,7 @@ def run_refused(error: int, *arguments: str, engine: str = "") -> subprocess.Com
         env=os.environ | {"RINGTLS_ENGINE": engine},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
 
 

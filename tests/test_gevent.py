@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from .support.waiting import LIMIT
+
 GREENLETS = """
 import socket, sys
 if sys.argv[1] == "patched":
@@ -37,7 +39,7 @@ def test_under_gevent(how: str, words: str) -> None:
         [sys.executable, "-W", "error", "-c", GREENLETS, how],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert done.stderr == ""
     assert words in done.stdout

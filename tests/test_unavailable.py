@@ -16,6 +16,7 @@ from ringtls._engine.availability import remedy, unavailable
 from ringtls._engine.ring import Ring
 
 from .support.streams import open_fds
+from .support.waiting import LIMIT
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +76,7 @@ def run_child(program: str, error: int, engine: str) -> str:
         env=os.environ | {"RINGTLS_ENGINE": engine},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert done.stderr == ""
     assert done.returncode == 0

@@ -174,7 +174,9 @@ def _of_tls(stream: _tls.TlsStream[Any]) -> dict[Any, Callable[[], Any]]:
         TLSAttribute.cipher: stream.cipher,
         TLSAttribute.peer_certificate: stream.getpeercert,
         TLSAttribute.peer_certificate_binary: partial(stream.getpeercert, binary_form=True),
-        TLSAttribute.shared_ciphers: stream.shared_ciphers,
+        TLSAttribute.shared_ciphers: lambda: (
+            stream.shared_ciphers() if stream.server_side else None
+        ),
         TLSAttribute.tls_version: stream.version,
     }
 

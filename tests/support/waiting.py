@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 #: Seconds after which what should happen is taken for missing. Less than a test may take in all.
-LIMIT = 60.0
+LIMIT = 120.0
 
 PAUSE = 0.001
 
