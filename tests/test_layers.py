@@ -25,7 +25,15 @@ LAYERS = (
     ("_interfaces",),
     ("_transports", "_drivers"),
     ("_streams",),
-    ("_accepting", "_as_trio", "_combinators", "_connecting", "_destructor", "_highlevel"),
+    (
+        "_accepting",
+        "_as_trio",
+        "_combinators",
+        "_connecting",
+        "_destructor",
+        "_highlevel",
+        "_ownership",
+    ),
     ("_api", "__init__", "anyio", "blocking", "httpcore", "hypercorn"),
     ("_cli", "__main__", "lint", "pytest_plugin"),
 )

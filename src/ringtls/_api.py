@@ -2,7 +2,7 @@
 
 from ._as_trio import register_as_trio
 from ._combinators import aclose_all, must_complete, replace
-from ._destructor import AsyncDestructor, borrowed
+from ._destructor import AsyncDestructor
 from ._errors import RingUnavailableError, TruncationError
 from ._highlevel import (
     open_tcp_listeners,
@@ -16,6 +16,7 @@ from ._highlevel import (
     statistics,
 )
 from ._outcome import CloseOutcome
+from ._ownership import borrowed
 from ._statistics import Statistics
 from ._streams.operation import Operation
 from ._streams.relay import relay

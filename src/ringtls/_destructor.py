@@ -40,12 +40,11 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial, wraps
 from inspect import iscoroutinefunction
-from types import FunctionType, MemberDescriptorType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, TypeVar, final
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NoReturn, final
 from weakref import ref
 
 import trio
@@ -54,6 +53,7 @@ from trio.lowlevel import enable_ki_protection
 from ._combinators import Patience, close_one, run_apart
 from ._drivers.trio import TrioDriver
 from ._log import log
+from ._ownership import RECORD, Ownership, attributes
 from ._streams import leaks
 from ._streams.closing import checked_timeout
 from ._streams.operation import check_run
@@ -63,12 +63,10 @@ from ._streams.tls import TlsStream
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["TRANSITIONS", "AsyncDestructor", "Event", "Phase", "borrowed"]
+__all__ = ["TRANSITIONS", "AsyncDestructor", "Event", "Phase"]
 
 #: Seconds that adestroy() may take.
 DESTROY_TIMEOUT = 5.0
-
-T = TypeVar("T")
 
 
 class Phase(enum.IntEnum):
@@ -110,24 +108,6 @@ class _Made(enum.Enum):
     YES = enum.auto()
 
 
-class _Borrowed:
-    """What borrowed() hands to an attribute, or to a constructor."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-
-def borrowed(value: T) -> T:
-    """Mark what an AsyncDestructor uses and does not own: ``self.stream = borrowed(stream)``.
-
-    To be assigned to an attribute of an AsyncDestructor, or passed to its constructor, which both
-    get ``value`` itself. It is then not closed by that object, whatever attribute it is in.
-    """
-    return _Borrowed(value)  # type: ignore[return-value]
-
-
 #: Whose adestroy() the current task runs in.
 _current: ContextVar[Destruction] = ContextVar("ringtls destruction")
 
@@ -138,10 +118,7 @@ class Destruction:
     __slots__ = (
         "_afterwards",
         "_awaited",
-        "_borrowed",
         "_dropped",
-        "_lent",
-        "_order",
         "_over",
         "_patience",
         "_ref",
@@ -151,6 +128,7 @@ class Destruction:
         "made_at",
         "name",
         "owner",
+        "ownership",
         "phase",
         "timeout",
     )
@@ -168,9 +146,7 @@ class Destruction:
         self.owner: Destruction | None = None
         self._ref = ref(value)
         self._dropped: AsyncDestructor | None = None
-        self._order: dict[str, None] = {}  # of attributes, as they were first assigned
-        self._borrowed: dict[str, object] = {}  # by the attribute that it was assigned to
-        self._lent: list[object] = []  # to the constructor
+        self.ownership = Ownership()
         self._awaited: list[Destruction] = []
         self._afterwards: list[Callable[[], object]] = []
         self._patience = Patience()
@@ -181,36 +157,6 @@ class Destruction:
         leaks.still_open.add(self)
         self.driver.register(self)
 
-    # Attributes
-
-    def assigned(self, name: str, value: object) -> object:
-        """Note that an attribute is assigned; returns what it is to hold."""
-        self._order[name] = None
-        if type(value) is _Borrowed:
-            value = self._borrowed[name] = value.value
-        return value
-
-    def lend(self, argument: Any) -> Any:
-        """What a constructor gets as its argument: borrowed() does not show there."""
-        if type(argument) is not _Borrowed:
-            return argument
-        self._lent.append(argument.value)
-        return argument.value
-
-    def owned(self, value: AsyncDestructor) -> list[trio.abc.AsyncResource]:
-        """The async resources among the attributes, once each, in the order of rule A3."""
-        held = _attributes(value)
-        names = [name for name in self._order if name in held]
-        names += [name for name in held if name not in self._order]
-        spared = [value, *self._lent, *self._borrowed.values()]
-        resources: list[trio.abc.AsyncResource] = []
-        for name in names:
-            resource = held[name]
-            if _is_resource(resource) and not any(resource is each for each in spared):
-                resources.append(resource)
-                spared.append(resource)
-        return resources
-
     # Its owner (rule 5)
 
     @property
@@ -218,7 +164,7 @@ class Destruction:
         return self.owner is not None and self.owner.phase is not Phase.DESTROYED
 
     def _claim(self, value: AsyncDestructor) -> None:
-        for resource in self.owned(value):
+        for resource in self.ownership.of(value):
             if isinstance(resource, AsyncDestructor):
                 child = destruction_of(resource)
                 if not child._has_owner and not self._is_owned_by(child):
@@ -388,7 +334,7 @@ class Destruction:
         except BaseException as error:
             errors.append(error)
         self._step(Event.RETURNED)
-        for resource in self.owned(value):
+        for resource in self.ownership.of(value):
             raised = await close_one(resource, self._patience)
             errors += [] if raised is None else [raised]
         self._end(Event.CLOSED)
@@ -407,7 +353,7 @@ class Destruction:
 
     def _is_made(self, value: AsyncDestructor) -> bool:
         """Rule 6. Without a call of ``__init__`` it is one as soon as it has attributes."""
-        return self.made is _Made.YES or (self.made is _Made.NOT_BEGUN and bool(_attributes(value)))
+        return self.made is _Made.YES or (self.made is _Made.NOT_BEGUN and bool(attributes(value)))
 
     async def _run_adestroy(self, value: AsyncDestructor, errors: list[BaseException]) -> None:
         timeout = DESTROY_TIMEOUT
@@ -501,13 +447,13 @@ class AsyncDestructor(trio.abc.AsyncResource):
                 raise TypeError(f"{cls.__name__}() takes no arguments")
             value = super().__new__(cls)
             destruction = Destruction(driver, value, made)
-            object.__setattr__(value, _SLOT, destruction)
+            object.__setattr__(value, RECORD, destruction)
             destruction.hold_the_run()
             return value
 
         @enable_ki_protection
         def __setattr__(self, name: str, value: object) -> None:
-            super().__setattr__(name, self.__destruction.assigned(name, value))
+            super().__setattr__(name, self.__destruction.ownership.assigned(name, value))
 
     async def adestroy(self) -> None:
         """The end, to be written by a subclass. Called once, by ringtls: call ``aclose()``.
@@ -582,9 +528,7 @@ class AsyncDestructor(trio.abc.AsyncResource):
         self.__destruction.drop(self)
 
 
-_SLOT = "_AsyncDestructor__destruction"
-
-_slot = AsyncDestructor.__dict__[_SLOT]
+_slot = AsyncDestructor.__dict__[RECORD]
 
 
 def destruction_of(value: AsyncDestructor) -> Destruction:
@@ -607,7 +551,7 @@ def _guard_init(cls: type[AsyncDestructor]) -> bool:
             return
         destruction = destruction_of(self)
         destruction.made = _Made.NOT_YET
-        lend = destruction.lend
+        lend = destruction.ownership.lend
         try:
             init(self, *map(lend, args), **{name: lend(kwargs[name]) for name in kwargs})
         except BaseException:
@@ -618,20 +562,3 @@ def _guard_init(cls: type[AsyncDestructor]) -> bool:
     guarded.guarded_class = cls  # type: ignore[attr-defined]
     cls.__init__ = guarded  # type: ignore[assignment, method-assign]
     return True
-
-
-def _attributes(value: AsyncDestructor) -> dict[str, object]:
-    """What the value holds: in slots, those of its bases first, and in its ``__dict__``."""
-    held: dict[str, object] = {}
-    for cls in reversed(type(value).__mro__):
-        for name, member in vars(cls).items():
-            if isinstance(member, MemberDescriptorType) and name != _SLOT:
-                with suppress(AttributeError):  # nothing was assigned
-                    held[name] = member.__get__(value)
-    with suppress(AttributeError):  # it has slots only
-        held.update(object.__getattribute__(value, "__dict__"))
-    return held
-
-
-def _is_resource(value: object) -> TypeGuard[trio.abc.AsyncResource]:
-    return callable(getattr(type(value), "aclose", None))

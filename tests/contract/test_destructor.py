@@ -20,7 +20,7 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls import AsyncDestructor, _destructor, aclose_all, borrowed
+from ringtls import AsyncDestructor, _destructor, _ownership, aclose_all, borrowed
 from ringtls._destructor import TRANSITIONS, Event, Phase
 
 from ..support.injection import InjectedError, RaiseAt
@@ -508,7 +508,11 @@ def test_a2_sigint() -> None:
 
 
 #: Where a destructor's end is run.
-MODULES = (_destructor.__file__, str(sys.modules["ringtls._combinators"].__file__))
+MODULES = (
+    _destructor.__file__,
+    _ownership.__file__,
+    str(sys.modules["ringtls._combinators"].__file__),
+)
 
 
 def play(number: int) -> tuple[bool, list[str]]:
