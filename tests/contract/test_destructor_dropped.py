@@ -23,7 +23,7 @@ from ringtls._streams import leaks
 
 from ..conftest import Contexts
 from ..support.peer import End, meet
-from ..support.processes import fork
+from ..support.processes import exit_status, fork
 from ..support.streams import socket_streams
 from ..support.values import Value, whole
 from .test_combinators import Resource, Stuck
@@ -521,11 +521,6 @@ async def test_a4_it_is_no_connection() -> None:
 
 
 # Another process
-
-
-def exit_status(child: int) -> int:
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 async def test_c14_a_forked_child_does_not_destroy() -> None:

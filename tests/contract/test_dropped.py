@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import socket
 import threading
+from contextlib import suppress
 
 import pytest
 import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import TlsStream
+from ringtls import SocketStream, TlsStream
+from ringtls._engine.descriptors import is_gone
+from ringtls._streams.closing import Phase
 
 from ..conftest import Contexts
 from ..support.clogging import ACCEPTED, SMALL, is_full
 from ..support.peer import Meet, Peer
-from ..support.processes import fork, in_child, wait_for_child
+from ..support.processes import exit_status, fork, in_child, wait_for_child
+from ..support.streams import set_buffers, tcp_pair
 from ..support.waiting import cut_off, until
 
 pytestmark = pytest.mark.ringtls_allow_unclosed
@@ -120,6 +126,44 @@ async def test_c14_a_child_that_goes_on_with_the_run(contexts: Contexts, meet: M
         end = await in_thread(peer.end)
     assert end.is_clean
     assert end.data == data
+
+
+def test_c14_a_child_that_goes_on_to_the_end_of_the_run(contexts: Contexts) -> None:
+    """It neither gives up what its parent is delivering, nor says so.
+
+    The parent is a child of the test, too: forks share trio's epoll, and one has to go.
+    """
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+
+    async def main() -> None:
+        ours, theirs = tcp_pair(SMALL)
+        while not is_full(ours):
+            with suppress(BlockingIOError):
+                ours.send(bytes(SMALL), socket.MSG_DONTWAIT)
+        set_buffers(8 * SMALL, ours)  # the kernel takes more, and the peer does not
+        stream = TlsStream(
+            SocketStream(ours),
+            contexts.client,
+            server_hostname="localhost",
+            reset_on_error=True,
+        )
+        await cut_off(stream.do_handshake)
+        stream._closing.start(after_error=True)
+        await until(lambda: stream._closing._phase is Phase.DELIVERING)
+        if child := fork():
+            status = exit_status(child)
+            os._exit(status or int(is_gone(stream.transport_stream.socket.fileno())))
+        kept.extend([stream, theirs])
+
+    def parent() -> None:
+        logging.getLogger("ringtls").addHandler(handler)
+        trio.run(main)
+        assert not records
+
+    kept: list[object] = []
+    in_child(parent)
 
 
 def test_c14_a_run_of_its_own_in_a_child(contexts: Contexts, meet: Meet) -> None:

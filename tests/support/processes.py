@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from .waiting import LIMIT
 
-__all__ = ["fork", "in_child", "wait_for_child"]
+__all__ = ["exit_status", "fork", "in_child", "wait_for_child"]
 
 
 def fork() -> int:
@@ -24,9 +24,14 @@ def fork() -> int:
     return child
 
 
-def wait_for_child(child: int) -> None:
+def exit_status(child: int) -> int:
+    """Wait for its end."""
     _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    return os.waitstatus_to_exitcode(status)
+
+
+def wait_for_child(child: int) -> None:
+    assert exit_status(child) == 0
 
 
 def in_child(function: Callable[[], object]) -> None:

@@ -363,6 +363,8 @@ class TrioDriver(trio.abc.Instrument):
             self._fail(failure)
 
     def after_run(self) -> None:
+        if self.is_forked:
+            return  # all of it is the parent's
         give_up(self._endings)  # none is left, unless the run has crashed
         if self._ring is None or self._ring.close(timeout=1.0):
             os.close(self._wakeup_fd)  # else the kernel may still write to it
