@@ -24,6 +24,7 @@ from ringtls._transports.stream import StreamTransport
 from ..conftest import Contexts
 from ..support.peer import Peer, adapted_socket_stream, trio_socket_stream
 from ..support.streams import handshaken, tcp_pair
+from ..support.waiting import until
 from ..test_adapter import over
 
 AnyTls = TlsStream[trio.abc.Stream]
@@ -148,6 +149,27 @@ async def test_c16_a_stream_that_raises_anything_at_the_end(
         assert ("made up" in caplog.text) == (where == "aclose")
     else:
         assert "stream below" in caplog.text or "peer reset" in caplog.text
+
+
+async def test_c16_a_stream_whose_receives_never_wait(contexts: Contexts) -> None:
+    """It keeps to none of trio's rules: no cancellation comes out of it."""
+    below, client, server = await faulty(contexts)
+    is_over = False
+
+    async def receive_some(max_bytes: int | None = None) -> bytes:
+        return b"" if is_over else b"x"
+
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    await server.aclose()
+    before = tasks()
+    below.receive_some = receive_some  # type: ignore[method-assign]
+    try:
+        await client.aclose(shutdown_timeout=0.1)
+        await until(lambda: tasks() <= before)
+    finally:
+        is_over = True
 
 
 async def test_c16_a_sender_and_a_receiver_are_told(contexts: Contexts) -> None:

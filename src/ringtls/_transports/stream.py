@@ -359,7 +359,7 @@ class StreamTransport(BaseTransport):
                 self._receiving.cancel()
                 await self._arrived.wait()
             while await self._stream.receive_some():
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                await trio.lowlevel.checkpoint()
         self._end_discarding(is_all=not scope.cancelled_caught)
 
     def _fail_discarding(self, error: BaseException) -> None:
