@@ -231,11 +231,21 @@ async def awaits_its_own() -> None:
     await Bare()
 
 
+async def must_complete() -> None:
+    await ringtls.must_complete(Bare)
+
+
+async def closes_several() -> None:
+    await ringtls.aclose_all()
+
+
 NEEDS_A_LOOP = {
     "trio.sleep": sleeps_in_trio,
     "trio.open_nursery": opens_a_nursery,
     "trio.fail_after": has_a_deadline,
     "asyncio.sleep": sleeps_in_asyncio,
+    "ringtls.must_complete": must_complete,
+    "ringtls.aclose_all": closes_several,
     "Bare.__await__": awaits_its_own,
 }
 

@@ -230,3 +230,19 @@ async def test_c13_in_the_middle_of_a_close(contexts: Contexts, meet: Meet) -> N
         stream.close_unclean()
     assert stream.close_outcome is CloseOutcome.UNCLEAN
     assert (await in_thread(peer.end)).transport is Transport.RST
+
+
+async def test_c13_in_a_callback_of_the_handshake(contexts: Contexts, meet: Meet) -> None:
+    """What OpenSSL then goes on to say is not sent."""
+    contexts = contexts.of_version(ssl.TLSVersion.TLSv1_3)
+    stream, peer = await meet(contexts, handshake=False)
+    contexts.server.sni_callback = lambda *_: stream.close_unclean()
+
+    def shake_hands() -> None:
+        with peer.sock, pytest.raises(ConnectionResetError):
+            peer.handshake()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, shake_hands)
+        await closed_while_it_waits(stream.do_handshake)
+    assert stream.close_outcome is CloseOutcome.UNCLEAN

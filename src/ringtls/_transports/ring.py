@@ -201,7 +201,7 @@ class RingTransport(BaseTransport):
             raise trio.BrokenResourceError("the connection has ended")
 
     def enqueue(self, data: bytes | memoryview) -> None:
-        if self.error is not None:
+        if self.error is not None or self.closing:
             return
         try:
             if self._outbox is None:

@@ -179,7 +179,7 @@ class StreamTransport(BaseTransport):
                 self._stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, ACKNOWLEDGE_ONCE)
 
     def enqueue(self, data: bytes | memoryview) -> None:
-        if not data or self.error is not None:
+        if not data or self.error is not None or self.closing:
             return
         self.driver.check_caller()
         self._queue.append(data)

@@ -46,6 +46,12 @@ class _Place(NamedTuple):
         module: str = self.frame.f_globals.get("__name__", "?")
         return module.partition(".")[0]
 
+    @property
+    def is_of_a_loop(self) -> bool:
+        """Is it in a package that needs an event loop? ringtls' own do, but for this module."""
+        is_ours = self.package == "ringtls" and self.frame.f_globals.get("__name__") != __name__
+        return is_ours or self.package in LOOPS
+
     def __str__(self) -> str:
         return f"{self.frame.f_code.co_filename}:{self.line}, in {self.frame.f_code.co_qualname}"
 
@@ -109,7 +115,7 @@ def _refusal(places: list[_Place], awaited: object = None) -> RuntimeError:
         name = type(awaited).__qualname__
     else:
         name = callers.pop().function
-        while callers[-1].package in LOOPS:
+        while callers[-1].is_of_a_loop:
             name = callers.pop().function
     return RuntimeError(
         f"{name} needs an event loop, and in ringtls.blocking.call() there is none: {callers[-1]}"
