@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from .support.engines import io_uring_only
+from .support.waiting import LIMIT
+
 ROOT = Path(__file__).parent.parent
 PROGRAMS = sorted((ROOT / "tests/internals").glob("*.c"))
 
 
+@io_uring_only
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no compiler")
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
 def test_program(program: Path, tmp_path: Path) -> None:
@@ -21,4 +25,4 @@ def test_program(program: Path, tmp_path: Path) -> None:
     built = str(tmp_path / "program")
     build = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-Icsrc", *sources, *liburing, "-o", built]
     subprocess.run(build, check=True, cwd=ROOT)
-    subprocess.run([built], check=True, timeout=60)
+    subprocess.run([built], check=True, timeout=LIMIT)
