@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import gc
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import ringtls
 from ringtls import SocketStream
 from ringtls._cli.certificates import make_certificate, server_context
 from ringtls._engine.ring import Ring
@@ -21,10 +23,17 @@ from .support import peer
 from .support.streams import tcp_pair
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Tests send themselves SIGINT, which nohup and a script's "&" have this process ignore."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):  # of xdist
+        compile_for_children()
+
+
+def compile_for_children() -> None:
+    """An editable install reads compiled modules but writes none, and tests start many programs."""
+    compileall.compile_dir(Path(ringtls.__file__).parent, quiet=2)
 
 
 def pytest_collection_finish() -> None:

@@ -182,6 +182,7 @@ def read_head(peer: Peer) -> bytes:
 # Frameworks
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("framework", ["starlette", "fastapi", "quart"])
 async def test_frameworks(contexts: Contexts, start: Start, framework: str) -> None:
     server = start(f"applications.of_{framework}:app")

@@ -62,6 +62,7 @@ def marked_processes(mark: str) -> list[str]:
 # A run
 
 
+@pytest.mark.long
 @needs_load
 def test_run(tmp_path: Path) -> None:
     words = ("--only", "keep-alive-1,handshakes,bulk-up", "--candidates", "ringtls,trio")
@@ -102,6 +103,7 @@ def test_run(tmp_path: Path) -> None:
     assert results["traits"]["ringtls"] == results["traits"]["trio"]
 
 
+@pytest.mark.long
 @needs_load
 def test_other_works(tmp_path: Path) -> None:
     words = ("--only", "bulk-down,idle,close,ends", "--candidates", "ringtls,trio")
@@ -124,6 +126,7 @@ def test_ends_on_asyncio(case: Case) -> None:
     assert MEASURES["asyncio_streams"](case, 2, contexts) == {End.CLEAN: 2}
 
 
+@pytest.mark.long
 @needs_load
 @pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
 def test_nginx(tmp_path: Path) -> None:
@@ -136,6 +139,7 @@ def test_nginx(tmp_path: Path) -> None:
     assert results["works"]["bulk-up"]["nginx"]["megabytes_per_second"]["median"] > 0
 
 
+@pytest.mark.long
 @needs_load
 def test_servers_of_files(tmp_path: Path) -> None:
     words = ("--only", "keep-alive-1,serve-small,serve-100k", "--candidates", "ringtls_serve")
@@ -147,6 +151,7 @@ def test_servers_of_files(tmp_path: Path) -> None:
         assert figures["ringtls_serve"]["requests_per_second"]["median"] > 0
 
 
+@pytest.mark.long
 @needs_load
 @pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
 def test_terminators(tmp_path: Path) -> None:
@@ -168,6 +173,7 @@ def test_terminators(tmp_path: Path) -> None:
     assert [target["work"] for target in results["targets"]] == ["proxy-idle"]
 
 
+@pytest.mark.long
 @needs_load
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: int) -> None:

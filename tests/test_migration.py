@@ -47,6 +47,7 @@ def test_the_program_runs(contexts: Contexts, programs: dict[str, Path], name: s
     assert (shown.stdout, shown.stderr) == ("b'HELLO, NONE'\n", "")
 
 
+@pytest.mark.long
 def test_type_checkers_accept_it_before_and_after(programs: dict[str, Path]) -> None:
     """mypy here; pyright in script/types."""
     shown = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Contexts
+from .support.processes import in_child
 from .support.waiting import LIMIT, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -77,12 +79,13 @@ def test_every_link_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(examples(DESTRUCTORS).keys() - {"common.py"}))
-def test_async_destructors(directory: Path, name: str) -> None:
+def test_async_destructors(directory: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = examples(DESTRUCTORS)
     for each in ("common.py", name):
         (directory / each).write_text(sources[each])
-    command = [sys.executable, "-W", "error", name]
-    subprocess.run(command, cwd=directory, timeout=LIMIT, check=True)
+    monkeypatch.chdir(directory)
+    monkeypatch.syspath_prepend(directory)
+    in_child(lambda: runpy.run_path(name, run_name="__main__"))
 
 
 def test_server_and_clients(directory: Path) -> None:

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     if argv is None:
         argv = sys.argv[1:]
-    for command in COMMANDS:
+    named = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS  # importing all takes a while
+    for command in named:
         try:
             importlib.import_module(f".{command}", __package__).add_parser(subparsers)
         except ModuleNotFoundError as error:
