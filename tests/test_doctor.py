@@ -18,7 +18,7 @@ import pytest
 
 from ringtls._cli import main
 from ringtls._cli.demo.peer import End
-from ringtls._cli.doctor import checks
+from ringtls._cli.doctor import checks, ends
 from ringtls._cli.doctor.checks import Check, Finding, Status
 from ringtls._engine.availability import unavailable
 
@@ -260,8 +260,25 @@ def test_close_notify_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> Non
     async def measure(*arguments: object) -> Counter[End]:
         return Counter({End.TRUNCATED: 1})
 
-    monkeypatch.setattr(checks, "measure", measure)
+    monkeypatch.setattr(ends, "measure", measure)
     finding = finding_of("close_notify")
     assert finding.status is Status.FAILED
     assert "truncated" in finding.found
     assert finding.remedy
+
+
+WITHOUT_CRYPTOGRAPHY = """
+import sys
+sys.modules["cryptography"] = None
+from ringtls._cli import main
+sys.exit(main(["doctor", "--json"]))
+"""
+
+
+def test_without_cryptography_all_else_is_checked() -> None:
+    command = [sys.executable, "-c", WITHOUT_CRYPTOGRAPHY]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
+    found = {check["name"]: check for check in json.loads(run.stdout)["checks"]}
+    skipped = {name for name, check in found.items() if check["status"] == "skipped"}
+    assert skipped == {"close_notify"}
+    assert "pip install 'ringtls[server]', for cryptography" in found["close_notify"]["found"]
