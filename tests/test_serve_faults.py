@@ -113,6 +113,7 @@ def test_an_honest_client_is_served_through_all_faults_at_once(start: Start) -> 
     assert server.works()
     wait_until(lambda: len(set(map(sockets_of, server.workers()))) == 1)  # both idle again
     before = sockets_of(server.workers()[0])
+    supervisors = len(os.listdir(f"/proc/{server.process.pid}/fd"))
     slowest = 0.0
     with ExitStack() as stack:
         attacks: deque[ExitStack] = deque()
@@ -129,6 +130,7 @@ def test_an_honest_client_is_served_through_all_faults_at_once(start: Start) -> 
             wait_until(lambda: len(server.workers()) == 2)
     print(f"slowest honest answer: {slowest:.3f} s")
     wait_until(lambda: list(map(sockets_of, server.workers())) == [before] * 2)
+    wait_until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) == supervisors)
     assert server.works()
     assert server.stop() == 0
     assert "Traceback" not in server.log()

@@ -144,7 +144,7 @@ class Request:
 
         If an exception comes out of this it can be called again, and goes on.
         """
-        if not self.is_over:
+        if self.state < State.DONE:
             self.result = result
             self.pin = None
             self.sink = ignore

@@ -88,6 +88,7 @@ class TlsSession:
         "_backlog",
         "_bios",
         "_input_ended",
+        "_is_server",
         "_more_decrypted",
         "_tickets",
         "_unread",
@@ -118,6 +119,7 @@ class TlsSession:
         self.object = context.wrap_bio(
             bios.incoming, bios.outgoing, server_side=server_side, server_hostname=server_hostname
         )
+        self._is_server = server_side
         self.https_compatible = https_compatible
         #: True if something has come that OpenSSL has not read yet.
         self.has_ciphertext = False
@@ -205,7 +207,7 @@ class TlsSession:
         """
         if self.failure is not None:
             raise _without_frames(self.failure)
-        if self.object.server_side and not (self.has_ciphertext or self._input_ended):
+        if self._is_server and not (self.has_ciphertext or self._input_ended):
             return False  # it is the client's turn, and OpenSSL would need an exception to say so
         if self.has_ciphertext:
             self.peer_was_silent = False
@@ -224,7 +226,7 @@ class TlsSession:
             self._leave(outer)
         self.handshake_done = True
         self.has_last_word = self.has_output
-        if self.object.server_side and self.object.version() == "TLSv1.3":
+        if self._is_server and self.object.version() == "TLSv1.3":
             self._tickets = self.take_output()
             self.has_last_word = False
         self._update()

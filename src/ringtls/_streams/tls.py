@@ -121,7 +121,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         reset_on_error: bool = False,
         initial_input: bytes | bytearray | memoryview = b"",
     ) -> None:
-        if not isinstance(transport_stream, trio.abc.Stream):
+        if not isinstance(transport_stream, (SocketStream, trio.abc.Stream)):  # ABCs are slow
             raise TypeError(f"TlsStream needs a trio.abc.Stream, not {transport_stream!r}")
         self._session = TlsSession(
             ssl_context,
@@ -561,7 +561,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         except ssl.SSLError as error:
             raise _broken(error) from error
         finally:
-            if self._session.has_output:
+            if self._session.output:
                 self._answer()
 
     # Rule 5
