@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
 import pytest
 import trio
@@ -25,6 +26,7 @@ from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, SocketListener, SocketStream, blocking
 from ringtls._drivers.blocking import BlockingDriver
+from ringtls._engine import ring as _ring
 from ringtls._engine.handle import Handle
 from ringtls._engine.request import ignore
 from ringtls._engine.ring import Ring
@@ -289,6 +291,43 @@ def test_c17_a_ring_that_ends_before_the_connection_takes_the_number_along() -> 
         with bystander():
             assert driver.ring.close(timeout=10.0)
             assert sock.fileno() == -1
+
+
+class Short:
+    """cffi, where memory is short once the engine has told what has ended."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def unpack(self, *arguments: Any) -> Any:
+        raise MemoryError
+
+
+def test_c17_a_ring_that_fails_once_it_has_closed_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1. The engine closes it, 2. it is given to a bystander, 3. the ring fails, and has not looked
+    at 1."""
+    ours, theirs = tcp_pair()
+    ring = Ring(buffers=4, buffer_size=4096)
+    number = ours.fileno()
+    closing = ring.close_fd(number, discard_limit=0, deadline=time.monotonic())
+    ours.detach()
+    assert ring.release(closing)
+    monkeypatch.setattr(_ring, "_ffi", Short(_ring._ffi))
+    with theirs:
+        with pytest.raises(MemoryError) as caught:
+            while not closing.is_over:
+                ring.wait(PATIENCE)
+                ring.reap()
+        with bystander() as numbers:
+            assert number in numbers
+            ring.fail(caught.value)
+        assert closing.is_over
+    ring.close(timeout=PATIENCE)
 
 
 # Listeners

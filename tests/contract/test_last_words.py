@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from trio.to_thread import run_sync as in_thread
 
-from ringtls import CloseOutcome
+from ringtls import CloseOutcome, SocketListener, TlsListener, TlsStream
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL
@@ -26,7 +29,7 @@ class HandlerError(Exception):
 
 
 async def end_of(peer: Peer) -> End:
-    return await trio.to_thread.run_sync(peer.end)
+    return await in_thread(peer.end)
 
 
 # C21
@@ -103,6 +106,63 @@ async def test_c21_aclose_does_not(contexts: Contexts, meet: Meet) -> None:
     stream.reset_on_error = True
     await stream.aclose()
     assert (await end_of(peer)).is_clean
+
+
+PIECES = [b"<li>%d</li>" % number for number in range(100)]
+HOW = [b"return", b"raise", b"be cancelled"]
+
+
+async def answer(stream: TlsStream) -> None:
+    """Send the pieces, which only the end of the connection delimits, or half of them."""
+    with suppress(HandlerError), trio.CancelScope() as scope:
+        async with stream:
+            how = await stream.receive_some()
+            for number, piece in enumerate(PIECES):
+                if number == 50 and how == b"raise":
+                    raise HandlerError
+                if number == 50 and how == b"be cancelled":
+                    scope.cancel()
+                await stream.send_all(piece)
+
+
+def fetch(address: tuple[str, int], contexts: Contexts, how: bytes) -> bytes | None:
+    """What a client takes for a whole answer, which insists on close_notify."""
+    taken = b""
+    with (
+        socket.create_connection(address) as sock,
+        contexts.client.wrap_socket(
+            sock, server_hostname="localhost", suppress_ragged_eofs=False
+        ) as tls,
+    ):
+        tls.sendall(how)
+        try:
+            while data := tls.recv(65536):
+                taken += data
+        except OSError:
+            return None
+    return taken
+
+
+@pytest.mark.parametrize("reset_on_error", [True, False])
+async def test_c21_half_an_answer_never_looks_whole(
+    contexts: Contexts, reset_on_error: bool
+) -> None:
+    """Without it, it does each time."""
+    whole, half = b"".join(PIECES), b"".join(PIECES[:50])
+    expected = dict.fromkeys(HOW, None if reset_on_error else half) | {b"return": whole}
+
+    async def ask(how: bytes) -> None:
+        taken = await in_thread(fetch, below.socket.getsockname(), contexts, how)
+        assert taken == expected[how], how
+
+    async with SocketListener(socket.create_server(("127.0.0.1", 0))) as below:
+        listener = TlsListener(below, contexts.server, reset_on_error=reset_on_error)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, answer, [listener])
+            async with trio.open_nursery() as clients:
+                for number in range(200):
+                    clients.start_soon(ask, HOW[number % 3])
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.ringtls_allow_unclosed
