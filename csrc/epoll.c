@@ -191,8 +191,13 @@ static struct rtl_completion try(struct rtl_ring *r, struct rtl_request *req)
 static void finish(struct rtl_ring *r, struct rtl_request *req,
 		   const struct rtl_completion *c, struct rtl_events *e)
 {
+	struct rtl_completion last = *c;
+	int done = req->op->done ? req->op->done(req) : 0;
+
+	if (c->result < 0 && done)
+		last.result = done;
 	rtl_deadline_clear(r, req);
-	rtl_complete(r, req, c, e);
+	rtl_complete(r, req, &last, e);
 }
 
 /* The answer is one of many. The next turn is that of others (rule 6). */
@@ -289,12 +294,10 @@ static void start(struct rtl_ring *r, struct rtl_request *req)
 		answer(r, req, &c);
 }
 
-/* A send that has begun answers how much is done. */
 static void interrupt(struct rtl_ring *r, struct rtl_request *req)
 {
 	if (!req->at.epoll.answered)
-		answer_result(r, req, req->op->interrupted ?
-			      req->op->interrupted(req) : -ECANCELED);
+		answer_result(r, req, -ECANCELED);
 }
 
 static int epoll_submit(struct rtl_ring *r)

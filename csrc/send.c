@@ -25,18 +25,16 @@ static int send_attempt(struct rtl_ring *r, struct rtl_request *req,
 
 	(void)r;
 	(void)c;
-	if (sent == -EAGAIN)
-		return -EAGAIN;
 	if (sent < 0)
-		return req->u.buf.done ? (int)req->u.buf.done : sent;
+		return sent;
 	req->u.buf.done += (unsigned int)sent;
 	return req->u.buf.done < req->u.buf.len ? -EAGAIN :
 						  (int)req->u.buf.done;
 }
 
-static int send_interrupted(const struct rtl_request *req)
+static int send_done(const struct rtl_request *req)
 {
-	return req->u.buf.done ? (int)req->u.buf.done : -ECANCELED;
+	return (int)req->u.buf.done;
 }
 
 const struct rtl_operation rtl_send_operation = {
@@ -46,7 +44,7 @@ const struct rtl_operation rtl_send_operation = {
 	.prepare = send_prepare,
 	.attempt = send_attempt,
 	.complete = rtl_request_complete,
-	.interrupted = send_interrupted,
+	.done = send_done,
 };
 
 int rtl_send(struct rtl_ring *r, uint64_t id, int fd, const void *buf,

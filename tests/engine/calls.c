@@ -123,19 +123,22 @@ static void do_multishot(struct play *p, struct connection *c)
 	}
 }
 
-static void do_send(struct play *p, struct connection *c)
+static void call_send(struct play *p, struct connection *c, unsigned int len)
 {
-	struct request *q;
+	struct request *q = request_new(p, REQUEST, RTL_SEND, c);
 
-	if (!may_write(c))
-		return;
-	q = request_new(p, REQUEST, RTL_SEND, c);
-	take_memory(q, any_len(p));
+	take_memory(q, len);
 	flow_fill(&c->out, c->out.written, q->memory, q->len);
 	q->deadline = soon_or_never(p);
 	if (is_accepted(p, q, ENGINE(rtl_send, p->ring, q->id, c->ours,
 				     q->memory, q->len, q->deadline)))
 		c->writers++;
+}
+
+static void do_send(struct play *p, struct connection *c)
+{
+	if (may_write(c))
+		call_send(p, c, any_len(p));
 }
 
 static void do_poll(struct play *p, struct connection *c)
@@ -380,14 +383,12 @@ static void on_close(struct play *p, struct connection *c, struct request *q)
 	}
 }
 
-static void do_close(struct play *p, struct connection *c)
+static void call_close(struct play *p, struct connection *c)
 {
 	uint64_t limit = one_in(&p->random, 2) ? 0 : 100000;
 	bool far = !one_in(&p->random, 3);
 	struct request *q;
 
-	if (!is_usable(c) || !one_in(&p->random, 4))
-		return;
 	q = request_new(p, REQUEST, RTL_CLOSE, c);
 	q->deadline = far ? far_or_never(p) : soon(p);
 	if (!is_accepted(p, q, ENGINE(rtl_close, p->ring, q->id, c->ours,
@@ -395,6 +396,12 @@ static void do_close(struct play *p, struct connection *c)
 		return;
 	on_close(p, c, q);
 	c->broken |= !far;
+}
+
+static void do_close(struct play *p, struct connection *c)
+{
+	if (is_usable(c) && one_in(&p->random, 4))
+		call_close(p, c);
 }
 
 static void do_release(struct play *p, struct connection *c)
@@ -433,6 +440,20 @@ static void do_peer_end(struct play *p, struct connection *c)
 		peer_close(p, c, one_in(&p->random, 2));
 	else
 		peer_fin(c);
+}
+
+/* Nothing holds the close up but a send that the kernel has already. */
+static void do_hang_up(struct play *p, struct connection *c)
+{
+	if (!may_write(c) || c->outbox || c->theirs < 0 ||
+	    !one_in(&p->random, 4))
+		return;
+	if (!c->their_fin)
+		peer_fin(c);
+	call_send(p, c, 10 * MOST_BYTES);
+	call_submit(p);
+	call_close(p, c);
+	do_release(p, c);
 }
 
 static void do_open(struct play *p, struct connection *c)
@@ -532,6 +553,7 @@ static const struct {
 	{ 10, do_peer_write },
 	{ 10, do_peer_read },
 	{ 2, do_peer_end },
+	{ 3, do_hang_up },
 	{ 6, do_open },
 	{ 8, do_submit },
 	{ 4, do_arm },

@@ -68,8 +68,8 @@ MUTANTS = (
     ),
     Mutant(
         "a send that ended short starts anew",  # rule 2
-        r"\w+->base \+= sent;",
-        "",
+        r"(pending -= sent;\s+)skip\((\w+), sent\);",
+        r"\1\2->len -= sent;",
     ),
     Mutant(
         "a lent buffer is never taken back",  # rule 3
@@ -113,7 +113,7 @@ MUTANTS = (
     ),
     Mutant(
         "what was sent at once is sent again",
-        r"s->len -= \(unsigned int\)sent;",
+        r"skip\(\w+, \(unsigned int\)sent\);",
         "",
     ),
     Mutant(
