@@ -29,7 +29,7 @@ def sessions(contexts: Contexts, *, https_compatible: bool = False) -> Pair:
         for one, other in ((client, server), (server, client)):
             if not one.handshake_done:
                 one.handshake()
-            if one.has_output:
+            if one.output:
                 other.feed(one.take_output())
     return client, server
 
@@ -74,7 +74,7 @@ def test_close_notify_reads_as_empty(pair: Pair) -> None:
     assert server.read(100) == b""
     assert server.close_notify_received
     assert client.close_notify_sent
-    assert not client.has_output
+    assert not client.output
 
 
 def test_both_ends_close(pair: Pair) -> None:
@@ -163,6 +163,6 @@ def test_garbage_queues_an_alert_and_nothing_after_it(pair: Pair) -> None:
 
 def test_tickets_wait_for_something_else_to_send(contexts: Contexts) -> None:
     client, server = sessions(contexts.of_version(ssl.TLSVersion.TLSv1_3))
-    assert not server.has_output
+    assert not server.output
     server.close_output(keep_unread=True)
     assert len(server.take_output()) > 100  # tickets, then the alert

@@ -33,6 +33,7 @@ from ringtls._engine.descriptors import has_unacknowledged
 from ringtls._engine.ring import BUFFER_SIZE, BUFFERS
 from ringtls._streams import relay_ends
 from ringtls._streams.relay_ends import ANSWERS
+from ringtls._streams.relay_sides import Side
 from ringtls._transports.base import HIGH_WATER
 
 from ..conftest import Contexts
@@ -559,6 +560,35 @@ def test_r6_no_task_step_for_a_piece(contexts: Contexts, kinds: tuple[Kind, Kind
     client, backend = meeting.join()
     assert client == backend == Saw(b"", END)
     assert 0 < steps <= 4
+
+
+async def test_r6_a_flood_lets_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that always has more, and a target that takes it all in."""
+    read, pieces, others_ran = Side.read, 0, False
+
+    def read_endlessly(side: Side, max_bytes: int) -> bytes | memoryview | None:
+        nonlocal pieces
+        pieces += 1
+        assert pieces < 1000
+        return read(side, max_bytes) if others_ran else bytes(max_bytes)
+
+    monkeypatch.setattr(Side, "read", read_endlessly)
+    monkeypatch.setattr(Side, "write", lambda side, data, *, lent=False: None)
+    outcomes: list[RelayOutcome] = []
+
+    async def relay_both(a: trio.abc.Stream, b: trio.abc.Stream) -> None:
+        outcomes.append(await relay(a, b))
+
+    a, theirs_a = await socket_streams()
+    b, theirs_b = await socket_streams()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay_both, a, b)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        others_ran = True
+        await aclose_all(theirs_a, theirs_b)
+    assert pieces > 3
+    assert outcomes[0].is_orderly
 
 
 # The table

@@ -281,7 +281,7 @@ class BlockingDriver:
                     timeout = min(timeout, self.deadline - time.monotonic())
                     expired = timeout <= 0
             self._look_after_the_left_behind()
-            self.ring.wait(timeout)
+            self.ring.wait(0 if self._left_behind else timeout)
             self._reap()
 
     def go_on(self) -> None:
@@ -301,7 +301,7 @@ class BlockingDriver:
         give_up(self._endings)
 
     def _look_after_the_left_behind(self) -> None:
-        while self._left_behind:
+        for _ in range(len(self._left_behind)):  # what they add is for the next time
             self._left_behind.popleft()()
 
     def _reap(self) -> None:

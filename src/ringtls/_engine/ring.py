@@ -266,16 +266,18 @@ class Ring:
           OSError: the ring has failed, memory is short, the outbox is over, or the connection is
             broken.
         """
-        engine = self._usable()
+        if self._unusable or get_ident() != self._thread:  # written out, for its frequency
+            self._refuse()
         size = len(data)
         segment = 0
         if size > LARGEST_COPY:
             self._last_id = segment = self._last_id + 1
             self._borrowed[segment] = data
         memory = data if type(data) is bytes else _ffi.from_buffer(data)
-        unsent: int = _outbox_write(engine, outbox.id, memory, size, segment)
+        unsent: int = _outbox_write(self._engine, outbox.id, memory, size, segment)
         if unsent <= 0:
-            self._borrowed.pop(segment, None)
+            if segment:
+                self._borrowed.pop(segment, None)
             if unsent < 0:
                 raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
         return unsent

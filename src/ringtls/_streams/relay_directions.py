@@ -10,7 +10,9 @@
    it; everything else is looked at anew whenever something has changed. The task only waits.
 4. While a target is full nothing is read for it, so that TCP slows the source. What is on its way
    then is taken.
-5. What raises in a callback ends both directions (rule C16).
+5. A callback passes on MOST_AT_ONCE bytes, and then lets others have their turn: a source and a
+   target that are as fast as this would keep the loop for as long as there is something to say.
+6. What raises in a callback ends both directions (rule C16).
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ from .._outcome import CloseOutcome
 from .._transports.base import HIGH_WATER
 from .relay_ends import ANSWERS, RelayDirection, RelayEnd
 from .relay_sides import BrokenError, Side
+from .tls import ANSWER_LIMIT
 
 if TYPE_CHECKING:
     from .._interfaces import Driver
     from .relay_sides import Data
 
 __all__ = ["Direction", "Relay"]
+
+#: Bytes; see rule 5.
+MOST_AT_ONCE = 4 * HIGH_WATER
 
 #: What a peer's end is when nothing more can be sent to it after that.
 _ENDED_IN_ORDER = {
@@ -57,18 +63,24 @@ class Direction:
             self.target.write(data, lent=lent)
 
     def is_held_up(self) -> bool:
-        if self.source.answers_too_much:
+        """Asked for each piece, so what is mostly false is not called."""
+        source, target = self.source, self.target
+        if source.answered >= ANSWER_LIMIT and source.answers_too_much():
             return True
-        return self.end is None and self.target.is_full
+        return self.end is None and target.unsent() >= HIGH_WATER and target.is_full()
 
     def step(self) -> None:
         """Pass on what has come, as far as there is room."""
         source, target = self.source, self.target
+        moved = 0
         while not self.source_ended:
             if self.is_held_up():
                 source.transport.pause()
                 return
-            room = HIGH_WATER - target.unsent if self.end is None else HIGH_WATER
+            if moved >= MOST_AT_ONCE:
+                source.relay.look_soon()
+                return
+            room = HIGH_WATER - target.unsent() if self.end is None else HIGH_WATER
             try:
                 data = source.read(room)
             except BrokenError as broken:
@@ -77,14 +89,15 @@ class Direction:
                 source.into.finish(RelayEnd.UNDELIVERED)
                 return
             if data:
+                moved += len(data)
                 self.deliver(data)
-                if source.has_nothing_more:
+                if source.has_nothing_more():
                     return
             elif data is not None:
                 self.source_ended = True
                 if self.finish(RelayEnd.ORDERLY):
                     target.half_close()
-            elif not source.answers_too_much:
+            elif not source.answers_too_much():
                 source.transport.resume()
                 return
 
@@ -92,7 +105,7 @@ class Direction:
         """Something has changed: go on, and see whether this has ended."""
         self.target.go_on()
         self.step()
-        if self.target.is_broken:
+        if self.target.is_broken():
             self.finish(RelayEnd.UNDELIVERED)
         if self.source_ended and self.source.transport.input_error is not None:
             self.source.into.finish(RelayEnd.UNDELIVERED)
@@ -139,25 +152,14 @@ class Relay:
 
     # Rule 3
 
-    def begin(self) -> bool:
-        """A callback begins. False if there is nothing to do any more."""
-        if self.over:
-            return False
-        self.busy = True
-        return True
-
-    def end(self) -> None:
-        self.busy = False
-        if self.again:
-            self.look()
-
     def look(self) -> None:
         """Look at everything; called where something may have changed. Never raises."""
         if self.busy:
             self.again = True
             return
-        if not self.begin():
+        if self.over:
             return
+        self.busy = True
         try:
             self.again = True
             while self.again and not self.over:
@@ -171,6 +173,10 @@ class Relay:
             self.busy = False
         except BaseException as failure:
             self.crash(failure)
+
+    def look_soon(self) -> None:
+        """Look when others have had their turn."""
+        self.driver.call_soon(self.look)
 
     def _notice_close(self, side: Side) -> None:
         """Somebody else may have closed it: its owner, or an exception (rule C16)."""
@@ -201,7 +207,7 @@ class Relay:
             self.crash(failure)
 
     def crash(self, failure: BaseException) -> None:
-        """Rule 5."""
+        """Rule 6."""
         self.over = True
         for direction in self.directions:
             direction.finish(RelayEnd.CRASHED)
@@ -216,5 +222,5 @@ class Relay:
             side.transport.has_unsent(1)
         return (
             *(direction.bytes for direction in self.directions),
-            *(side.unsent for side in self.sides),
+            *(side.unsent() for side in self.sides),
         )

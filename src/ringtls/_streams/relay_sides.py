@@ -64,21 +64,25 @@ class DirectionLike(Protocol):
 class RelayLike(Protocol):
     """What a side knows of its relay (relay_directions.py)."""
 
+    over: bool
+    busy: bool
     again: bool
 
-    def begin(self) -> bool: ...
-
-    def end(self) -> None: ...
-
     def look(self) -> None: ...
+
+    def look_soon(self) -> None: ...
 
     def crash(self, failure: BaseException) -> None: ...
 
 
 class Side:
-    """A stream without TLS, as one side of a relay."""
+    """A stream without TLS, as one side of a relay.
 
-    __slots__ = ("_input_ended", "closing", "into", "out_of", "relay", "transport")
+    Attributes:
+      answered: bytes that TLS itself has said since less than HIGH_WATER was unsent.
+    """
+
+    __slots__ = ("_input_ended", "answered", "closing", "into", "out_of", "relay", "transport")
 
     relay: RelayLike
     into: DirectionLike
@@ -87,6 +91,7 @@ class Side:
     def __init__(self, transport: Transport, closing: Closing) -> None:
         self.transport = transport
         self.closing = closing
+        self.answered = 0
         self._input_ended = False
 
     def start(self) -> None:
@@ -95,16 +100,19 @@ class Side:
 
     def take(self, view: Data) -> None:
         """The sink: what has come goes to the other side."""
-        direction = self.out_of
-        if not self.relay.begin():
+        relay, direction = self.relay, self.out_of
+        if relay.over:
             return
+        relay.busy = True
         try:
             direction.deliver(view, lent=True)
             if direction.is_held_up():
                 self.transport.pause()
-            self.relay.end()
+            relay.busy = False
+            if relay.again:
+                relay.look()
         except BaseException as failure:
-            self.relay.crash(failure)
+            relay.crash(failure)
 
     def _end_input(self) -> None:
         self._input_ended = True
@@ -126,25 +134,20 @@ class Side:
         if error is not None:
             raise BrokenError(RelayEnd.RESET, _name(error))
 
-    @property
     def is_broken(self) -> bool:
         """True if nothing can be sent any more."""
         return self.transport.error is not None
 
-    @property
     def unsent(self) -> int:
         return self.transport.unsent
 
-    @property
     def is_full(self) -> bool:
         """True if it takes no more at present; ``relay.look`` is called when that changes."""
-        return self.unsent >= HIGH_WATER and self.transport.has_unsent(LOW_WATER)
+        return self.unsent() >= HIGH_WATER and self.transport.has_unsent(LOW_WATER)
 
-    @property
     def answers_too_much(self) -> bool:
         return False
 
-    @property
     def has_nothing_more(self) -> bool:
         """True if ``read`` would only find that nothing else has come, and that more will be told
         of."""
@@ -172,31 +175,32 @@ class Side:
 class TlsSide(Side):
     """The same with TLS. What can't be encrypted yet, as before the handshake, is held."""
 
-    __slots__ = ("_answered", "_half_closes", "_held", "_session")
+    __slots__ = ("_half_closes", "_held", "_session")
 
     def __init__(self, transport: Transport, closing: Closing, session: TlsSession) -> None:
         super().__init__(transport, closing)
         self._session = session
         self._held: list[bytes] = []
         self._half_closes = False
-        self._answered = 0  # bytes that TLS itself has said since less than HIGH_WATER was unsent
 
     def _end_input(self) -> None:
         super()._end_input()
         self._session.feed_end()
 
     def take(self, view: Data) -> None:
-        if not self.relay.begin():
+        relay, direction = self.relay, self.out_of
+        if relay.over:
             return
+        relay.busy = True
         try:
-            if not self.out_of.source_ended:
+            if not direction.source_ended:
                 self._session.feed(view)
-                self.out_of.step()
-                if self._held or self._half_closes:
-                    self.relay.again = True
-            self.relay.end()
+                direction.step()
+            relay.busy = False
+            if relay.again or self._held or self._half_closes:
+                relay.look()
         except BaseException as failure:
-            self.relay.crash(failure)
+            relay.crash(failure)
 
     def read(self, max_bytes: int) -> bytes | memoryview | None:
         session = self._session
@@ -208,7 +212,7 @@ class TlsSide(Side):
                         return data
                     if session.has_ciphertext:  # rule 6 of session.py
                         self._answer()
-                        if self.answers_too_much:
+                        if self.answers_too_much():
                             return None
                         continue
                 had_ended = self._input_ended
@@ -226,7 +230,7 @@ class TlsSide(Side):
         except ssl.SSLError as error:
             raise BrokenError(RelayEnd.TLS_ERROR, error.reason or str(error)) from None
         finally:
-            if session.has_output:
+            if session.output:
                 self._answer()
 
     def _read_much(self, max_bytes: int) -> memoryview:
@@ -240,7 +244,7 @@ class TlsSide(Side):
                 count = session.read(max_bytes - filled, memory[filled:])
                 if count:
                     filled += count
-                elif count == 0 or session.has_output or not self._receive_more():
+                elif count == 0 or session.output or not self._receive_more():
                     break
         return memory[:filled]
 
@@ -256,7 +260,7 @@ class TlsSide(Side):
         if not session.handshake():
             return False
         self.relay.again = True
-        if not (session.has_last_word or session.has_ciphertext or self.unsent):
+        if not (session.has_last_word or session.has_ciphertext or self.unsent()):
             self.transport.acknowledge()
         return True
 
@@ -264,21 +268,19 @@ class TlsSide(Side):
         output = self._session.take_output()
         self.transport.enqueue(output)
         if self.transport.unsent < HIGH_WATER:
-            self._answered = 0
+            self.answered = 0
         else:
-            self._answered += len(output)
+            self.answered += len(output)
 
-    @property
     def answers_too_much(self) -> bool:
         """True if the peer has TLS answer, and takes in nothing (rule C19)."""
-        if self._answered < ANSWER_LIMIT:
+        if self.answered < ANSWER_LIMIT:
             return False
         if self.transport.has_unsent(HIGH_WATER):
             return True
-        self._answered = 0
+        self.answered = 0
         return False
 
-    @property
     def has_nothing_more(self) -> bool:
         session = self._session
         return (
@@ -287,18 +289,15 @@ class TlsSide(Side):
             and self.transport.is_receiving
         )
 
-    @property
     def is_full(self) -> bool:
-        return self.unsent >= HIGH_WATER if self._held else super().is_full
+        return self.unsent() >= HIGH_WATER if self._held else super().is_full()
 
-    @property
     def is_broken(self) -> bool:
-        return super().is_broken or self._session.failure is not None
+        return super().is_broken() or self._session.failure is not None
 
-    @property
     def unsent(self) -> int:
-        held = sum(map(len, self._held)) if self._held else 0
-        return self.transport.unsent + held
+        unsent = self.transport.unsent
+        return unsent + sum(map(len, self._held)) if self._held else unsent
 
     def write(self, data: Data, *, lent: bool = False) -> None:
         session = self._session
@@ -308,7 +307,7 @@ class TlsSide(Side):
         except ssl.SSLError:
             pass  # ``is_broken``, and the next read says why
         finally:
-            if session.has_output:
+            if session.output:
                 self.transport.enqueue(session.take_output())
 
     def half_close(self) -> None:
@@ -326,7 +325,7 @@ class TlsSide(Side):
         if self._half_closes and not self._held:
             session.close_output(keep_unread=True)
             self._half_closes = not session.close_notify_sent
-            if session.has_output:
+            if session.output:
                 self.transport.enqueue(session.take_output())
 
     def close(self, answer: Answer) -> None:

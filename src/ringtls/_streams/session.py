@@ -124,6 +124,7 @@ class TlsSession:
         #: True if something has come that OpenSSL has not read yet.
         self.has_ciphertext = False
         self._backlog: list[bytes] = []  # a deque is ten times the size
+        #: What must be sent now. ``take_output`` has it, with what may go out before it.
         self.output: list[bytes] = []
         self._tickets = b""  # rule 4
         self._unread: list[memoryview] = []
@@ -162,11 +163,6 @@ class TlsSession:
         """Nothing more will come."""
         self._input_ended = True
         self._update()
-
-    @property
-    def has_output(self) -> bool:
-        """True if there is something that must be sent now."""
-        return bool(self.output)
 
     @property
     def unread_input(self) -> int:
@@ -225,7 +221,7 @@ class TlsSession:
         finally:
             self._leave(outer)
         self.handshake_done = True
-        self.has_last_word = self.has_output
+        self.has_last_word = bool(self.output)
         if self._is_server and self.object.version() == "TLSv1.3":
             self._tickets = self.take_output()
             self.has_last_word = False

@@ -341,7 +341,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         try:
             return self._session.has_input() or no_more_comes
         finally:
-            if self._session.has_output:
+            if self._session.output:
                 self._transport.enqueue(self._session.take_output())
 
     @enable_ki_protection
