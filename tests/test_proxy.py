@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -182,7 +183,9 @@ def test_no_backend_is_there(start: StartProxy) -> None:
     assert line.endswith(f"no backend: {first.name}: {refused}; {second.name}: {refused}")
 
 
-def test_a_backend_that_never_accepts(start: StartProxy, tmp_path: Path) -> None:
+def test_a_backend_that_never_accepts(
+    start: StartProxy, backend: Backend, any_name: ssl.SSLContext, tmp_path: Path
+) -> None:
     with Backend(tmp_path / "full") as full, ExitStack() as stack:
         full.listener.listen(0)
         while True:
@@ -192,12 +195,97 @@ def test_a_backend_that_never_accepts(start: StartProxy, tmp_path: Path) -> None
                 sock.connect(str(tmp_path / "full"))
             except BlockingIOError:
                 break
-        proxy = start("--backend", full.name, "--connect-timeout", "0.1")
+        routes = ("--route", f"localhost={full.name}", "--backend", backend.name)
+        proxy = start(*routes, "--connect-timeout", "0.1")
         with proxy.tls() as client:
             assert is_reset(client)
+        with ask(proxy, "other.example", any_name) as client, backend.accept() as theirs:
+            exchange(client, theirs)
         assert proxy.stop() == 0
         [line] = lines(proxy)
         assert line.endswith(f"no backend: {full.name}: no answer within 0.1 s")
+
+
+# Where from
+
+
+def test_clients_at_a_local_socket(
+    start: StartProxy, backend: Backend, contexts: Contexts, tmp_path: Path
+) -> None:
+    path = tmp_path / "clients"
+    options = ("--proxy-protocol", "v1", "--access-log", "--bind", f"unix:{path}")
+    proxy = start("--backend", backend.name, *options)
+    assert proxy.stdout.readline() == f"Running on unix:{path} (CTRL + C to quit)\n"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(str(path))
+        with proxy.wrap(sock) as client, backend.accept() as theirs:
+            assert read(theirs, 15) == b"PROXY UNKNOWN\r\n"
+            exchange(client, theirs)
+    assert proxy.stdout.readline().startswith("unix: [")
+    assert proxy.stop() == 0
+    assert not path.exists()
+
+
+def test_a_socket_that_is_inherited(start: StartProxy, backend: Backend) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        number, port = listening.fileno(), listening.getsockname()[1]
+        proxy = start("--backend", backend.name, bind=f"fd://{number}", pass_fds=[number])
+    assert proxy.port == port
+    assert works(proxy, backend)
+    assert proxy.stop() == 0
+
+
+# SIGHUP
+
+
+def test_a_new_certificate_while_connections_run(
+    start: StartProxy, backend: Backend, contexts: Contexts, tmp_path: Path
+) -> None:
+    files = tmp_path / "certificate", tmp_path / "key"
+    for source, path in zip((contexts.certificate, contexts.key), files, strict=True):
+        shutil.copy(source, path)
+    named = ("--certfile", str(files[0]), "--keyfile", str(files[1]))
+    proxy = start("--backend", backend.name, *named, certificates=False)
+    with proxy.tls() as client, backend.accept() as theirs:
+        exchange(client, theirs)
+        new = make_certificate(tmp_path)
+        for source, path in zip((new.certificate, new.key), files, strict=True):
+            shutil.copy(source, path)
+        proxy.process.send_signal(signal.SIGHUP)
+        proxy.wait_for_log("SIGHUP: the certificates were loaded anew")
+        with ask(proxy, "localhost", ssl.create_default_context(cafile=str(new.ca))) as newcomer:
+            with backend.accept() as others:
+                exchange(newcomer, others)
+            assert newcomer.recv(1) == b""
+        exchange(client, theirs)
+        theirs.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    assert proxy.stop() == 0
+
+
+def test_new_authorities_of_the_backends(
+    start: StartProxy, backend: Backend, contexts: Contexts, tmp_path: Path
+) -> None:
+    authorities = Path(shutil.copy(make_certificate(tmp_path).ca, tmp_path / "ca"))
+    name = ("--backend-ca", str(authorities), "--backend-name", "localhost")
+    proxy = start("--backend", backend.name, "--backend-tls", *name)
+    with proxy.tls() as client:
+        with pytest.raises(OSError), served(backend, contexts):  # noqa: PT011 an alert, or RST
+            pass
+        assert is_reset(client)
+    shutil.copy(contexts.ca, authorities)
+    proxy.process.send_signal(signal.SIGHUP)
+    proxy.wait_for_log("SIGHUP: the certificates were loaded anew")
+    with proxy.tls() as client, served(backend, contexts) as theirs:
+        exchange(client, theirs)
+        authorities.write_text("nonsense")
+        proxy.process.send_signal(signal.SIGHUP)
+        proxy.wait_for_log("stay as they were: no certificate in the file of --backend-ca")
+        exchange(client, theirs)
+    with proxy.tls() as client, served(backend, contexts) as theirs:
+        exchange(client, theirs)
+    assert proxy.stop() == 0
 
 
 # TLS towards the backend
@@ -408,6 +496,15 @@ def test_a_header_that_never_ends(start: StartProxy, backend: Backend, part: byt
     assert proxy.stop() == 0
     [line] = lines(proxy)
     assert line.endswith("handshake not complete after 0.1 s")
+
+
+def test_a_header_that_never_ends_keeps_nobody_waiting(start: StartProxy, backend: Backend) -> None:
+    proxy = start("--backend", backend.name, "--accept-proxy-protocol")
+    with proxy.tcp() as endless, proxy.tcp() as sock:
+        endless.sendall(V2)
+        sock.sendall(LINE)
+        with proxy.wrap(sock) as client, backend.accept() as theirs:
+            exchange(client, theirs)
 
 
 @pytest.mark.parametrize("said", [b"", V2 + b"\x20\x00\x00\x00"], ids=["nothing", "LOCAL"])

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import trio
 
-from ringtls import relay
+from ringtls import RelayEnd, RelayOutcome, relay
 
 from ..conftest import Contexts
 from ..support.injection import RaiseAt
 from ..support.relaying import END, KINDS, Kind, Meeting, Saw, Talker, pair_name
+from ..support.waiting import LIMIT
 from .test_exceptions import INJECTIONS, SEEN
 
 REQUEST = b"a question"
@@ -52,10 +53,11 @@ def played(kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str
     """One run of two relays; was the exception raised?"""
     injection = RaiseAt(number, event)
     meetings = [Meeting(contexts, kinds, client, backend) for _ in range(2)]
+    outcomes: list[RelayOutcome] = []
 
     async def one(streams: tuple[Any, Any]) -> None:
         try:
-            await relay(*streams, idle_timeout=30)
+            outcomes.append(await relay(*streams, idle_timeout=LIMIT))
         except SEEN:
             for stream in streams:
                 stream.close_unclean()  # as who sees an error does that has given nothing away
@@ -74,6 +76,9 @@ def played(kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str
         with suppress(trio.TrioInternalError, *SEEN):
             trio.run(main)
         gc.collect()
+    for outcome in outcomes:
+        ends = outcome.a_to_b.end, outcome.b_to_a.end
+        assert RelayEnd.TIMED_OUT not in ends, injection.place
     for meeting in meetings:
         client_saw, backend_saw = meeting.join()
         for saw, said in ((client_saw, ANSWER), (backend_saw, REQUEST)):

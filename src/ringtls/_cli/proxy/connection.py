@@ -21,7 +21,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -96,6 +96,12 @@ class ProxyService(Service):
         self.is_tls = options.is_tls
         self.scheme = "tls" if options.is_tls else "tcp"
         self.alpn = options.alpn if options.is_tls else ()
+        if options.encryption is not None:
+            self.files = options.encryption.files
+
+    def load(self, contents: Sequence[bytes]) -> Callable[[], object]:
+        encryption = self._options.encryption
+        return super().load(contents) if encryption is None else encryption.load(contents)
 
     def add_metrics(self, metrics: Metrics) -> None:
         self._accounts.add_metrics(metrics, [str(each) for each in self._routes.backends])

@@ -185,7 +185,9 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     """
     files = _files(arguments, service)
     client_certificates = _client_certificates(arguments)
-    credentials = Credentials(files.read(), service.alpn, client_certificates, service.refuse)
+    credentials = Credentials(
+        files.read(), service.alpn, client_certificates, service.refuse, service.load
+    )
     if arguments.check:
         service.prepare()
         certificates = f" Certificates for: {', '.join(credentials.names)}"
@@ -269,6 +271,7 @@ def _files(arguments: argparse.Namespace, service: Service) -> Files:
         arguments.client_ca,
         arguments.client_crl,
         are_needed=service.is_tls,
+        others=service.files,
     )
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "Pair",
     "by_name",
     "common_name_of",
+    "file_of",
     "identity_of",
 ]
 
@@ -76,6 +77,7 @@ class Bundle:
     """What the files hold.
 
     Attributes:
+      others: what those of the command hold (Service.files).
       development_ca: the file of the development certificate's authority, if that is used.
     """
 
@@ -83,6 +85,7 @@ class Bundle:
     client_ca: bytes | None = None
     client_crl: bytes | None = None
     development_ca: Path | None = None
+    others: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Files:
       pairs: of a certificate and its key, which may be in the same file (None).
       directory: another source of pairs.
       are_needed: with none given, there is the development certificate.
+      others: which the command wants (Service.files).
     """
 
     pairs: Sequence[tuple[Path, Path | None]] = ()
@@ -100,6 +104,7 @@ class Files:
     client_ca: Path | None = None
     client_crl: Path | None = None
     are_needed: bool = True
+    others: Sequence[Path] = ()
 
     def read(self) -> Bundle:
         """Read them all. May block (rule 1).
@@ -112,14 +117,15 @@ class Files:
         client_ca, client_crl = (
             None if path is None else _read(path) for path in (self.client_ca, self.client_crl)
         )
+        others = tuple(map(_read, self.others))
         if self.directory is not None and not paths:
             raise StartError("there is no certificate with its key in the directory of --cert-dir")
         if paths or not self.are_needed:
             pairs = tuple(_read_pair(certificate, key) for certificate, key in paths)
-            return Bundle(pairs, client_ca, client_crl)
+            return Bundle(pairs, client_ca, client_crl, others=others)
         ca, certificate, key = read_cached_certificate()
         pair = Pair(certificate, key, "the development certificate", "its key")
-        return Bundle((pair,), client_ca, client_crl, ca)
+        return Bundle((pair,), client_ca, client_crl, ca, others)
 
 
 class Credentials:
@@ -130,6 +136,7 @@ class Credentials:
       client_certificates: those who have one need a client CA in every bundle.
       refuse: for a name that a client asks for, or none, the alert that refuses it; None if it is
         served.
+      load: see Service.load.
 
     Raises:
       StartError: they can't be used.
@@ -146,10 +153,12 @@ class Credentials:
         alpn: Sequence[str],
         client_certificates: ClientCertificates = ClientCertificates.NONE,
         refuse: Callable[[str], int | None] = lambda name: None,
+        load: Callable[[Sequence[bytes]], Callable[[], object]] = lambda contents: lambda: None,
     ) -> None:
         self._alpn = alpn
         self._client_certificates = client_certificates
         self._refuse = refuse
+        self._load_others = load
         self.asked_for: WeakKeyDictionary[ssl.SSLObject, str] = WeakKeyDictionary()
         self._certificates: _Certificates
         self.context: ssl.SSLContext
@@ -163,8 +172,10 @@ class Credentials:
           StartError: that is not possible; nothing has changed (rule 2).
         """
         context = self._first_context(bundle)
+        use_others = self._load_others(bundle.others)
         self._certificates = self._load(bundle)
         self.context = context
+        use_others()
         self.development_ca = bundle.development_ca
         self._is_first = False
 
@@ -297,7 +308,7 @@ def _load_pair(context: ssl.SSLContext, pair: Pair) -> None:
         raise StartError(f"the key in {pair.key_name} is encrypted; decrypt it first")
 
     try:
-        with _file_of(pair.certificate) as certificate, _file_of(pair.key) as key:
+        with file_of(pair.certificate) as certificate, file_of(pair.key) as key:
             context.load_cert_chain(certificate, key, refuse_to_ask)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -312,14 +323,14 @@ def _load_pair(context: ssl.SSLContext, pair: Pair) -> None:
 def _load_client_authorities(context: ssl.SSLContext, bundle: Bundle) -> None:
     assert bundle.client_ca is not None
     try:
-        with _file_of(bundle.client_ca) as path:
+        with file_of(bundle.client_ca) as path:
             context.load_verify_locations(path)
     except ssl.SSLError as error:
         raise StartError(f"no certificate in the file of --client-ca: {error}") from error
     if bundle.client_crl is None:
         return
     known = context.cert_store_stats()["crl"]
-    with _file_of(bundle.client_crl) as path:
+    with file_of(bundle.client_crl) as path:
         try:
             context.load_verify_locations(path)
         except ssl.SSLError as error:
@@ -347,7 +358,7 @@ def _names_of(pair: Pair) -> list[str]:
 
 
 @contextmanager
-def _file_of(content: bytes) -> Iterator[str]:
+def file_of(content: bytes) -> Iterator[str]:
     """The path of a file in memory."""
     descriptor = os.memfd_create("ringtls")
     try:

@@ -15,9 +15,10 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import trio
@@ -52,6 +53,7 @@ class Service:
       timeouts: those that the command has. What is not there has no limit.
       descriptors: how many a connection takes.
       alpn: protocols that are offered to clients, the preferred first.
+      files: what is read with the certificates, at the start and at SIGHUP.
       is_tls: whether clients speak TLS.
       scheme: of the URLs at which it is reached.
       https_compatible: see TlsStream.
@@ -61,9 +63,18 @@ class Service:
     timeouts: ClassVar[Mapping[Wait, Timeout]] = OF_REQUESTS
     descriptors: ClassVar[int] = 1
     alpn: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
     is_tls = True
     scheme = "https"
     https_compatible = True
+
+    def load(self, contents: Sequence[bytes]) -> Callable[[], object]:
+        """Make something of what ``files`` hold; what is returned has it used from then on.
+
+        Raises:
+          StartError: it can't be used.
+        """
+        return lambda: None
 
     def prepare(self) -> None:
         """Open what is needed; called once, before there are workers.
