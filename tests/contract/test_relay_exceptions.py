@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import gc
 import random
+import socket
 import ssl
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
 
-from ringtls import RelayEnd, RelayOutcome, relay
+from ringtls import RelayEnd, RelayOutcome, SocketStream, TlsStream, blocking, relay
+from ringtls._drivers.blocking import BlockingDriver
+from ringtls._transports.base import RESET_AT_CLOSE
 
 from ..conftest import Contexts
 from ..support.injection import RaiseAt
-from ..support.relaying import END, KINDS, Kind, Meeting, Saw, Talker, pair_name
+from ..support.relaying import BLOCKING_KINDS, END, KINDS, Kind, Meeting, Saw, Talker
 from ..support.waiting import LIMIT
 from .test_exceptions import INJECTIONS, SEEN
 
 REQUEST = b"a question"
 ANSWER = bytes(range(256)) * 1000
+
+#: Plays relays while an exception is raised, and says how they ended.
+Run = Callable[[list[Meeting], RaiseAt], list[RelayOutcome]]
 
 
 def client(talker: Talker) -> Saw | None:
@@ -49,10 +56,18 @@ def backend(talker: Talker) -> Saw | None:
     return None
 
 
-def played(kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str) -> bool:
-    """One run of two relays; was the exception raised?"""
-    injection = RaiseAt(number, event)
-    meetings = [Meeting(contexts, kinds, client, backend) for _ in range(2)]
+def give_up(stream: TlsStream | SocketStream | trio.SocketStream) -> None:
+    """As who sees an error does that has given nothing away."""
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):  # it is closed
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        stream.socket.close()
+    else:
+        stream.close_unclean()
+
+
+def run_on_trio(meetings: list[Meeting], injection: RaiseAt) -> list[RelayOutcome]:
+    """Relays side by side."""
     outcomes: list[RelayOutcome] = []
 
     async def one(streams: tuple[Any, Any]) -> None:
@@ -60,7 +75,7 @@ def played(kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str
             outcomes.append(await relay(*streams, idle_timeout=LIMIT))
         except SEEN:
             for stream in streams:
-                stream.close_unclean()  # as who sees an error does that has given nothing away
+                give_up(stream)
         gc.collect(0)
 
     async def main() -> None:
@@ -70,11 +85,35 @@ def played(kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str
                 for streams in pairs:
                     nursery.start_soon(one, streams)
 
+    with suppress(trio.TrioInternalError, *SEEN):
+        trio.run(main)
+    return outcomes
+
+
+def run_in_thread(meetings: list[Meeting], injection: RaiseAt) -> list[RelayOutcome]:
+    """Relays one after another, of blocking streams."""
+    outcomes: list[RelayOutcome] = []
+    for meeting in meetings:
+        streams = meeting.streams()
+        try:
+            with injection.tracing():
+                outcomes.append(blocking.relay(*streams, idle_timeout=LIMIT))
+        except SEEN:
+            for stream in streams:
+                stream.close_unclean()
+        finally:
+            BlockingDriver.current().end()
+    return outcomes
+
+
+def played(run: Run, kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str) -> bool:
+    """One run of two relays; was the exception raised?"""
+    injection = RaiseAt(number, event)
+    meetings = [Meeting(contexts, kinds, client, backend) for _ in range(2)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never started
-        with suppress(trio.TrioInternalError, *SEEN):
-            trio.run(main)
+        outcomes = run(meetings, injection)
         gc.collect()
     for outcome in outcomes:
         ends = outcome.a_to_b.end, outcome.b_to_a.end
@@ -87,16 +126,28 @@ def played(kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str
     return injection.has_raised
 
 
+TLS, PLAIN, TLS_ADAPTED, ADAPTED = KINDS
+
+
 @pytest.mark.parametrize("event", ["call", "opcode"])
-@pytest.mark.parametrize("kinds", [(KINDS[0], KINDS[1]), (KINDS[1], KINDS[0])], ids=pair_name)
+@pytest.mark.parametrize(
+    ("run", "kinds"),
+    [
+        (run_on_trio, (TLS, PLAIN)),
+        (run_on_trio, (PLAIN, TLS)),
+        (run_on_trio, (TLS_ADAPTED, ADAPTED)),
+        (run_in_thread, (BLOCKING_KINDS[0], BLOCKING_KINDS[1])),
+    ],
+    ids=["tls to plain", "plain to tls", "adapted", "blocking"],
+)
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_c16_an_exception_anywhere_in_a_relay(
-    contexts: Contexts, kinds: tuple[Kind, Kind], event: str
+    contexts: Contexts, run: Run, kinds: tuple[Kind, Kind], event: str
 ) -> None:
     rng = random.Random(16)
     last = 1
-    while played(kinds, contexts, last, event):
+    while played(run, kinds, contexts, last, event):
         last *= 2
     for _ in range(INJECTIONS):
-        played(kinds, contexts, rng.randrange(1, last), event)
+        played(run, kinds, contexts, rng.randrange(1, last), event)

@@ -296,6 +296,8 @@ class StreamTransport(BaseTransport):
             self._receiving.cancel()
         if not isinstance(error, _CONNECTION_ERRORS):
             self._log(error)
+            if self._passes_on:  # nobody is told who would close it
+                self._crash(error)
 
     async def _pass_input_on(self) -> None:
         while self._is_wanted and self._may_receive:

@@ -1,0 +1,129 @@
+"""C19 in a relay: what a peer that has TLS answer, and reads nothing, can make it hold."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import pytest
+
+from ringtls._streams.relay_sides import TlsSide
+from ringtls._transports.base import HIGH_WATER
+
+from ..conftest import Contexts
+from ..support.relaying import (
+    BLOCKING_KINDS,
+    KINDS,
+    Kind,
+    Met,
+    Saw,
+    Talker,
+    play,
+    play_blocking,
+    run_beside,
+)
+from ..support.waiting import LIMIT
+from .test_bounds import MANY, MOST_ON_TOP, records_of
+from .test_bounds import logged as logged
+from .test_relay import POOL
+
+#: More bytes than the kernel and the relay hold together. The sockets' buffers are as usual: where
+#: both ends of a connection are full of little, Linux drops acknowledgements, too.
+FLOOD = 4 * POOL
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a side takes no more."""
+    event = threading.Event()
+    is_full = TlsSide.is_full
+
+    def watched(self: TlsSide) -> bool:
+        found = is_full(self)
+        if found:
+            event.set()
+        return found
+
+    monkeypatch.setattr(TlsSide, "is_full", watched)
+    return event
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a side is read no more, as it has TLS answer too much."""
+    event = threading.Event()
+    answers_too_much = TlsSide.answers_too_much
+
+    def watched(self: TlsSide) -> bool:
+        found = answers_too_much(self)
+        if found:
+            event.set()
+        return found
+
+    monkeypatch.setattr(TlsSide, "answers_too_much", watched)
+    return event
+
+
+@pytest.fixture
+def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What sides had unsent after each of their answers."""
+    amounts = []
+    answer = TlsSide._answer
+
+    def watched(self: TlsSide) -> None:
+        answer(self)
+        amounts.append(self.transport.unsent)
+
+    monkeypatch.setattr(TlsSide, "_answer", watched)
+    return amounts
+
+
+@pytest.mark.parametrize(
+    ("kinds", "play_face"),
+    [
+        ((KINDS[0], KINDS[1]), play),
+        ((KINDS[2], KINDS[3]), play),
+        ((BLOCKING_KINDS[0], BLOCKING_KINDS[1]), play_blocking),
+    ],
+    ids=["ring", "adapter", "blocking"],
+)
+def test_c19_a_relay_answers_no_more_than_is_taken_in(
+    logged: Contexts,
+    full: threading.Event,
+    held: threading.Event,
+    unsent: list[int],
+    kinds: tuple[Kind, Kind],
+    play_face: Callable[..., Met],
+) -> None:
+    """The backend floods, and the client reads nothing and asks for answers."""
+    has_all = threading.Event()
+
+    def client(talker: Talker) -> None:
+        records = records_of(logged)
+        storm = records.key_updates(MANY) + records.data(b"after them")
+        assert full.wait(LIMIT)
+
+        def read() -> None:
+            assert held.wait(LIMIT)
+            with suppress(ConnectionError):
+                while talker.sock.recv(65536):
+                    pass
+
+        join = run_beside([partial(talker.sock.sendall, storm), read])
+        assert has_all.wait(LIMIT)
+        talker.sock.shutdown(socket.SHUT_RDWR)
+        join()
+
+    def backend(talker: Talker) -> Saw:
+        talker.send(bytes(FLOOD))
+        data = talker.receive(len(b"after them"))
+        has_all.set()
+        return Saw(data, talker.read().end)
+
+    met = play_face(logged, kinds, client, backend)
+    assert met.backend is not None
+    assert met.backend.data == b"after them"
+    assert HIGH_WATER <= max(unsent) <= HIGH_WATER + POOL + MOST_ON_TOP
