@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import trio
 
-from ringtls import RelayEnd, RelayOutcome, SocketStream, TlsStream, blocking, relay
+from ringtls import RelayEnd, RelayOutcome, blocking, relay
 from ringtls._drivers.blocking import BlockingDriver
 from ringtls._transports.base import RESET_AT_CLOSE
 
 from ..conftest import Contexts
 from ..support.injection import RaiseAt
-from ..support.relaying import BLOCKING_KINDS, END, KINDS, Kind, Meeting, Saw, Talker
+from ..support.relaying import BLOCKING_KINDS, END, KINDS, Kind, Meeting, Saw, Talker, run_beside
 from ..support.waiting import LIMIT
 from .test_exceptions import INJECTIONS, SEEN
 
@@ -56,7 +56,7 @@ def backend(talker: Talker) -> Saw | None:
     return None
 
 
-def give_up(stream: TlsStream | SocketStream | trio.SocketStream) -> None:
+def give_up(stream: Any) -> None:
     """As who sees an error does that has given nothing away."""
     if isinstance(stream, trio.SocketStream):
         with suppress(OSError):  # it is closed
@@ -91,18 +91,23 @@ def run_on_trio(meetings: list[Meeting], injection: RaiseAt) -> list[RelayOutcom
 
 
 def run_in_thread(meetings: list[Meeting], injection: RaiseAt) -> list[RelayOutcome]:
-    """Relays one after another, of blocking streams."""
+    """Relays one after another, of blocking streams; not in the main thread, which has to do with
+    SIGINT."""
     outcomes: list[RelayOutcome] = []
-    for meeting in meetings:
-        streams = meeting.streams()
-        try:
-            with injection.tracing():
-                outcomes.append(blocking.relay(*streams, idle_timeout=LIMIT))
-        except SEEN:
-            for stream in streams:
-                stream.close_unclean()
-        finally:
-            BlockingDriver.current().end()
+
+    def run() -> None:
+        for meeting in meetings:
+            streams = meeting.streams()
+            try:
+                with injection.tracing():
+                    outcomes.append(blocking.relay(*streams, idle_timeout=LIMIT))
+            except SEEN:
+                for stream in streams:
+                    give_up(stream)
+            finally:
+                BlockingDriver.current().end()
+
+    run_beside([run])()
     return outcomes
 
 
