@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
+from bench import asgi
 from bench.candidates import CANDIDATES, Kind
 from bench.counters import DURATIONS, Counters
 from bench.ends import MEASURES, AnsweringSocket
@@ -23,6 +24,7 @@ from bench.results import Results
 from bench.servers.http import BULK_SIZE, Request, parse
 from bench.targets import TARGETS, outcomes
 from bench.works import WORKS
+from ringtls._cli.certificates import make_certificate
 from ringtls._cli.demo.cases import CANCELLED_READING, RETURN, Case
 from ringtls._cli.demo.measure import throwaway_contexts
 from ringtls._cli.demo.peer import End
@@ -357,3 +359,10 @@ def test_unknown_names(words: list[str], message: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="2"):
         bench.main(words)
     assert message in capsys.readouterr().err
+
+
+def test_ends_of_asgi_servers(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    ends = {name: asgi.count_ends(name, certificate, 2) for name in asgi.COMMANDS}
+    assert all(cases == {"clean": 2} for cases in ends[asgi.RINGTLS].values())
+    assert all(cases == {"truncated": 2} for cases in ends[asgi.HYPERCORN].values())

@@ -493,6 +493,7 @@ async def test_a_connection_of_http2_that_ended_idle_is_not_used(
         await until(lambda: info("is_readable"))
         # Not a request that could be sent twice.
         assert (await client.post(f"https://localhost:{port}", content=b"x")).text == "ok"
+        assert len(pooled(client)) == 1
 
 
 async def test_what_a_server_says_idle_does_not_end_a_connection_of_http2(

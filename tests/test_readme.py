@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Contexts
+from .newcomer import do_what_the_page_says
 from .support.processes import in_child
 from .support.waiting import LIMIT, wait_until
 
@@ -108,6 +109,11 @@ def test_server_and_clients(directory: Path) -> None:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=LIMIT)
     assert outputs == ["b'hello'\nCloseOutcome.CLEAN\n"] * 2
+
+
+def test_what_the_page_of_frameworks_says() -> None:
+    """In one environment; script/wheel has one for each extra."""
+    do_what_the_page_says(*[Path(sys.prefix)] * 3)
 
 
 def listens(port: int) -> bool:

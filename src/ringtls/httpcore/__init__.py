@@ -38,6 +38,27 @@ def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
     """
     made = httpx.AsyncHTTPTransport(**arguments)
     # httpx has no argument for it. Where these names are gone this raises AttributeError.
-    assert isinstance(made._pool._network_backend, httpcore.AsyncNetworkBackend)
-    made._pool._network_backend = RingBackend()
+    pool = made._pool
+    assert isinstance(pool._network_backend, httpcore.AsyncNetworkBackend)
+    pool._network_backend = RingBackend()
+    create = pool.create_connection
+    pool.create_connection = lambda origin: _Pooled(create(origin))  # type: ignore
     return made
+
+
+class _Pooled:
+    """A connection that leaves its pool when it is of no more use.
+
+    One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
+    a request takes longer with each that it has.
+    """
+
+    def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
+        self._below = below
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._below, name)
+
+    def has_expired(self) -> bool:
+        is_of_no_use = self._below.is_idle() and not self._below.is_available()
+        return is_of_no_use or self._below.has_expired()
