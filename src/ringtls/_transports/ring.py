@@ -85,9 +85,8 @@ class RingTransport(BaseTransport):
             self._check_receivable()
 
     def expect_input(self) -> None:
-        if self._input is None:
-            with suppress(OSError):  # the ring has failed, or memory is short: a receive will tell
-                self._start_input()
+        with suppress(OSError):  # the ring has failed, or memory is short: a receive will tell
+            self.resume()
 
     def look(self) -> bool:
         if self._input is None and not self._input_ended and self.input_error is None:
