@@ -23,7 +23,9 @@
  *     whose turn comes are looked for after each submit, however much waits: a
  *     peer that sends without end would else keep all others waiting.
  *  7. Who sleeps does so on the descriptor of epoll. The eventfd is watched as
- *     well, and so is a timer: it goes off at the first deadline, or before.
+ *     well, and so is a timer: it goes off at the first deadline, or before. When
+ *     that was seen it is read, because an event loop may come back many times
+ *     before it sleeps, and may wait for nothing to be readable.
  *  8. Between two calls the kernel has nothing of ours. So a cancellation, or a
  *     deadline, ends a request at once.
  */
@@ -339,6 +341,15 @@ static void take_event(struct rtl_ring *r, int fd, uint32_t events)
 		watch(r, fd, awaited);
 }
 
+/* It has gone off. To read it, as an eventfd, makes it unreadable. */
+static void clear_timer(struct rtl_ring *r)
+{
+	eventfd_t ignored;
+
+	eventfd_read(r->epoll.timer, &ignored);
+	r->epoll.timer_ns = RTL_NO_DEADLINE;
+}
+
 /* How many descriptors are ready, or -errno. */
 static int look(struct rtl_ring *r, int timeout_ms)
 {
@@ -351,7 +362,9 @@ static int look(struct rtl_ring *r, int timeout_ms)
 
 		if (fd == r->eventfd)
 			r->epoll.signalled = true;
-		else if (fd != r->epoll.timer)
+		else if (fd == r->epoll.timer)
+			clear_timer(r);
+		else
 			take_event(r, fd, ready[i].events);
 	}
 	r->epoll.looked = n < MOST_READY;
@@ -394,25 +407,21 @@ static bool epoll_may_have_completions(struct rtl_ring *r)
 
 /*
  * The timer goes off at the first deadline, or before, if what had that is over
- * by now: to set it anew each time would cost more than a wake-up in vain. One
- * that has gone off is set, so that it is not readable any more.
+ * by now: to set it anew each time would cost more than a wake-up in vain.
  */
 static int epoll_arm(struct rtl_ring *r)
 {
 	const struct rtl_request *first = r->first_to_expire;
-	int64_t ns = first ? first->at.epoll.limit_ns : RTL_NO_DEADLINE;
 	bool is_set = r->epoll.timer_ns >= 0;
 	struct itimerspec setting = { 0 };
+	int64_t ns;
 
-	if (is_set ? r->epoll.timer_ns > rtl_now_ns() &&
-		     (!first || r->epoll.timer_ns <= ns) : !first)
+	if (!first || (is_set && r->epoll.timer_ns <= first->at.epoll.limit_ns))
 		return 0;
-	r->epoll.timer_ns = ns;
-	if (first) {
-		setting.it_value.tv_sec = ns / RTL_NS_PER_SECOND;
-		setting.it_value.tv_nsec = ns % RTL_NS_PER_SECOND;
-		setting.it_value.tv_nsec += !ns; /* zero would stop it */
-	}
+	r->epoll.timer_ns = ns = first->at.epoll.limit_ns;
+	setting.it_value.tv_sec = ns / RTL_NS_PER_SECOND;
+	setting.it_value.tv_nsec = ns % RTL_NS_PER_SECOND;
+	setting.it_value.tv_nsec += !ns; /* zero would stop it */
 	return rtl_result(timerfd_settime(r->epoll.timer, TFD_TIMER_ABSTIME,
 					  &setting, NULL));
 }

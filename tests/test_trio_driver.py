@@ -7,6 +7,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 
 import outcome
@@ -39,6 +40,16 @@ NS_PER_SECOND = 10**9
 
 async def test_one_ring_in_a_run() -> None:
     assert TrioDriver.current() is TrioDriver.current()
+
+
+async def test_a_deadline_that_has_come_keeps_nobody_awake() -> None:
+    """Whoever waits until all others sleep does not let trio sleep itself."""
+    over = trio.Event()
+    ring = TrioDriver.current().ring
+    ring.timer(time.monotonic() + 0.001, on_done=lambda request: over.set())
+    await over.wait()
+    with trio.fail_after(LIMIT):
+        await trio.testing.wait_all_tasks_blocked()
 
 
 def test_outside_of_a_run() -> None:
