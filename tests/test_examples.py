@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ import pytest
 import trio
 
 import ringtls
-from examples import h11_client, smtp_client
+from examples import h11_client, smtp_client, starttls
 from ringtls import blocking
 
 from .conftest import Contexts
 from .support.mail import MailServer
+from .support.peer import Peer
+from .support.scripted import playing
 
 Run = Callable[..., Any]
 
@@ -113,3 +116,27 @@ def test_d6_a_server_that_refuses(contexts: Contexts, mail: MailServer, run: Run
     with pytest.raises(smtp_client.RefusedError, match="Syntax"):
         run(smtp_client.send, contexts, "localhost", mail.port, "no address>", [], b"")
     assert mail.seen() == ["EHLO localhost", "MAIL FROM:<no address>>", "QUIT", "END"]
+
+
+async def test_starttls(contexts: Contexts) -> None:
+    with MailServer.running(contexts, begin="starttls") as mail:
+        offered = await starttls.offers("localhost", mail.port, contexts.client)
+        assert offered[0] == "localhost"
+        assert "STARTTLS" not in offered
+        hello = "EHLO localhost"
+        assert mail.seen() == [hello, "STARTTLS", hello, "QUIT", "END"]
+
+
+async def test_what_comes_after_starttls_is_not_taken_for_tls(contexts: Contexts) -> None:
+    def begin(sock: socket.socket, contexts: Contexts) -> Peer:
+        replies = b"220 localhost\r\n", b"250 localhost\r\n", b"220 go on\r\n250 AUTH PLAIN\r\n"
+        for reply in replies:
+            sock.sendall(reply)
+            sock.recv(100)
+        return Peer(sock, contexts, server_side=True)
+
+    with (
+        playing(contexts, lambda peer: None, begin=begin) as port,
+        pytest.raises(starttls.RefusedError, match="after the reply"),
+    ):
+        await starttls.offers("localhost", port, contexts.client)

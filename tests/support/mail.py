@@ -33,9 +33,10 @@ class MailServer:
 
     @classmethod
     @contextmanager
-    def running(cls, contexts: Contexts) -> Iterator[MailServer]:
+    def running(cls, contexts: Contexts, *, begin: str = "tls") -> Iterator[MailServer]:
+        """With TLS from the first byte, or with "starttls"."""
         files = map(str, (contexts.certificate, contexts.key))
-        command = [sys.executable, "-m", __name__, *files]
+        command = [sys.executable, "-m", __name__, *files, begin]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
             try:
                 yield cls(process)
@@ -52,7 +53,7 @@ class MailServer:
         raise AssertionError("the mail server has ended")
 
 
-async def serve(certificate: str, key: str) -> None:
+async def serve(certificate: str, key: str, begin: str) -> None:
     from aiosmtpd.smtp import SMTP
 
     class Handler:
@@ -76,8 +77,12 @@ async def serve(certificate: str, key: str) -> None:
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
+    at_first, later = (context, None) if begin == "tls" else (None, context)
     server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(Handler(), hostname="localhost"), "127.0.0.1", 0, ssl=context
+        lambda: Connection(Handler(), hostname="localhost", tls_context=later),
+        "127.0.0.1",
+        0,
+        ssl=at_first,
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
