@@ -23,7 +23,7 @@ from .peers import HOST
 __all__ = ["OWN", "TERMINATORS", "NotStartedError", "Setting", "Terminator", "running"]
 
 #: Seconds within which one is to start, and to end.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class NotStartedError(Exception):
