@@ -27,12 +27,12 @@ try:
     from hypercorn.trio.statsd import StatsdLogger
     from hypercorn.trio.worker_context import WorkerContext
     from hypercorn.utils import LifespanFailureError, repr_socket_addr, wrap_app
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "hypercorn":
+except ModuleNotFoundError as _error:
+    if (_error.name or "").partition(".")[0] != "hypercorn":
         raise
     raise ModuleNotFoundError(
         "ringtls.hypercorn needs hypercorn: pip install 'ringtls[asgi]'", name="hypercorn"
-    ) from error
+    ) from _error
 
 from .._accepting import ACCEPTORS, accept_forever
 from .._streams.socket import SocketListener, SocketStream
