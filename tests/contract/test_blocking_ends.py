@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import random
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from ..conftest import Contexts
 from ..support.peer import End, Peer
 from ..support.signals import SignalAtBytecode, signal_in_the_ring
 from ..support.streams import open_fds, tcp_pair
+from ..support.tracing import traced_by
 from ..support.waiting import wait_until
 from .test_interrupted import SENT, peer_story
 from .test_random import CASES
@@ -151,17 +151,13 @@ def play(contexts: Contexts, number: int) -> tuple[bool, End]:
     def our_story() -> None:
         stream = blocking.TlsStream(blocking.SocketStream(ours), contexts.server, server_side=True)
         stream.do_handshake()
-        sys.settrace(signaller)
-        try:
-            with stream:
-                stream.send_all(SENT)
-                stream.timeout = 0
-                with suppress(TimeoutError):
-                    stream.receive_some()
-                stream.timeout = None
-                stream.send_all(SENT)
-        finally:
-            sys.settrace(None)
+        with traced_by(signaller), stream:
+            stream.send_all(SENT)
+            stream.timeout = 0
+            with suppress(TimeoutError):
+                stream.receive_some()
+            stream.timeout = None
+            stream.send_all(SENT)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it may come before close() is reached

@@ -6,7 +6,6 @@ import contextvars
 import itertools
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -22,6 +21,7 @@ from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
 from ..support.peer import End, Meet, Peer
 from ..support.signals import PACKAGE, SignalAtBytecode
+from ..support.tracing import traced_by
 from ..support.waiting import LIMIT, until
 
 COMBINATORS = f"{PACKAGE}/_combinators.py"
@@ -458,13 +458,10 @@ def play(number: int) -> tuple[bool, list[str]]:
 
     @trio.lowlevel.enable_ki_protection
     async def main() -> None:
-        sys.settrace(signaller)
-        try:
+        with traced_by(signaller):
             log.append(await must_complete(steps, log, "result"))
             kept = await replace(Resource("old", log), Resource("new", log))
             await aclose_all(kept, Resource("other", log))
-        finally:
-            sys.settrace(None)
 
     with suppress(KeyboardInterrupt):
         trio.run(main)

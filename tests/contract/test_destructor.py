@@ -25,6 +25,7 @@ from ringtls._destructor import TRANSITIONS, Event, Phase
 
 from ..support.injection import InjectedError, RaiseAt
 from ..support.signals import SignalAtBytecode
+from ..support.tracing import traced_by
 from ..support.values import Value, whole
 from .test_combinators import STORIES, Resource, Story, Stuck
 
@@ -524,15 +525,12 @@ def play(number: int) -> tuple[bool, list[str]]:
         pass
 
     async def main() -> None:
-        sys.settrace(signaller)
-        try:
+        with traced_by(signaller):
             async with Fresh("outer", log, Resource("outer part", log)) as outer:
                 log.append("made")
                 outer.lent = borrowed(Resource("lent", log))  # type: ignore[attr-defined]
                 await Fresh("inner", log).aclose()
             log.append("left")
-        finally:
-            sys.settrace(None)
 
     with suppress(KeyboardInterrupt):
         trio.run(main)

@@ -7,7 +7,6 @@ always ends, and the peer always sees a clean end of what it was sent.
 from __future__ import annotations
 
 import random
-import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -21,6 +20,7 @@ from ..conftest import Contexts
 from ..support.peer import End, MakeTransport, Peer
 from ..support.signals import SignalAtBytecode
 from ..support.streams import tcp_pair
+from ..support.tracing import traced_by
 
 SENT = bytes(range(256)) * 100
 
@@ -42,8 +42,7 @@ def play(contexts: Contexts, make_transport: MakeTransport, number: int) -> tupl
     async def main() -> None:
         stream: TlsStream[Any] = TlsStream(make_transport(ours), contexts.server, server_side=True)
         await stream.do_handshake()
-        sys.settrace(signaller)
-        try:
+        with traced_by(signaller):
             async with stream:
                 await stream.send_all(SENT)
                 with trio.move_on_after(0.0001) as scope:
@@ -51,8 +50,6 @@ def play(contexts: Contexts, make_transport: MakeTransport, number: int) -> tupl
                 if scope.cancelled_caught:
                     await stream.receive_some()
                 await stream.send_all(SENT)
-        finally:
-            sys.settrace(None)
 
     thread.start()
     with warnings.catch_warnings():

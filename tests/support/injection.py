@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ringtls
+
+from .tracing import traced_by
 
 __all__ = ["InjectedError", "RaiseAt"]
 
@@ -50,14 +51,8 @@ class RaiseAt:
                 raise InjectedError(self.place)
         return self._trace
 
-    @contextmanager
-    def tracing(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self._trace)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
+    def tracing(self) -> AbstractContextManager[None]:
+        return traced_by(self._trace)
 
 
 def _where(frame: FrameType | None) -> str:
