@@ -10,8 +10,6 @@ __all__ = ["CloseOutcome"]
 class CloseOutcome(enum.Enum):
     """How a connection ended, as far as this side can know."""
 
-    __hash__ = object.__hash__  # members are single; Enum's own hash is code in Python
-
     CLEAN = "clean"
     """All that was accepted, close_notify and FIN were handed to the kernel."""
 
