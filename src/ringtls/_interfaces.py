@@ -244,7 +244,7 @@ class Transport(Protocol):
 class TaskDriver(Driver, Protocol):
     """A driver that has tasks: that of a trio run."""
 
-    def start_task(self, function: Callable[[], Awaitable[None]]) -> None:
+    def start_task(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run a system task, also at the end of the run. It must shield itself."""
 
     def wake(self) -> None:

@@ -116,9 +116,8 @@ PLAYS: dict[str, Play] = {
 }
 
 
-def played(play: Play, contexts: Contexts, number: int, event: str) -> bool:
+def played(play: Play, contexts: Contexts, injection: RaiseAt) -> bool:
     """One run; was the exception raised?"""
-    injection = RaiseAt(number, event)
     pairs = [tcp_pair() for _ in range(3)]
     received: list[list[bytes]] = [[] for _ in pairs]
     threads = [
@@ -150,7 +149,16 @@ def played(play: Play, contexts: Contexts, number: int, event: str) -> bool:
 def test_c16_an_exception_anywhere(contexts: Contexts, name: str, event: str) -> None:
     rng = random.Random(16)
     last = 1
-    while played(PLAYS[name], contexts, last, event):
+    while played(PLAYS[name], contexts, RaiseAt(last, event)):
         last *= 2
     for _ in range(INJECTIONS):
-        played(PLAYS[name], contexts, rng.randrange(1, last), event)
+        played(PLAYS[name], contexts, RaiseAt(rng.randrange(1, last), event))
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_c16_an_exception_at_the_entry_of_a_system_task(contexts: Contexts) -> None:
+    number = 1
+    while played(PLAYS["adapter"], contexts, RaiseAt(number, "call", "_Task.run")):
+        number += 1
+    assert number > 3  # each stream has one at least

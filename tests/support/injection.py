@@ -27,11 +27,13 @@ class RaiseAt:
     Args:
       number: at which; counted from 1.
       event: "call" or "opcode".
+      function: only the calls of the one with this qualified name, where it begins.
     """
 
-    def __init__(self, number: int, event: str) -> None:
+    def __init__(self, number: int, event: str, function: str = "") -> None:
         self.left = number
         self._event = event
+        self._function = function
         self.place = ""
 
     @property
@@ -43,13 +45,17 @@ class RaiseAt:
             return None
         frame.f_trace_opcodes = self._event == "opcode"
         frame.f_trace_lines = False
-        if event == self._event:
+        if event == self._event and (not self._function or self._begins(frame)):
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
                 self.place = _where(frame)
                 raise InjectedError(self.place)
         return self._trace
+
+    def _begins(self, frame: FrameType) -> bool:
+        code = frame.f_code
+        return code.co_qualname == self._function and frame.f_lineno == code.co_firstlineno
 
     def tracing(self) -> AbstractContextManager[None]:
         return traced_by(self._trace)

@@ -194,7 +194,7 @@ class TrioDriver(trio.abc.Instrument):
         self._late_pump_asked_for = False
         self._shield = trio.CancelScope(shield=True)  # of the run_sync_soon task (rule 5c)
         self._is_shielding = False
-        self._late_tasks: list[Callable[[], Awaitable[None]]] = []
+        self._late_tasks: list[Callable[[], Awaitable[object]]] = []
 
     @classmethod
     def current(cls) -> TrioDriver:
@@ -239,7 +239,7 @@ class TrioDriver(trio.abc.Instrument):
             self.wake()  # the pump sleeps on the ring from now on
         return self._ring
 
-    def start_task(self, function: Callable[[], Awaitable[None]]) -> None:
+    def start_task(self, function: Callable[[], Awaitable[object]]) -> None:
         """Run a system task, also at the end of the run. It must shield itself."""
         if self._late_nursery is not None:
             self._late_nursery.start_soon(function)

@@ -19,7 +19,7 @@ Rules:
    stream that can't half-close, ``aclose``. Until then the last bytes may be in a buffer of its
    own. So an exception before that point decides the outcome, and one after it is only logged.
 6. A stream may raise anything. In a system task an exception would crash the run, so it ends the
-   connection by reset there, wakes all who wait, and is logged (C16).
+   connection by reset there, wakes all who wait, and is logged (C16). So does one of our own.
 7. One task runs the end, from the closing's start until the stream is closed, and the deadline
    bounds its waits. So the end comes whatever an exception has left undone elsewhere. A task is
    noted after it was started and not before, and what was not sent for want of a task is sent then.
@@ -39,6 +39,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
+from outcome import acapture
 
 from .._engine.descriptors import has_unacknowledged, is_gone
 from .._log import log
@@ -71,6 +72,39 @@ _CONNECTION_ERRORS = (
     trio.TooSlowError,
     OSError,
 )
+
+
+class _Task:
+    """Work for a system task, and who hears of what it raises (rule 6).
+
+    What is raised at the entry of ``run`` meets no handler of ours. Then nothing refers to this
+    object any more, and its finalizer tells.
+    """
+
+    __slots__ = ("_fail", "_work")
+
+    def __init__(
+        self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
+    ) -> None:
+        self._work = work
+        self._fail: Callable[[BaseException], object] | None = fail
+
+    async def run(self) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                await self._work()
+            self._fail = None
+        except BaseException as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        fail, self._fail = self._fail, None
+        if fail is not None:
+            with suppress(BaseException):
+                fail(error)
+
+    def __del__(self) -> None:
+        self.fail(RuntimeError("a task of ringtls was lost"))
 
 
 class StreamTransport(BaseTransport):
@@ -251,23 +285,13 @@ class StreamTransport(BaseTransport):
     ) -> bool:
         """Run ``work`` in a task; ``fail`` hears of what it raises. False if there is no task, and
         ``fail`` has heard why."""
+        task = _Task(work, fail)
         try:
-            self.driver.start_task(partial(self._guard, work, fail))
+            self.driver.start_task(partial(acapture, task.run))
         except BaseException as error:
-            with suppress(BaseException):
-                fail(error)
+            task.fail(error)
             return False
         return True
-
-    async def _guard(
-        self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
-    ) -> None:
-        try:
-            with trio.CancelScope(shield=True):
-                await work()
-        except BaseException as error:
-            with suppress(BaseException):
-                fail(error)
 
     async def _send_queued(self, scope: trio.CancelScope) -> None:
         with scope:
