@@ -411,6 +411,11 @@ class Http2Server:
         self._http2.ping(b"anybody?")
         self.flush()
 
+    def prepare_ping(self) -> None:
+        """It goes out with what is sent next."""
+        self._http2.ping(b"anybody?")
+        self.peer.ssl.write(self._http2.data_to_send())
+
     def say_goaway(self) -> None:
         self._http2.close_connection()
         self.flush()
@@ -433,7 +438,8 @@ def end_by_goaway_and_close_notify(server: Http2Server) -> None:
 
 
 def end_by_ping_and_close_notify(server: Http2Server) -> None:
-    server.ping()
+    """Both in one piece: after the PING alone the connection is as good as before."""
+    server.prepare_ping()
     end_by_close_notify(server.peer)
 
 
