@@ -4,7 +4,8 @@ An exception is raised at the nth call, or bytecode, of ringtls' own code, once 
 n. Every run ends, and every peer sees an end or a break. What a peer has read is a prefix of what
 it was sent.
 
-RINGTLS_INJECTIONS=10000 plays that many in each test, where by default it is a few.
+RINGTLS_INJECTIONS=10000 plays that many in each test, where by default it is a few; with
+`-o faulthandler_timeout=0`, as that takes longer than a test may.
 """
 
 from __future__ import annotations
