@@ -158,7 +158,7 @@ def test_c16_an_exception_anywhere(contexts: Contexts, name: str, event: str) ->
 
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_c16_an_exception_at_the_entry_of_a_system_task(contexts: Contexts) -> None:
+def test_c16_an_exception_where_a_system_task_begins_or_goes_on(contexts: Contexts) -> None:
     number = 1
     while played(PLAYS["adapter"], contexts, RaiseAt(number, "call", "_Task.run")):
         number += 1

@@ -27,7 +27,7 @@ class RaiseAt:
     Args:
       number: at which; counted from 1.
       event: "call" or "opcode".
-      function: only the calls of the one with this qualified name, where it begins.
+      function: only the one with this qualified name, where it begins and where it goes on.
     """
 
     def __init__(self, number: int, event: str, function: str = "") -> None:
@@ -45,17 +45,13 @@ class RaiseAt:
             return None
         frame.f_trace_opcodes = self._event == "opcode"
         frame.f_trace_lines = False
-        if event == self._event and (not self._function or self._begins(frame)):
+        if event == self._event and self._function in ("", frame.f_code.co_qualname):
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
                 self.place = _where(frame)
                 raise InjectedError(self.place)
         return self._trace
-
-    def _begins(self, frame: FrameType) -> bool:
-        code = frame.f_code
-        return code.co_qualname == self._function and frame.f_lineno == code.co_firstlineno
 
     def tracing(self) -> AbstractContextManager[None]:
         return traced_by(self._trace)

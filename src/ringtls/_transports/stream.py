@@ -345,10 +345,12 @@ class StreamTransport(BaseTransport):
                 await self._deliver()
                 on_delivered()
         except BaseException as error:
+            _raise_if_left(error)
             self._crash(error)
         try:
             await (self._last_step or self._break_off)()
         except BaseException as error:
+            _raise_if_left(error)
             await self._break_off(error)
 
     async def _flush(self) -> None:
@@ -428,6 +430,7 @@ class StreamTransport(BaseTransport):
             with trio.fail_at(end):
                 await self._stream.aclose()
         except BaseException as error:
+            _raise_if_left(error)
             if not has_taken_fin:
                 raise
             self._log(error)
@@ -443,6 +446,7 @@ class StreamTransport(BaseTransport):
             await self._let_go(trio.current_time() + LEAST)
             await trio.aclose_forcefully(self._stream)
         except BaseException as error:
+            _raise_if_left(error)
             self._log(error)
         self._report_closed(why)
 
@@ -498,6 +502,13 @@ async def _let_sender_raise() -> None:
     """
     for _ in range(2):
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+def _raise_if_left(error: BaseException) -> None:
+    """An exception in the frame around has left this coroutine, and the task with it: nothing may
+    be awaited here any more. ``_Task`` tells. (Without a task, the run has crashed.)"""
+    if isinstance(error, GeneratorExit) and trio.lowlevel.in_trio_task():
+        raise error
 
 
 async def _linger(sock: trio.socket.SocketType, end: float) -> None:
