@@ -402,6 +402,10 @@ class Http2Server:
         self._open.clear()
         self.flush()
 
+    def answer_next(self) -> None:
+        self.receive(1)
+        self.answer()
+
     def begin_to_answer(self) -> None:
         for stream in self._open:
             self._http2.send_headers(stream, [(":status", "200")])
@@ -463,8 +467,7 @@ def http2_contexts(contexts: Contexts) -> Contexts:
 
 def http2_answer_until_the_end(peer: Peer) -> None:
     server = Http2Server(peer)
-    server.receive(1)
-    server.answer()
+    server.answer_next()
     peer.end()
 
 
@@ -477,8 +480,7 @@ async def test_a_connection_of_http2_that_ended_idle_is_not_used(
 
     def first(peer: Peer) -> None:
         server = Http2Server(peer)
-        server.receive(1)
-        server.answer()
+        server.answer_next()
         assert is_idle.wait(LIMIT)
         end(server)
 
@@ -509,12 +511,10 @@ async def test_what_a_server_says_idle_does_not_end_a_connection_of_http2(
 
     def script(peer: Peer) -> None:
         server = Http2Server(peer)
-        server.receive(1)
-        server.answer()
+        server.answer_next()
         assert is_idle.wait(LIMIT)
         server.ping()
-        server.receive(1)
-        server.answer()
+        server.answer_next()
         peer.end()
 
     with playing(http2_contexts, script) as port:
@@ -533,16 +533,14 @@ async def test_requests_of_http2_that_met_the_end_are_sent_again(
 ) -> None:
     def first(peer: Peer) -> None:
         server = Http2Server(peer)
-        server.receive(1)
-        server.answer()
+        server.answer_next()
         server.receive(count)
         end(server)
 
     def second(peer: Peer) -> None:
         server = Http2Server(peer)
         for _ in range(count):
-            server.receive(1)
-            server.answer()
+            server.answer_next()
         peer.end()
 
     async def request(client: httpx.AsyncClient, url: str) -> None:
@@ -565,8 +563,7 @@ async def test_nothing_of_http2_is_sent_again_next_to_what_may_not_be(
 ) -> None:
     def script(peer: Peer) -> None:
         server = Http2Server(peer)
-        server.receive(1)
-        server.answer()
+        server.answer_next()
         server.receive(2)
         end_by_close_notify(peer)
 
@@ -586,8 +583,7 @@ async def test_nothing_of_http2_is_sent_again_next_to_what_may_not_be(
 async def test_nor_is_one_of_http2_whose_answer_has_begun(http2_contexts: Contexts) -> None:
     def script(peer: Peer) -> None:
         server = Http2Server(peer)
-        server.receive(1)
-        server.answer()
+        server.answer_next()
         server.receive(1)
         server.begin_to_answer()
         end_by_close_notify(peer)
@@ -626,11 +622,9 @@ def answer_until_idle(peer: Peer) -> None:
     """HTTP/2, whose end is close_notify alone."""
     server = Http2Server(peer)
     with suppress(EOFError):  # the client may end it first
-        server.receive(1)
-        server.answer()
+        server.answer_next()
         while select.select([peer.sock], [], [], KEEP_ALIVE)[0]:
-            server.receive(1)
-            server.answer()
+            server.answer_next()
     end_by_close_notify(peer)
 
 

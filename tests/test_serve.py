@@ -31,7 +31,7 @@ from ringtls import SocketStream, TlsStream
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.serve import files
 from ringtls._cli.serve.connection import FileService
-from ringtls._cli.serve.files import Policy
+from ringtls._cli.serve.files import Found, Page, Policy
 from ringtls._cli.serve.opening import Directory, OpenFile
 from ringtls._cli.serve.paths import BadTargetError, path_of, quoted, segments_of
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
@@ -727,41 +727,36 @@ class CountedDirectory(Directory):
         return super().open(segments)
 
 
-async def test_a_file_that_many_ask_for_is_looked_up_once(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"content")
-    directory = CountedDirectory(tmp_path)
+async def found_by_many(directory: CountedDirectory) -> list[Found | Page | None]:
+    """What each of ten finds at /file, all of whom ask before anything is opened."""
     cache = files.FileCache(directory, Policy())
-    found = []
+    found: list[Found | Page | None] = []
 
     async def find() -> None:
-        found.append(await cache.find(b"/file"))
+        try:
+            found.append(await cache.find(b"/file"))
+        except FileNotFoundError:
+            found.append(None)
 
     async with trio.open_nursery() as nursery:
         for _ in range(10):
             nursery.start_soon(find)
         await trio.testing.wait_all_tasks_blocked()
         directory.may_open.set()
+    return found
+
+
+async def test_a_file_that_many_ask_for_is_looked_up_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    directory = CountedDirectory(tmp_path)
+    found = await found_by_many(directory)
     assert len(found) == 10
+    assert None not in found
     assert directory.opened == 1
 
 
 async def test_what_many_ask_for_in_vain_is_missing_for_all(tmp_path: Path) -> None:
-    directory = CountedDirectory(tmp_path)
-    cache = files.FileCache(directory, Policy())
-    missed = []
-
-    async def find() -> None:
-        try:
-            await cache.find(b"/file")
-        except FileNotFoundError as error:
-            missed.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(10):
-            nursery.start_soon(find)
-        await trio.testing.wait_all_tasks_blocked()
-        directory.may_open.set()
-    assert len(missed) == 10
+    assert await found_by_many(CountedDirectory(tmp_path)) == [None] * 10
 
 
 async def test_files_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
