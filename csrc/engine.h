@@ -84,10 +84,17 @@ int rtl_free(struct rtl_ring *r);
 
 /*
  * Give up a ring that has failed: descriptors that were released are closed
- * now, if they are not yet. The others stay the caller's. Only rtl_free() and
- * rtl_counters() may follow.
+ * now, if they are not yet. The others stay the caller's. Only rtl_free(),
+ * rtl_abandon() and rtl_counters() may follow.
  */
 void rtl_fail(struct rtl_ring *r);
+
+/*
+ * Close what a ring that has failed has open itself: the kernel drops its
+ * requests, and sockets that only they still held. All its memory stays, as the
+ * kernel may still use that. Only rtl_counters() may follow.
+ */
+void rtl_abandon(struct rtl_ring *r);
 
 /* 1 if the kernel knows the operation, 0 if not. */
 int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode);

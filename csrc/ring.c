@@ -76,6 +76,11 @@ int rtl_free(struct rtl_ring *r)
 	return 0;
 }
 
+void rtl_abandon(struct rtl_ring *r)
+{
+	r->backend->close(r);
+}
+
 void *rtl_pool(const struct rtl_ring *r)
 {
 	return r->pool;

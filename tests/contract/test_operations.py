@@ -541,6 +541,31 @@ def test_h6_callbacks_must_not_drive_the_ring(ring: Ring, pair: Pair) -> None:
     assert other.take() == 1
 
 
+def test_h7_a_ring_that_has_failed_gives_its_descriptors_back(pair: Pair) -> None:
+    """And with them what the kernel had locked, and sockets that only its requests held."""
+    ours, theirs = pair
+    before = open_fds()
+    for _ in range(3):
+        ring = Ring(buffers=4, buffer_size=4096)
+        ring.recv(ours.fileno(), 100)
+        ring.submit()
+        ring.fail(ValueError("made up"))
+        assert not ring.close(timeout=1.0)
+    assert open_fds() == before
+    ours.close()
+    theirs.settimeout(LIMIT)
+    assert theirs.recv(1) == b""
+
+
+def test_h7_unless_its_number_may_be_anothers(pair: Pair) -> None:
+    before = open_fds()
+    ring = Ring(buffers=4, buffer_size=4096)
+    opened = open_fds()
+    ring.fail(OSError(errno.EBADF, "made up"))
+    assert not ring.close(timeout=1.0)
+    assert open_fds() == opened > before
+
+
 def test_h7_a_drain_that_is_interrupted_frees_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

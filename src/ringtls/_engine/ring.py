@@ -21,7 +21,8 @@ Rules:
 5. If the ring itself fails, every request in flight ends with that failure. Its buffers stay
    owned, because the kernel may still have them.
 6. A ring whose requests do not all end is never freed: the kernel may write to their buffers as
-   long as the process lives.
+   long as the process lives. If that is because it has failed, its descriptors are closed all the
+   same; unless the engine itself failed, since then its number may be another file's by now.
 7. After a fork the ring is the parent's. The child's copy refuses every call.
 8. A buffer is pinned by a memoryview from which no other is made. The garbage collector crashes
    where it clears one that still has exports (memory_clear in CPython), as when a cycle through a
@@ -578,7 +579,8 @@ class Ring:
         """Cancel and drain, for at most ``timeout`` seconds, then free the ring.
 
         Returns:
-          False if something could not be drained: then nothing was freed, and never will be.
+          False if something could not be drained: then nothing was freed, and never will be
+          (rule 6).
         """
         if self._closed or self.forked:
             return True
@@ -597,9 +599,16 @@ class Ring:
                 _lib.rtl_free(self._engine)
                 self._close_wakeup_fd()
             else:
-                _park(self)
+                self._abandon()
             _open_rings.discard(self)
         return drained
+
+    def _abandon(self) -> None:
+        _park(self)
+        failed = self._failure is not None and not isinstance(self._failure, OSError)
+        if failed and get_ident() == self._thread:
+            _lib.rtl_abandon(self._engine)
+            self._close_wakeup_fd()
 
     def _close_wakeup_fd(self) -> None:
         if self._owns_wakeup_fd:
