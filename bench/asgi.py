@@ -33,7 +33,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ringtls._cli.certificates import Certificate, make_certificate
+from ringtls._cli.certificates import Certificate, client_context, make_certificate
 from ringtls._cli.demo.peer import observe_end
 
 from .load import program
@@ -125,7 +125,7 @@ def _running(name: str, certificate: Certificate) -> Iterator[tuple[subprocess.P
 
 def _figures(port: int, certificate: Certificate) -> tuple[int, int]:
     """Requests that were answered, and nanoseconds of CPU time."""
-    context = ssl.create_default_context(cafile=str(certificate.ca))
+    context = client_context(certificate.ca)
     connection = http.client.HTTPSConnection("localhost", port, context=context, timeout=PATIENCE)
     connection.request("GET", "/figures", headers={"Connection": "close"})
     requests, cpu = connection.getresponse().read().split()
@@ -151,7 +151,7 @@ CASES: dict[str, Converse] = {
 
 def count_ends(name: str, certificate: Certificate, count: int) -> dict[str, Counter[str]]:
     """How so many connections end, for each case."""
-    context = ssl.create_default_context(cafile=str(certificate.ca))
+    context = client_context(certificate.ca)
     ends: dict[str, Counter[str]] = {}
     with _running(name, certificate) as (process, port), ThreadPoolExecutor(count) as threads:
 

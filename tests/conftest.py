@@ -16,7 +16,7 @@ import pytest
 
 import ringtls
 from ringtls import SocketStream
-from ringtls._cli.certificates import make_certificate, server_context
+from ringtls._cli.certificates import client_context, make_certificate, server_context
 from ringtls._engine.ring import Ring
 
 from .support import peer
@@ -62,10 +62,8 @@ class Contexts:
 
 def contexts_of(ca: Path, certificate: Path, key: Path) -> Contexts:
     server = server_context(certificate, key)
-    client = ssl.create_default_context(cafile=str(ca))
-    for context in (server, client):
-        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # some builds of Python set it
-    return Contexts(server, client, ca, certificate, key)
+    server.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Debian 12's Python sets it
+    return Contexts(server, client_context(ca), ca, certificate, key)
 
 
 @pytest.fixture(scope="session")

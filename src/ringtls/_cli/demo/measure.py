@@ -21,7 +21,7 @@ import trio
 
 from ..._streams.socket import SocketListener
 from ..._streams.tls_listener import TlsListener
-from ..certificates import make_certificate, server_context
+from ..certificates import client_context, make_certificate, server_context
 from .cases import Case, Connection, HandlerFailedError
 from .peer import End, observe_end
 
@@ -73,9 +73,7 @@ def throwaway_contexts() -> Contexts:
     """Contexts with a certificate that is kept nowhere; the client's does not hide truncation."""
     with tempfile.TemporaryDirectory() as directory:
         made = make_certificate(Path(directory))
-        client = ssl.create_default_context(cafile=str(made.ca))
-        client.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # some builds of Python set it
-        return Contexts(server_context(made.certificate, made.key), client)
+        return Contexts(server_context(made.certificate, made.key), client_context(made.ca))
 
 
 async def measure(

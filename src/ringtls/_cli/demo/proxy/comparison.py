@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...certificates import make_certificate
+from ...certificates import client_context, make_certificate
 from .cases import Case, Exchange
 from .peers import HOST, Backend, Received, Saw, TlsClient, receive
 from .terminators import Setting, Terminator, running
@@ -87,8 +87,7 @@ def started(terminator: Terminator) -> Iterator[Running]:
         made = make_certificate(directory)
         both = directory / "both.pem"
         both.write_bytes(made.certificate.read_bytes() + made.key.read_bytes())
-        context = ssl.create_default_context(cafile=str(made.ca))
-        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # some builds of Python set it
+        context = client_context(made.ca)
         backend = Backend()
         try:
             port = _free_port()
