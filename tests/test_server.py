@@ -318,6 +318,38 @@ def test_a_command_says_what_it_needs() -> None:
     assert run.returncode == 0
 
 
+IMPORTED = """
+import sys
+from ringtls._cli import main
+main()
+print(*sorted({"cryptography", "prometheus_client"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("command", [("serve",), ("proxy", "--backend", "127.0.0.1:1")])
+def test_an_option_that_is_not_given_imports_nothing(
+    contexts: Contexts, command: tuple[str, ...]
+) -> None:
+    files = ["--certfile", str(contexts.certificate), "--keyfile", str(contexts.key)]
+
+    def imported(*options: str) -> str:
+        """By a start that fails at the last moment, as there is no such descriptor."""
+        words = [*command, *files, *options, "--bind", "fd://99"]
+        run = subprocess.run(
+            [sys.executable, "-c", IMPORTED, *words],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert "can't listen on fd://99" in run.stderr
+        said: str = run.stdout
+        return said
+
+    assert imported() == "\n"
+    assert imported("--metrics", "127.0.0.1:0") == "prometheus_client\n"
+    assert imported(*files) == "cryptography\n"  # two certificates: their names decide
+
+
 # Certificates
 
 

@@ -2,16 +2,20 @@
 
 Each module here that is a command has ``add_parser(subparsers)``, which names its arguments,
 and ``run(arguments)``, which returns the exit status.
+
+Commands start often, and most of that is imports. So a command is imported when it is asked for,
+and a library that only one option needs when that option is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from .. import __version__
 from .._engine.choice import forced
 
 __all__ = ["main"]
@@ -19,8 +23,11 @@ __all__ = ["main"]
 #: Modules of this package.
 COMMANDS = ("serve", "proxy", "asgi", "demo", "doctor")
 
-#: What ``ringtls[server]`` installs; not all commands need it.
-EXTRA = {"cryptography", "httptools", "prometheus_client"}
+#: What ``ringtls[server]`` installs.
+EXTRA = ("cryptography", "httptools", "prometheus_client")
+
+#: Commands that do without it.
+BARE = ("doctor",)
 
 INSTALLATION = "pip install 'ringtls[server]'"
 
@@ -33,22 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ringtls", description="TLS that always ends with close_notify, on io_uring or epoll."
     )
-    parser.add_argument("--version", action="version", version=f"ringtls {__version__}")
+    parser.add_argument("--version", action=_Version)
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     if argv is None:
         argv = sys.argv[1:]
     named = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS  # importing all takes a while
+    missing = next((name for name in EXTRA if importlib.util.find_spec(name) is None), None)
     for command in named:
-        try:
+        if missing is None or command in BARE:
             importlib.import_module(f".{command}", __package__).add_parser(subparsers)
-        except ModuleNotFoundError as error:
-            if error.name not in EXTRA:
-                raise
-            subparsers.add_parser(command, help=f"needs {error.name}: {INSTALLATION}")
-            if argv[:1] == [command]:
-                text = f"{command} needs {error.name}, which is not installed: {INSTALLATION}"
-                print(f"ringtls: {text}", file=sys.stderr)
-                return 1
+            continue
+        subparsers.add_parser(command, help=f"needs {missing}: {INSTALLATION}")
+        if argv[:1] == [command]:
+            text = f"{command} needs {missing}, which is not installed: {INSTALLATION}"
+            print(f"ringtls: {text}", file=sys.stderr)
+            return 1
     arguments = parser.parse_args(argv)
     try:
         forced()
@@ -67,3 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return INTERRUPTED
     return status
+
+
+class _Version(argparse.Action):
+    """``--version``. The installation is asked only then, as that imports much."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        text = "show program's version number and exit"
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=text)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from .. import __version__
+
+        print(f"ringtls {__version__}")
+        parser.exit()

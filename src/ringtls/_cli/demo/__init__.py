@@ -9,7 +9,6 @@ from typing import Any
 
 import trio
 
-from . import proxy
 from .cases import CASES
 from .comparison import SERVERS, Comparison, compare
 from .measure import RINGTLS
@@ -54,6 +53,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.proxy:
+        from . import proxy
+
         connections = arguments.connections or PROXY_CONNECTIONS
         return 0 if proxy.compare(connections, sys.stdout) else 1
     connections = arguments.connections or CONNECTIONS

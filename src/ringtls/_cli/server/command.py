@@ -22,7 +22,7 @@ import trio
 
 from . import logs
 from .connections import Limits
-from .credentials import ClientCertificates, Credentials, Files
+from .credentials import ClientCertificates, Credentials, Files, names_in
 from .errors import StartError
 from .figures import Figures
 from .handling import Service
@@ -185,12 +185,13 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     """
     files = _files(arguments, service)
     client_certificates = _client_certificates(arguments)
+    bundle = files.read()
     credentials = Credentials(
-        files.read(), service.alpn, client_certificates, service.refuse, service.load
+        bundle, service.alpn, client_certificates, service.refuse, service.load
     )
     if arguments.check:
         service.prepare()
-        certificates = f" Certificates for: {', '.join(credentials.names)}"
+        certificates = f" Certificates for: {', '.join(names_in(bundle))}"
         print(f"The configuration is good.{certificates if service.is_tls else ''}")
         return 0
     metrics = Metrics()
@@ -209,10 +210,9 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
             reloader,
             _limits(arguments, service),
             arguments.graceful_timeout,
-            metrics,
             figures,
             frozenset(arguments.client_allow),
-            metrics_sockets,
+            observation,
         )
         trio.run(serve, server, sockets, orders, on_ready)
 
@@ -231,8 +231,12 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     metrics.share(arguments.workers or 1)
     with ExitStack() as stack:
         # The inherited first; see listening.
-        observed = [] if arguments.metrics is None else [arguments.metrics]
-        metrics_sockets = [sock for share in open_sockets(observed, 1, stack) for sock in share]
+        observation = None
+        if arguments.metrics is not None:
+            from .observation import Observation  # it imports much
+
+            [observing] = open_sockets([arguments.metrics], 1, stack)
+            observation = Observation(observing, metrics, figures)
         shares = open_sockets(arguments.bind or [DEFAULT_ADDRESS], arguments.workers or 1, stack)
         # From here on descriptors are taken that might have been meant to be inherited.
         _raise_file_limit()
@@ -242,7 +246,7 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
             _announce,
             service.scheme,
             [_bound_to(sock) for sock in shares[0]],
-            [_bound_to(sock) for sock in metrics_sockets],
+            [_bound_to(sock) for sock in observation.sockets] if observation else [],
             credentials.development_ca,
         )
         if arguments.workers is not None:

@@ -12,8 +12,7 @@ Rules:
 4. Where clients have certificates, resuming a session would pass over what the new files say
    about them. So there the first context is new after a reload, and with it the keys.
 5. The certificate is that of the name the client asks for, or of the widest wildcard for it, or
-   the first. Names are those that the certificates have (RFC 6125: SubjectAltName alone, unless
-   there is none).
+   the first (``names``). With one certificate there is nothing to choose, and nobody reads names.
 """
 
 from __future__ import annotations
@@ -28,10 +27,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from cryptography import x509
-from cryptography.x509.oid import ExtensionOID, NameOID
-
-from ..certificates import read_cached_certificate
 from .errors import StartError
 
 __all__ = [
@@ -44,6 +39,7 @@ __all__ = [
     "common_name_of",
     "file_of",
     "identity_of",
+    "names_in",
 ]
 
 T = TypeVar("T")
@@ -123,6 +119,8 @@ class Files:
         if paths or not self.are_needed:
             pairs = tuple(_read_pair(certificate, key) for certificate, key in paths)
             return Bundle(pairs, client_ca, client_crl, others=others)
+        from ..certificates import read_cached_certificate  # it imports much
+
         ca, certificate, key = read_cached_certificate()
         pair = Pair(certificate, key, "the development certificate", "its key")
         return Bundle((pair,), client_ca, client_crl, ca, others)
@@ -179,11 +177,6 @@ class Credentials:
         self.development_ca = bundle.development_ca
         self._is_first = False
 
-    @property
-    def names(self) -> list[str]:
-        """The names that the certificates are for, for people."""
-        return sorted(self._certificates.by_name) or ["any name"]
-
     def _first_context(self, bundle: Bundle) -> ssl.SSLContext:
         """See rules 3 and 4."""
         if not self._is_first and self._client_certificates is ClientCertificates.NONE:
@@ -206,7 +199,7 @@ class Credentials:
             context = self._new_context(bundle)
             _load_pair(context, pair)
             certificates.default = certificates.default or context
-            for name in _names_of(pair):
+            for name in _names_of(pair) if len(bundle.pairs) > 1 else ():
                 certificates.by_name.setdefault(name, context)
         return certificates
 
@@ -340,21 +333,22 @@ def _load_client_authorities(context: ssl.SSLContext, bundle: Bundle) -> None:
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
+def names_in(bundle: Bundle) -> list[str]:
+    """The names that the certificates are for, for people.
+
+    Raises:
+      StartError: they can't be read.
+    """
+    return sorted({name for pair in bundle.pairs for name in _names_of(pair)}) or ["any name"]
+
+
 def _names_of(pair: Pair) -> list[str]:
-    """See rule 5."""
+    from .names import names_of  # it imports much
+
     try:
-        certificate = x509.load_pem_x509_certificates(pair.certificate)[0]
-        extension = certificate.extensions.get_extension_for_oid(
-            ExtensionOID.SUBJECT_ALTERNATIVE_NAME
-        )
-        assert isinstance(extension.value, x509.SubjectAlternativeName)
-        names = extension.value.get_values_for_type(x509.DNSName)
-    except x509.ExtensionNotFound:
-        attributes = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        names = [str(attribute.value) for attribute in attributes]
+        return names_of(pair.certificate)
     except ValueError as error:
         raise StartError(f"can't read the names in {pair.certificate_name}: {error}") from error
-    return [name.lower() for name in names]
 
 
 @contextmanager

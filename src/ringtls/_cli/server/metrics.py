@@ -15,13 +15,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-__all__ = ["CONTENT_TYPE", "Family", "Metrics"]
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+__all__ = ["Family", "Metrics"]
 
 OTHER = "other"
 
@@ -63,15 +57,16 @@ class Family:
         return self.cells[(OTHER,) * len(self.labels)] if cell is None else cell
 
 
-class Metrics(Collector):
+class Metrics:
     """All figures of a server.
 
     Attributes:
+      families: in the order in which they were made.
       cells: those of this process.
     """
 
     def __init__(self) -> None:
-        self._families: list[Family] = []
+        self.families: list[Family] = []
         self._size = 0
         self._shared = memoryview(b"").cast("Q")
         self.cells = self._shared
@@ -93,7 +88,7 @@ class Metrics(Collector):
         for combination in dict.fromkeys([*combinations, (OTHER,) * len(labels)]):
             family.cells[combination] = self._size
             self._size += 1
-        self._families.append(family)
+        self.families.append(family)
         return family
 
     def share(self, workers: int) -> None:
@@ -105,22 +100,10 @@ class Metrics(Collector):
     def begin(self, worker: int) -> None:
         """Be the process of this worker from now on; the first is 0."""
         self.cells = self._shared[worker * self._size : (worker + 1) * self._size]
-        for family in self._families:
+        for family in self.families:
             family.forget_process()
 
-    def render(self) -> bytes:
-        """All figures in Prometheus' text format."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        return generate_latest(registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks of a collector."""
-        for family in self._families:
-            kind = GaugeMetricFamily if family.is_gauge else CounterMetricFamily
-            metric = kind(family.name, family.text, labels=family.labels)
-            for values, cell in family.cells.items():
-                total = sum(self._shared[cell :: self._size])
-                if total or not family.labels:
-                    metric.add_metric(values, total)
-            yield metric
+    def totals(self, family: Family) -> Iterator[tuple[tuple[str, ...], int]]:
+        """The sums over all processes, by the labels' values."""
+        for values, cell in family.cells.items():
+            yield values, sum(self._shared[cell :: self._size])

@@ -1,18 +1,25 @@
 """``--metrics``: /metrics for Prometheus and /healthz for whoever asks, over plain HTTP.
 
-It does not ask who is asking: it belongs in a network where everybody may know the figures.
+It does not ask who is asking: it belongs in a network where everybody may know the figures. The
+ring has no part in it: these connections are not to be among the figures.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
-from .metrics import CONTENT_TYPE
+from ringtls._accepting import accept_forever
 
-__all__ = ["answer"]
+from .exposition import CONTENT_TYPE, render
+from .figures import Figures
+from .metrics import Metrics
+
+__all__ = ["Observation"]
 
 logger = logging.getLogger("ringtls.server")
 
@@ -21,36 +28,55 @@ LIMIT = 8192
 TIMEOUT = 5.0
 
 
-async def answer(
-    stream: trio.SocketStream, render: Callable[[], bytes], is_healthy: Callable[[], bool]
-) -> None:
-    """Answer one request, and end the connection."""
-    async with stream:
-        with trio.move_on_after(TIMEOUT):
-            try:
-                request = b""
-                while b"\r\n\r\n" not in request and len(request) < LIMIT:
-                    data = await stream.receive_some(LIMIT)
-                    if not data:
-                        return
-                    request += data
-                await stream.send_all(_answer(request, render, is_healthy))
-            except trio.BrokenResourceError:
-                return
-            except Exception:
-                logger.exception("metrics: unexpected error")
+@dataclass(frozen=True)
+class Observation:
+    """What is told, and where it is asked for."""
 
+    sockets: Sequence[socket.socket]
+    metrics: Metrics
+    figures: Figures
 
-def _answer(request: bytes, render: Callable[[], bytes], is_healthy: Callable[[], bool]) -> bytes:
-    match request.split(b"\r\n", 1)[0].split(b" "):
-        case [b"GET", b"/metrics", _]:
-            return _response("200 OK", render(), CONTENT_TYPE)
-        case [b"GET", b"/healthz", _] if is_healthy():
-            return _response("200 OK", b"ok\n")
-        case [b"GET", b"/healthz", _]:
-            return _response("503 Service Unavailable", b"draining\n")
-        case _:
-            return _response("404 Not Found", b"try /metrics or /healthz\n")
+    async def serve(self, is_healthy: Callable[[], bool]) -> None:
+        """Answer until this is cancelled."""
+        async with trio.open_nursery() as nursery:
+
+            def begin(stream: trio.SocketStream) -> None:
+                nursery.start_soon(self._serve_connection, stream, is_healthy)
+
+            for sock in self.sockets:
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+                nursery.start_soon(accept_forever, listener.accept, begin)
+
+    async def _serve_connection(
+        self, stream: trio.SocketStream, is_healthy: Callable[[], bool]
+    ) -> None:
+        """Answer one request, and end the connection."""
+        async with stream:
+            with trio.move_on_after(TIMEOUT):
+                try:
+                    request = b""
+                    while b"\r\n\r\n" not in request and len(request) < LIMIT:
+                        data = await stream.receive_some(LIMIT)
+                        if not data:
+                            return
+                        request += data
+                    await stream.send_all(self._answer(request, is_healthy))
+                except trio.BrokenResourceError:
+                    return
+                except Exception:
+                    logger.exception("metrics: unexpected error")
+
+    def _answer(self, request: bytes, is_healthy: Callable[[], bool]) -> bytes:
+        match request.split(b"\r\n", 1)[0].split(b" "):
+            case [b"GET", b"/metrics", _]:
+                self.figures.sample()
+                return _response("200 OK", render(self.metrics), CONTENT_TYPE)
+            case [b"GET", b"/healthz", _] if is_healthy():
+                return _response("200 OK", b"ok\n")
+            case [b"GET", b"/healthz", _]:
+                return _response("503 Service Unavailable", b"draining\n")
+            case _:
+                return _response("404 Not Found", b"try /metrics or /healthz\n")
 
 
 def _response(status: str, body: bytes, media_type: str = "text/plain; charset=utf-8") -> bytes:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,11 +30,12 @@ from .credentials import Credentials
 from .errors import StartError
 from .figures import Figures
 from .handling import Handler, Service, serve_connection
-from .metrics import Metrics
 from .notify import notify, notify_reloading, watchdog_interval
-from .observation import answer
 from .reloading import READ_TIMEOUT, Reloader
 from .supervisor import SIGNALS
+
+if TYPE_CHECKING:
+    from .observation import Observation
 
 __all__ = ["Orders", "Server", "own_signals", "serve"]
 
@@ -55,10 +57,9 @@ class Server:
     reloader: Reloader
     limits: Limits
     graceful_timeout: float
-    metrics: Metrics
     figures: Figures
     allowed: frozenset[str]
-    metrics_sockets: Sequence[socket.socket]
+    observation: Observation | None
 
 
 @contextmanager
@@ -112,8 +113,8 @@ class _Process:
             async with self._server.service.running(), trio.open_nursery() as watch:
                 watch.start_soon(self._connections.sweep)
                 watch.start_soon(self._sample)
-                for sock in self._server.metrics_sockets:
-                    watch.start_soon(self._observe, sock, watch)
+                if (observation := self._server.observation) is not None:
+                    watch.start_soon(observation.serve, self._is_healthy)
                 if (interval := watchdog_interval()) is not None:
                     watch.start_soon(_feed_watchdog, interval)
                 async with trio.open_nursery() as nursery:
@@ -186,21 +187,8 @@ class _Process:
             self._server.figures.sample()
             await trio.sleep(SAMPLE_INTERVAL)
 
-    async def _observe(self, sock: socket.socket, nursery: trio.Nursery) -> None:
-        """Not by the ring: these connections are not to be among the figures."""
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-
-        def begin(stream: trio.SocketStream) -> None:
-            nursery.start_soon(answer, stream, self._render, self._is_healthy)
-
-        await accept_forever(listener.accept, begin)
-
     def _is_healthy(self) -> bool:
         return not self._accepting.cancel_called
-
-    def _render(self) -> bytes:
-        self._server.figures.sample()
-        return self._server.metrics.render()
 
 
 async def _feed_watchdog(interval: float) -> None:
