@@ -12,6 +12,7 @@ import termios
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ import pytest
 import trio
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import TlsStream
+from ringtls import TlsStream, aclose_all
 from ringtls._streams.session import CHUNK_SIZE, LARGEST_RECORD, MOST_WAITING, TlsSession
 from ringtls._streams.tls import ANSWER_LIMIT, PIECE
 from ringtls._transports.base import HIGH_WATER, BaseTransport
@@ -28,7 +29,7 @@ from ..conftest import Contexts
 from ..support.faces import FACES, Face
 from ..support.key_updates import ANSWER_SIZE, client_records
 from ..support.peer import Meet, Peer
-from ..support.streams import tcp_pair
+from ..support.streams import handshaken, tcp_pair
 from ..support.waiting import LIMIT, closed_while_it_waits, cut_off
 from ..test_session import carry, sessions
 
@@ -154,6 +155,29 @@ def test_c20_a_session_costs_what_it_cost_before(versioned_contexts: Contexts) -
         burst(client, server)
         burst(server, client)
     assert allocated() - before < 2 * idle
+
+
+async def exchange(source: TlsStream, destination: TlsStream) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.send_all, bytes(4 * PIECE))
+        received = 0
+        while received < 4 * PIECE:
+            received += len(await destination.receive_some())
+    await source.wait_sent()
+
+
+async def test_c20_a_connection_costs_what_it_cost_before(versioned_contexts: Contexts) -> None:
+    """With its transport and what the engine has of it."""
+    first = await handshaken(versioned_contexts)
+    await exchange(*first)  # what is the run's is there from now on
+    before = allocated()
+    pairs = [await handshaken(versioned_contexts) for _ in range(20)]
+    idle = allocated() - before
+    for client, server in pairs:
+        await exchange(client, server)
+        await exchange(server, client)
+    assert allocated() - before < 2 * idle
+    await aclose_all(*first, *chain.from_iterable(pairs))
 
 
 def test_c20_what_came_in_small_pieces_takes_no_more(contexts: Contexts) -> None:

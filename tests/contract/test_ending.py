@@ -12,11 +12,12 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import CloseOutcome, TlsStream
+from ringtls import CloseOutcome, TlsStream, statistics
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
 from ..support.peer import End, Meet, Peer, Transport
+from ..support.streams import socket_streams, tls_over
 from ..support.waiting import LIMIT, cut_off, until
 
 Leave = Callable[[TlsStream], Awaitable[None]]
@@ -174,6 +175,13 @@ async def test_c3_a_peer_that_never_reads_is_reset(
     assert end.transport is Transport.RST
     assert not end.close_notify
     assert "timed out" in caplog.text
+    assert statistics().closings == {CloseOutcome.TIMED_OUT: 1}
+
+
+async def test_c3_five_seconds_by_default(contexts: Contexts) -> None:
+    for stream in tls_over(*await socket_streams(), contexts):
+        assert stream.shutdown_timeout == 5
+        await stream.aclose()
 
 
 async def test_c3_timeout_of_one_call(contexts: Contexts, meet: Meet) -> None:

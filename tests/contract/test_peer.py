@@ -9,9 +9,11 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import CloseOutcome, SocketStream, TlsStream, TruncationError
+from ringtls import CloseOutcome, SocketStream, TlsStream, TruncationError, statistics
+from ringtls._transports import ring as ring_transport
 
 from ..conftest import Contexts
+from ..support import peer as peers
 from ..support.clogging import SMALL, clog
 from ..support.peer import End, Meet, Peer, Transport
 from ..support.streams import open_fds, tcp_pair
@@ -87,6 +89,27 @@ async def test_c10_the_task_does_not_wait_for_the_peer(contexts: Contexts, meet:
     assert open_fds() > before + 1  # the ring still reads, until the peer's FIN
     peer.sock.close()
     await until(lambda: open_fds() <= before + 3)  # the ring, its eventfd, its pump's timer stay
+
+
+def send_until_refused(peer: Peer) -> None:
+    with peer.sock, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        for _ in range(1000):
+            peer.sock.sendall(bytes(SMALL))
+
+
+@pytest.mark.parametrize("limit", ["bytes", "time"])
+async def test_c10_lingering_is_limited(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """By what a peer sends that never ends, and by the shutdown timeout if it says nothing."""
+    monkeypatch.setattr(ring_transport, "DISCARD_LIMIT", SMALL)
+    stream, peer = await peers.meet(contexts, buffer_size=SMALL)
+    await stream.aclose(shutdown_timeout=3600 if limit == "bytes" else 0.01)
+    assert stream.close_outcome is CloseOutcome.CLEAN
+    if limit == "time":
+        await until(lambda: not statistics().connections_closing)
+    await in_thread(send_until_refused, peer)
+    await until(lambda: not statistics().connections_closing)
 
 
 @pytest.mark.parametrize("https_compatible", [False, True])
