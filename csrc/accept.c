@@ -2,9 +2,11 @@
 /*
  * One connection of a listener.
  *
- * O_NONBLOCK belongs to the open file, and so to other processes, too. Some
- * kernels answer EAGAIN because of it where they should wait. Then we wait for
- * a connection and try again, as often as another process takes it first.
+ * If the listener has O_NONBLOCK, some kernels answer EAGAIN to a request of
+ * io_uring, which should wait all the same. The mode must stay as it is: it
+ * belongs to the open file, and so to other processes, too. So the request then
+ * polls the listener, and accepts when a connection is there; if another
+ * process was faster, it polls again.
  */
 #include <errno.h>
 #include <poll.h>

@@ -10,8 +10,8 @@
  * So a timer interrupts it by a signal to this thread, after a millisecond and
  * then again and again: the first may come before accept4(2) has begun. What
  * the signal meets is either a connection or -EINTR, so no connection is lost.
- * That it comes is rare, as it needs a race to be lost. The signal is the last
- * of the real-time signals that nobody has a handler for, which is found out
+ * The signal is rare: it comes only if another process has won that race. It
+ * is the last of the real-time signals that nobody has a handler for, chosen
  * anew each time: whoever wants it for itself later gets it.
  *
  * Only listeners without O_NONBLOCK pay for this: some two microseconds.

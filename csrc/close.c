@@ -60,8 +60,8 @@ static bool all_acknowledged(int fd)
 }
 
 /*
- * After close(2) an RST, the answer to more input, would destroy the rest. After
- * the peer's FIN there is no more.
+ * True if the peer's TCP has not acknowledged all, and may lose the rest: input
+ * that comes after close(2) is answered by an RST. None comes after its FIN.
  */
 static bool may_lose_data(const struct rtl_request *req)
 {
@@ -91,7 +91,7 @@ int rtl_close_now(int fd)
 	return close(fd) ? -errno : 0;
 }
 
-/* It goes on as far as it can. */
+/* Go on, if nothing is in the way: discard input, or close. */
 static void step(struct rtl_ring *r, struct rtl_request *req)
 {
 	int result, error;
@@ -127,7 +127,7 @@ static int close_attempt(struct rtl_ring *r, struct rtl_request *req,
 			       MSG_TRUNC | MSG_DONTWAIT));
 }
 
-/* It waits for input to the deadline; expedited, just a moment. */
+/* Until the deadline; expedited, just a moment. */
 static int64_t close_limit(const struct rtl_ring *r,
 			   const struct rtl_request *req)
 {

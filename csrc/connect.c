@@ -2,14 +2,14 @@
 /*
  * A connection to an address, which is the caller's memory until it is over.
  *
- * With epoll, connect(2) must not block, and of all calls it has no flag for
- * that. So the socket is O_NONBLOCK for the call, which only begins to connect,
- * and has its mode back before anybody could notice: until it is connected
- * there is nothing that another process could do with it. To call it again
- * tells what has become of it.
+ * With epoll no call may block, and connect(2), unlike recv(2) and send(2), has
+ * no flag for that. So the socket is O_NONBLOCK during the call, which only
+ * begins to connect, and then gets its mode back. Nobody notices: there is
+ * nothing that another process could do with a socket that is not connected. A
+ * second connect(2) says what became of the first.
  *
- * That the queue of a listener at a local socket has room again is told by
- * nothing: so that is tried every few milliseconds.
+ * Nothing tells when the queue of a listener at a local socket has room again:
+ * so that is tried every few milliseconds.
  */
 #include <fcntl.h>
 #include <poll.h>

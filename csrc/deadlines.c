@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Which of the requests must end first, for a backend whose kernel keeps no
- * deadlines: a pairing heap, in the requests themselves. So to set a deadline
- * takes no memory, and can't fail.
+ * Which of the requests must end first, for epoll, where the kernel keeps no
+ * deadlines of requests. This is a pairing heap with its nodes in the requests:
+ * so to set a deadline takes no memory, and can't fail.
  */
 #include "internal.h"
 

@@ -2,6 +2,16 @@
 /*
  * The completion engine: what lies between Python and the kernel.
  *
+ * io_uring(7) in short: a program writes requests (SQEs) into the submission
+ * queue, which it shares with the kernel, and one system call hands them all
+ * over. The kernel answers each by a CQE in the completion queue, with what the
+ * system call of the same name would have returned. Until then it may read or
+ * write the memory of the request. A multishot request is answered again and
+ * again. A receive may take its memory from a pool of buffers, of which the
+ * kernel chooses one when something has come. Where io_uring is forbidden the
+ * same requests are kept here, and tried when epoll(7) says that their
+ * descriptor is ready.
+ *
  * Rules, and the module that keeps each:
  *
  *  1. A request is in the table from the call that makes it until its last
@@ -63,14 +73,14 @@ enum rtl_engine {
 };
 
 /*
- * Open a ring with so many entries, at least two, which only io_uring has, and
- * a pool of so many buffers; entries and buffers are powers of two. The eventfd
- * is the caller's, and must stay open and non-blocking as long as the ring
- * lives.
+ * Open a ring with queues of so many entries, which only io_uring has, and a
+ * pool of so many buffers of so many bytes; entries and buffers are powers of
+ * two. The eventfd is the caller's, and must stay open and non-blocking as long
+ * as the ring lives.
  *
- * -ENOMEM: memory is short, or memory that may be locked: a smaller ring may
- * do. Other errors: io_uring_setup(2), io_uring_register(2),
- * epoll_create1(2), timerfd_create(2).
+ * -EINVAL: the submission queue has less than two entries. -ENOMEM: memory is
+ * short, or memory that may be locked: a smaller ring may do. Other errors:
+ * io_uring_setup(2), io_uring_register(2), epoll_create1(2), timerfd_create(2).
  */
 int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int cq_entries, unsigned int buffers,
@@ -255,7 +265,8 @@ int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 
 /*
  * Returns how many bytes are unsent. If that is not less than below, there will
- * be one event RTL_PROGRESS when it is. -EPIPE: the outbox is over.
+ * be one event RTL_PROGRESS when it is; asked again before, when it is less
+ * than the larger of the two. -EPIPE: the outbox is over.
  */
 int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id,
 				uint64_t below);
@@ -287,21 +298,23 @@ enum rtl_event_field { RTL_ID, RTL_RESULT, RTL_KIND, RTL_EVENT_FIELDS };
 
 /*
  * Hand all requests over. Returns how many SQEs, or requests, that were.
- * -EAGAIN, -EBUSY or -ENOMEM: not all; call again after rtl_reap().
- * io_uring_enter(2).
+ * -EAGAIN, -EBUSY or -ENOMEM: not all; call again after rtl_reap(). Other
+ * errors, here and of the calls below: the ring has failed (rtl_fail()).
+ * io_uring_enter(2), epoll_ctl(2).
  */
 int rtl_submit(struct rtl_ring *r);
 
 /*
  * Write up to max_events events, at least two. Returns how many; call again
- * until it is none. The buffers they name are lent until then.
+ * until it is none. The buffers they name are the caller's until the next call,
+ * or rtl_submit(). io_uring_get_events(3), epoll_wait(2).
  */
 int rtl_reap(struct rtl_ring *r, int64_t *events, unsigned int max_events);
 
 /*
  * From now on a completion makes the descriptor to sleep on readable, until
  * rtl_reap(). What is there already does so at once, but for sends that nobody
- * need be told of.
+ * need be told of. Returns 0. eventfd(2), timerfd_settime(2).
  */
 int rtl_arm(struct rtl_ring *r);
 
@@ -311,7 +324,7 @@ int rtl_arm(struct rtl_ring *r);
  */
 int rtl_sleep_fd(const struct rtl_ring *r);
 
-/* Make the eventfd unreadable. */
+/* Read the eventfd, so that it is unreadable. */
 void rtl_clear(const struct rtl_ring *r);
 
 /* True when rtl_reap() may find something. */
@@ -321,8 +334,10 @@ int rtl_ready(struct rtl_ring *r);
 void rtl_busy_poll(struct rtl_ring *r, int64_t ns);
 
 /*
- * Submit, then sleep until there may be an event: 0, -ETIME or -EINTR. In a
- * shortage no longer than a moment: the caller reaps and comes again.
+ * Submit, then sleep until there may be an event (0), so many nanoseconds at
+ * most (-ETIME), or until a signal's handler has run (-EINTR). In a shortage no
+ * longer than a moment: the caller reaps and comes again.
+ * io_uring_wait_cqes(3), epoll_wait(2).
  */
 int rtl_wait(struct rtl_ring *r, int64_t timeout_ns);
 

@@ -7,25 +7,27 @@
  *     watches its descriptor, and it is tried again when that is ready. So what
  *     epoll says is a hint and nothing more: whether something can be done is
  *     for the call to say.
- *  2. Requests on one descriptor share its place in epoll, which is
- *     level-triggered, and stays as it is when a request is over: the next one
- *     most likely awaits the same. Only an event that nobody awaits changes it.
- *     So a connection that is asked and answers needs no epoll_ctl(2).
- *  3. Watching ends when the last request on the descriptor does, and before
- *     the descriptor is closed: the open file may live on in another process,
- *     and epoll's place with it, which nobody could remove any more (epoll(7)).
- *  4. The answer of a try waits for rtl_reap() in a FIFO, which holds as well
- *     those that are to be tried then. A send that nobody need be told of is
+ *  2. All requests on a descriptor share its one registration with epoll, which
+ *     is level-triggered. It stays when a request is over, because the next one
+ *     most likely awaits the same, and is narrowed only when epoll reports what
+ *     nobody awaits. So a connection on which requests and answers alternate
+ *     needs no further epoll_ctl(2).
+ *  3. The registration is removed when the last request on the descriptor is
+ *     over, and before the descriptor is closed: it belongs to the open file,
+ *     which may live on in another process, and then nobody could remove it
+ *     any more (epoll(7)).
+ *  4. What a try has answered waits in a FIFO for rtl_reap(); so do requests
+ *     that rtl_reap() is to try. A send of which nobody need be told is
  *     completed at once.
- *  5. What is received takes a buffer of the pool when it is received, and no
- *     sooner. While half of the pool is lent, nobody receives.
- *  6. Who receives again and again does so once in a turn, then others do. Those
- *     whose turn comes are looked for after each submit, however much waits: a
- *     peer that sends without end would else keep all others waiting.
- *  7. Who sleeps does so on the descriptor of epoll. The eventfd is watched as
- *     well, and so is a timer: it goes off at the first deadline, or before. When
- *     that was seen it is read, because an event loop may come back many times
- *     before it sleeps, and may wait for nothing to be readable.
+ *  5. A receive takes a buffer of the pool when it is tried, and no sooner.
+ *     While more than half of the pool is lent, none is tried.
+ *  6. A multishot receive takes one buffer, then the others have their turn.
+ *     epoll is asked once after each submit, even if much waits already: else a
+ *     peer that sends without end would keep all others waiting.
+ *  7. An event loop sleeps on the descriptor of epoll, which watches the
+ *     eventfd as well, and a timer that goes off at the first deadline, or
+ *     before. The timer is read once it was seen, and not when it is next set:
+ *     until then the descriptor would stay readable, and the loop not sleep.
  *  8. Between two calls the kernel has nothing of ours. So a cancellation, or a
  *     deadline, ends a request at once.
  */
@@ -118,8 +120,8 @@ static void epoll_give_back(struct rtl_ring *r)
 /* Watching descriptors */
 
 /*
- * Who closes a descriptor under its requests has made epoll forget it without
- * our knowledge.
+ * -ENOENT where the descriptor is watched: somebody has closed it under its
+ * requests, and so epoll has forgotten it.
  */
 static int watch(struct rtl_ring *r, int fd, uint32_t events)
 {
@@ -168,7 +170,7 @@ static void answer_result(struct rtl_ring *r, struct rtl_request *req,
 						 .buffer = RTL_NO_BUFFER });
 }
 
-/* It has been tried too early, or goes on. */
+/* It was tried too early, or goes on: try it again when it is ready. */
 static void await(struct rtl_ring *r, struct rtl_request *req)
 {
 	uint32_t watched = r->fds[req->fd].watched;
@@ -189,7 +191,7 @@ static struct rtl_completion try(struct rtl_ring *r, struct rtl_request *req)
 	return c;
 }
 
-/* The answer is its last. A deadline may not meet what it is made of then. */
+/* The answer is its last. Its deadline must not meet what it becomes next. */
 static void finish(struct rtl_ring *r, struct rtl_request *req,
 		   const struct rtl_completion *c, struct rtl_events *e)
 {
@@ -263,7 +265,7 @@ static bool epoll_has_completions(const struct rtl_ring *r)
 	return r->epoll.pending.head;
 }
 
-/* Those there could be are completed at once, by submit(). */
+/* There are none: submit() completes those at once. */
 static void epoll_complete_silent(struct rtl_ring *r)
 {
 	(void)r;
@@ -341,7 +343,7 @@ static void take_event(struct rtl_ring *r, int fd, uint32_t events)
 		watch(r, fd, awaited);
 }
 
-/* It has gone off. To read it, as an eventfd, makes it unreadable. */
+/* It has gone off. It is read as an eventfd is, and then unreadable. */
 static void clear_timer(struct rtl_ring *r)
 {
 	eventfd_t ignored;
@@ -386,7 +388,7 @@ static void expire(struct rtl_ring *r)
 	}
 }
 
-/* It looks once for each submit(): what comes later is for the next turn. */
+/* Ask epoll once for each submit(): what comes later is for the next turn. */
 static int epoll_run(struct rtl_ring *r)
 {
 	int n = 0;
@@ -406,8 +408,8 @@ static bool epoll_may_have_completions(struct rtl_ring *r)
 /* Sleeping */
 
 /*
- * The timer goes off at the first deadline, or before, if what had that is over
- * by now: to set it anew each time would cost more than a wake-up in vain.
+ * The timer goes off at the first deadline; or before, for a request that is
+ * over by now: to set it anew each time would cost more than to wake in vain.
  */
 static int epoll_arm(struct rtl_ring *r)
 {

@@ -185,20 +185,20 @@ struct rtl_backend {
 	void (*give_back)(struct rtl_ring *r);
 	/* Take what is queued, and the cancellations. */
 	int (*submit)(struct rtl_ring *r);
-	/* No request uses the number any more, whose file is open still. */
+	/* No request uses the number any more; its file is still open. */
 	void (*leave_fd)(struct rtl_ring *r, int fd);
 
 	/* From now on a completion wakes who sleeps; no longer. */
 	int (*arm)(struct rtl_ring *r);
 	void (*disarm)(struct rtl_ring *r);
-	/* Have what can be completed be so. */
+	/* Have the kernel complete what it can now. */
 	int (*run)(struct rtl_ring *r);
 	bool (*has_completions)(const struct rtl_ring *r);
 	/* True if run() may find some. */
 	bool (*may_have_completions)(struct rtl_ring *r);
 	/* Complete requests while there is room for their events. */
 	void (*complete)(struct rtl_ring *r, struct rtl_events *e);
-	/* The first ones, as long as nobody need be told of them. */
+	/* From the first on, until somebody has to be told of one. */
 	void (*complete_silent)(struct rtl_ring *r);
 	/* Sleep until there may be completions: 0, -ETIME or -EINTR. */
 	int (*wait)(struct rtl_ring *r, int64_t timeout_ns);

@@ -7,12 +7,11 @@
  *     hold back.
  *  2. At most one send is in flight. When it ends short, the next goes on
  *     where it ended: a TLS record is never torn.
- *  3. Small pieces are copied: that is cheaper than to tell their owner when
- *     they can go. Of a larger one what the socket takes is sent at once, if
- *     nothing is before it: mostly that is all, and nothing is left to wait for
- *     and to be told of. Else the rest is borrowed: a segment that is the
- *     caller's memory, until an event that has the segment's id says that it is
- *     over.
+ *  3. A small piece is copied: that is cheaper than to tell its owner when it
+ *     may go. A larger one is sent at once as far as the socket takes it, if
+ *     nothing is unsent before it; mostly that is all. The rest is borrowed: it
+ *     is a segment in the caller's memory, until an event that has the
+ *     segment's id says that it is over.
  *  4. After rtl_outbox_shutdown() every send has the deadline, and there is at
  *     least one try. What the socket takes at once is sent at once, or with the
  *     FIN.
@@ -53,7 +52,7 @@ static void park(struct rtl_ring *r, struct rtl_request *req)
 	r->stats.idle++;
 }
 
-/* It is parked, or queued, and will be neither. */
+/* It was parked, or queued: take it out of there. */
 static void unpark(struct rtl_ring *r, struct rtl_request *req)
 {
 	if (req->state == RTL_QUEUED)
@@ -62,7 +61,7 @@ static void unpark(struct rtl_ring *r, struct rtl_request *req)
 		r->stats.idle--;
 }
 
-/* The bytes join the last segment. A send in flight has its own length. */
+/* Add to the last segment. If that is being sent, the send has its length. */
 static bool join(struct rtl_request *req, const void *buf, unsigned int len)
 {
 	struct rtl_segment *last = req->u.out.last;
@@ -227,8 +226,8 @@ static int take_result(struct rtl_ring *r, struct rtl_request *req, int result)
 }
 
 /*
- * That it broke is told in the order of completions: what the input makes of
- * its end depends on it.
+ * A failure is reported in the order of completions: input that ends behind it
+ * has not ended in order, for the kernel tells of a reset but once.
  */
 static void outbox_complete(struct rtl_ring *r, struct rtl_request *req,
 			    const struct rtl_completion *c,
@@ -291,7 +290,7 @@ static void append(struct rtl_request *req, struct rtl_segment *s)
 	req->u.out.last = s;
 }
 
-/* 0, also if it is none of it; -errno: the connection is broken. */
+/* Send what the socket takes, if any. -errno: the connection is broken. */
 static int begin_to_send(struct rtl_ring *r, int fd, struct rtl_segment *s)
 {
 	ssize_t sent = send_now(r, fd, s, 0);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Hearing from the kernel: now, soon, or when there is something. */
+/* Events: to take those that are there, to be woken by the next, to wait. */
 #include <errno.h>
 #include <sys/eventfd.h>
 

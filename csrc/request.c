@@ -2,18 +2,20 @@
 /*
  * The life of a request, which is the same for all operations:
  *
- *	QUEUED ----> IN_FLIGHT ----> over: its event is written, it is freed
- *	   ^            |   |
- *	   |            |   +-> QUEUED: try again, or go on
- *	   +-- WAITING_FOR_BUFFER (the pool was dry)
- *	   +-- PARKED (it waits for others, or has nothing to do)
- *	ENDED: it is over without an answer of the kernel, and will be reported
+ *	QUEUED ------> IN_FLIGHT ------> over: its event is written, it is freed
+ *	  ^  ^  ^          |
+ *	  |  |  +----------+  try again, or go on
+ *	  |  +-- WAITING_FOR_BUFFER <--+ the pool was dry
+ *	  +-- PARKED <-----------------+ waits for others, or has nothing to do
+ *
+ *	ENDED: it is over, and rtl_reap() has yet to report it. From everywhere.
  *
  * Whatever ends it, the other requests on its fd are told (fd_changed): a close
  * may have waited for that.
  *
- * A request is cancelled by asking the kernel, which answers it all the same.
- * Those to ask for wait in a list, which the backend empties when it submits.
+ * To cancel a request that is in flight, the kernel is asked to; it answers the
+ * request all the same. Until the backend submits, what it is to be asked waits
+ * in a list.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -109,14 +111,14 @@ void rtl_queue_waiting(struct rtl_ring *r, uint64_t most)
 		rtl_queue(r, rtl_fifo_pop(&r->waiting));
 }
 
-/* Nothing was transferred, and another time something may be. */
+/* Nothing was transferred, and the next try may succeed. */
 bool rtl_is_passing(int result)
 {
 	return result == -EAGAIN || result == -EINTR || result == -ENOMEM ||
 	       result == -ENOBUFS;
 }
 
-/* The kernel could not do all now, and will when something was reaped. */
+/* The kernel could not take all now, and will when something was reaped. */
 bool rtl_is_shortage(int error)
 {
 	return error == -EAGAIN || error == -EBUSY || error == -ENOMEM;
@@ -128,7 +130,7 @@ bool rtl_is_past(const struct rtl_request *req)
 	return req->deadline_ns >= 0 && rtl_now_ns() >= req->deadline_ns;
 }
 
-/* Until when the next try may take, or RTL_NO_DEADLINE. */
+/* When the next try must end, or RTL_NO_DEADLINE. */
 int64_t rtl_limit_of(const struct rtl_ring *r, const struct rtl_request *req)
 {
 	return req->op->limit ? req->op->limit(r, req) : req->deadline_ns;
@@ -235,7 +237,7 @@ void rtl_complete(struct rtl_ring *r, struct rtl_request *req,
 	req->op->complete(r, req, c, e);
 }
 
-/* What a request answers that has been cancelled, if it did nothing. */
+/* What a request that was cancelled answers, if it did nothing. */
 bool rtl_is_interruption(int result)
 {
 	return result == -ECANCELED || result == -EINTR;

@@ -2,11 +2,12 @@
 /*
  * How operations meet the kernel by io_uring.
  *
- * With DEFER_TASKRUN the kernel finishes requests only when their thread asks
- * for it, about twenty at a time. With COOP_TASKRUN it does so whenever the
- * thread makes a system call. Both say that something waits to be finished by
- * IORING_SQ_TASKRUN, and neither interrupts the thread: so what follows is
- * right for both.
+ * The kernel leaves the last steps of a request, to copy the data and to write
+ * the CQE, to the thread that submitted it: its "task work". With DEFER_TASKRUN
+ * the thread does that when it asks for completions, for about twenty requests
+ * in one call. With COOP_TASKRUN it does it in its next system call, whichever
+ * that is. With both, IORING_SQ_TASKRUN is set while some waits, and nothing
+ * interrupts the thread: so what follows is right for both.
  *
  * From the moment its SQE is published a request counts as the kernel's, even
  * if io_uring_enter(2) then fails: the SQE stays in the ring and goes with the
@@ -26,9 +27,9 @@
 /* Opening */
 
 /*
- * One thread submits (SINGLE_ISSUER). That work waits is visible
- * (TASKRUN_FLAG). One bad SQE must not hold up the rest of its batch
- * (SUBMIT_ALL).
+ * SINGLE_ISSUER: one thread submits. TASKRUN_FLAG: IORING_SQ_TASKRUN is set
+ * while task work waits. SUBMIT_ALL: one bad SQE does not hold up the rest of
+ * its batch.
  */
 #define SETUP_FLAGS (IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_TASKRUN_FLAG | \
 		     IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE)
@@ -129,7 +130,7 @@ static int uring_sleep_fd(const struct rtl_ring *r)
 	return r->eventfd;
 }
 
-/* io_uring knows open files, and no numbers. */
+/* Nothing to do: a request of io_uring holds the file, not its number. */
 static void uring_leave_fd(struct rtl_ring *r, int fd)
 {
 	(void)r;
@@ -244,11 +245,12 @@ static bool uring_may_have_completions(struct rtl_ring *r)
 }
 
 /*
- * The answer to a cancellation, or of a deadline. -ENOENT and -EALREADY: the
- * request could not be got hold of, on its way between two queues of the
- * kernel. So it is cancelled again. -EINVAL: the deadline was parted from its
- * request, because the kernel took only the first of the two. So it is
- * cancelled, to be made anew with the deadline.
+ * The answer to a cancellation, or of a deadline (a linked timeout). -ENOENT,
+ * -EALREADY: the kernel did not find the request, or could not stop it, because
+ * that was on its way between two of the kernel's queues. So it is cancelled
+ * again. -EINVAL: the kernel took the SQE of a request and not yet that of its
+ * deadline, which then had nothing to be linked to. So the request is
+ * cancelled, to be made anew with its deadline.
  */
 static void complete_control(struct rtl_ring *r, uint64_t id, int result)
 {
@@ -263,7 +265,7 @@ static void complete_control(struct rtl_ring *r, uint64_t id, int result)
 		rtl_want_cancel(r, req);
 }
 
-/* A buffer is lent, and comes back, whether or not anybody is told of it. */
+/* The buffer that the kernel chose is lent, even if no event will name it. */
 static int lend_buffer(struct rtl_ring *r, const struct io_uring_cqe *cqe)
 {
 	uint16_t buffer = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
@@ -308,7 +310,7 @@ static void uring_complete(struct rtl_ring *r, struct rtl_events *e)
 	io_uring_cq_advance(&r->uring, seen);
 }
 
-/* The first completions, as long as nobody need be told of them. */
+/* Complete from the first on, and stop where somebody has to be told. */
 static void uring_complete_silent(struct rtl_ring *r)
 {
 	struct io_uring_cqe *cqe;
@@ -338,9 +340,9 @@ static int ask_for_work(struct rtl_ring *r)
 }
 
 /*
- * IORING_SQ_TASKRUN can be stale: the kernel queues work and then sets it. If
- * the work is run in between, it stays set with nothing behind it until there
- * is more. So nothing may wait for it to go away.
+ * IORING_SQ_TASKRUN can be stale: never loop until it clears. The kernel queues
+ * work and then sets the flag. If the work is run in between, the flag stays
+ * set, with nothing behind it, until more work comes.
  */
 #define MAX_FRUITLESS 16u
 
@@ -361,13 +363,15 @@ static int uring_run(struct rtl_ring *r)
 /* Sleeping */
 
 /*
- * Whether completions signal the eventfd. When that is turned on, what was
- * there before does not: so it is run here, for the caller to look at.
+ * From now on completions signal the eventfd. Work that waited before does not:
+ * so it is run here, and the caller looks whether it has completed anything.
  *
- * The kernel announces work and then reads whether it should signal; here it
- * is the other way round. Only with full barriers on both sides one of the two
- * is sure to see the other. The kernel's is the locked instruction on x86.
- * Elsewhere it is that of its list of work, so it is asked to look there.
+ * The kernel announces work, and then reads whether it should signal. This
+ * thread writes that it should, and then reads whether work was announced. One
+ * of the two is sure to see the other only if both have a full barrier between
+ * their two steps. The kernel has one on x86, where its instruction is a locked
+ * one. Elsewhere only its list of work is written with a barrier, so the kernel
+ * is asked to look at that.
  */
 static int uring_arm(struct rtl_ring *r)
 {
