@@ -26,6 +26,7 @@ import trio
 
 from ringtls import SocketStream, TlsStream, blocking
 from ringtls._drivers.blocking import BlockingDriver
+from ringtls._transports.stream import _Task
 
 from ..conftest import Contexts
 from ..support.injection import InjectedError, RaiseAt
@@ -154,6 +155,11 @@ def test_c16_an_exception_anywhere(contexts: Contexts, name: str, event: str) ->
         last *= 2
     for _ in range(INJECTIONS):
         played(PLAYS[name], contexts, RaiseAt(rng.randrange(1, last), event))
+
+
+def test_c16_a_task_that_was_only_half_made() -> None:
+    half_made = _Task.__new__(_Task)
+    half_made.fail(RuntimeError("nobody is there to hear of it"))
 
 
 @pytest.mark.ringtls_allow_unclosed

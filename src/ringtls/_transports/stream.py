@@ -98,7 +98,7 @@ class _Task:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        fail, self._fail = self._fail, None
+        fail, self._fail = getattr(self, "_fail", None), None  # None: it was only half made
         if fail is not None:
             with suppress(BaseException):
                 fail(error)
