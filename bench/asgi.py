@@ -165,11 +165,13 @@ def count_ends(name: str, certificate: Certificate, count: int) -> dict[str, Cou
         streaming: list[int] = []
 
         def begin(client: ssl.SSLSocket) -> None:
-            _ask(client, path="/for-ever")
-            client.recv(1)
-            streaming.append(1)
-            if len(streaming) == count:
-                process.send_signal(signal.SIGTERM)
+            try:
+                _ask(client, path="/for-ever")
+                client.recv(1)
+            finally:  # one that has ended already must not keep the others waiting
+                streaming.append(1)
+                if len(streaming) == count:
+                    process.send_signal(signal.SIGTERM)
 
         ends["amid an answer, at SIGTERM"] = observe(begin)
     return ends
