@@ -28,10 +28,12 @@ from ringtls._drivers.blocking import BlockingDriver
 
 from .conftest import Contexts
 from .support.clogging import ACCEPTED, SMALL
+from .support.injection import InjectedError, RaiseAt
 from .support.peer import End, Peer, Transport
 from .support.processes import in_child
 from .support.signals import signal_in_the_ring
 from .support.streams import open_fds, tcp_pair
+from .support.tracing import traced_by
 from .support.waiting import LIMIT, is_in_the_ring, wait_until
 
 
@@ -581,6 +583,62 @@ def test_without_a_handler_sigint_is_the_kernels(contexts: Contexts) -> None:
         wait_until(lambda: is_in_the_ring(child.pid))
         child.send_signal(signal.SIGINT)
     assert child.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("step", ["hold", "release"])
+def test_an_exception_where_the_handler_is_replaced(step: str) -> None:
+    """Another signal's handler raises there: the one for SIGINT is the user's again (rule 4)."""
+    driver = BlockingDriver.current()
+    number, has_raised = 0, True
+    while has_raised:
+        number += 1
+        injection = RaiseAt(number, "opcode", f"_Interrupts.{step}")
+        with suppress(InjectedError), injection.tracing(), driver.call():
+            pass
+        has_raised = injection.has_raised
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, injection.place
+        assert driver.depth == 0, injection.place
+        with pytest.raises(KeyboardInterrupt), driver.call():
+            signal.raise_signal(signal.SIGINT)
+    assert number > 10
+
+
+def test_a_finalizer_at_the_first_and_last_steps_of_a_call() -> None:
+    """Its work is done, and a signal that was kept comes out (rule 5)."""
+    driver = BlockingDriver.current()
+    place = ""
+    done: list[str] = []
+
+    def finalizer_at(number: int) -> Callable[..., object]:
+        left = number
+
+        def trace(frame: FrameType, event: str, argument: object) -> object:
+            nonlocal left, place
+            name = frame.f_code.co_qualname
+            if not name.startswith(("_Call.", "_Interrupts.")):
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            if event == "opcode":
+                left -= 1
+                if left == 0:
+                    place = f"{name}:{frame.f_lineno}"
+                    driver.call_soon(lambda: done.append(place))
+            return trace
+
+        return trace
+
+    number, was_called = 0, True
+    while was_called:
+        number += 1
+        place = ""
+        done.clear()
+        with traced_by(finalizer_at(number)), pytest.raises(KeyboardInterrupt), driver.call():
+            signal.raise_signal(signal.SIGINT)
+        was_called = bool(place)
+        assert done == ([place] if was_called else [])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, place
+        assert driver.depth == 0, place
+    assert number > 100
 
 
 def test_what_another_signals_handler_raises(contexts: Contexts) -> None:

@@ -11,7 +11,10 @@ Rules:
    the call waits, or after the call. Masking the signal would not achieve that, because Python
    runs the handler in the main thread, at any bytecode, whichever thread took the signal. So
    during a call a handler of our own is installed, which records the signal for later.
-5. A finalizer may run in any thread, in the middle of any call. It only queues work.
+   Another signal's handler may raise between any two steps, those that install and remove ours
+   too: then they are undone, or done again.
+5. A finalizer may run in any thread, in the middle of any call, also of its first and last
+   steps. It only queues work, unless the thread is in no call.
 6. At the thread's end, streams that are still open are closed as if they had been dropped, and
    every close that has begun is waited for. The main thread ends when the interpreter exits.
 7. Under gevent's monkey patching, a thread is expected to run other greenlets while one waits. A
@@ -98,8 +101,6 @@ class _Interrupts:
         self._is_pending = False
 
     def hold(self) -> None:
-        self._handler = None
-        self._is_pending = False
         if self._is_main_thread and callable(handler := signal.getsignal(signal.SIGINT)):
             self._handler = handler
             signal.signal(signal.SIGINT, self._keep)
@@ -115,13 +116,13 @@ class _Interrupts:
             self._handler(signal.SIGINT, sys._getframe())
 
     def release(self) -> None:
-        """Let the signal through again, and with it one that was kept."""
+        """Let the signal through again, and one that was kept. Doing it twice is harmless."""
         if self._handler is None:
             return
-        replaced = signal.signal(signal.SIGINT, self._handler)
-        if replaced != self._keep:  # the handler has given itself a successor
-            signal.signal(signal.SIGINT, replaced)
+        if signal.getsignal(signal.SIGINT) == self._keep:  # else the handler set a successor
+            signal.signal(signal.SIGINT, self._handler)
         if self._is_pending:
+            self._is_pending = False
             signal.raise_signal(signal.SIGINT)
 
 
@@ -137,10 +138,15 @@ class _Call:
     def __enter__(self) -> None:
         driver = self._driver
         driver.check_caller()
-        if not driver.depth:
-            driver.interrupts.hold()
+        self._outer_deadline = driver.deadline
         driver.depth += 1
-        self._outer_deadline, driver.deadline = driver.deadline, self._deadline
+        try:
+            if driver.depth == 1:
+                driver.interrupts.hold()
+        except BaseException:
+            self._leave()
+            raise
+        driver.deadline = self._deadline
 
     def __exit__(
         self,
@@ -148,16 +154,25 @@ class _Call:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        driver = self._driver
         try:
-            driver.go_on()
+            self._driver.go_on()
         finally:
-            driver.deadline = self._outer_deadline
-            driver.depth -= 1
-            if not driver.depth:
-                driver.interrupts.release()
+            self._leave()
         if exc_type is _ExpiredError:
             raise TimeoutError("timed out") from None
+
+    def _leave(self) -> None:
+        driver = self._driver
+        driver.deadline = self._outer_deadline
+        try:
+            if driver.depth == 1:
+                driver.interrupts.release()
+        except BaseException:
+            driver.interrupts.release()
+            raise
+        finally:
+            driver.depth -= 1
+            driver.attend()
 
 
 class BlockingDriver:
@@ -236,7 +251,12 @@ class BlockingDriver:
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._left_behind.append(function)
-        if get_ident() == self._thread and not self.depth:
+        if get_ident() == self._thread:
+            self.attend()
+
+    def attend(self) -> None:
+        """Do what finalizers have left behind, unless a call will."""
+        if self._left_behind and not self.depth:
             with self.call():
                 pass
 
