@@ -89,6 +89,20 @@ def test_a_local_socket(start: StartProxy, tmp_path: Path) -> None:
         assert works(start("--backend", backend.name), backend)
 
 
+def test_r3_a_local_socket_can_not_be_reset(start: StartProxy, tmp_path: Path) -> None:
+    """Only the access log knows that the upload was truncated."""
+    with Backend(tmp_path / "backend") as backend:
+        proxy = start("--backend", backend.name, "--access-log", "--log-format", "json")
+        with proxy.tls() as client, backend.accept() as theirs:
+            client.sendall(b"half an upload")
+            with socket.socket(fileno=client.detach()) as tcp:
+                tcp.shutdown(socket.SHUT_WR)
+                assert read(theirs, 14) == b"half an upload"
+                assert theirs.recv(1) == b""
+    assert json.loads(proxy.stdout.readline())["client_end"] == "truncated"
+    assert proxy.stop() == 0
+
+
 def test_a_name(start: StartProxy, backend: Backend) -> None:
     proxy = start("--backend", backend.name.replace("127.0.0.1", "localhost"))
     for _ in range(2):

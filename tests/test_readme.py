@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DESTRUCTORS = ROOT / "docs" / "async-destructors.md"
 MIGRATION = ROOT / "docs" / "differences-from-trio.md"
+RELAYS = ROOT / "docs" / "relay.md"
 
 
 def examples(document: Path) -> dict[str, str]:
@@ -50,6 +53,7 @@ def test_every_example_is_run() -> None:
     run = {README: {"server.py", "client.py", "blocking_client.py"}}
     run[DESTRUCTORS] = set(examples(DESTRUCTORS))
     run[MIGRATION] = {"swapped.py"}  # by test_migration.py
+    run[RELAYS] = {"terminator.py"}
     for document in (README, *ROOT.glob("docs/*.md")):
         assert set(examples(document)) == run.get(document, set())
         assert document.read_text().count("```python") == len(examples(document))
@@ -89,12 +93,29 @@ def test_async_destructors(directory: Path, name: str, monkeypatch: pytest.Monke
     in_child(lambda: runpy.run_path(name, run_name="__main__"))
 
 
-def test_server_and_clients(directory: Path) -> None:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-c", example("server.py", port)], cwd=directory)
-    try:
-        wait_until(lambda: listens(port))
+        assert isinstance(port, int)
+        return port
+
+
+@contextmanager
+def running(source: str, directory: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """A server, as soon as it listens."""
+    command = [sys.executable, "-u", "-c", source]
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            wait_until(lambda: listens(port))
+            yield server
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=LIMIT)
+
+
+def test_server_and_clients(directory: Path) -> None:
+    port = free_port()
+    with running(example("server.py", port), directory, port):
         outputs = [
             subprocess.run(
                 [sys.executable, "-c", example(client, port)],
@@ -105,10 +126,41 @@ def test_server_and_clients(directory: Path) -> None:
             ).stdout.decode()
             for client in ("client.py", "blocking_client.py")
         ]
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=LIMIT)
     assert outputs == ["b'hello'\nCloseOutcome.CLEAN\n"] * 2
+
+
+def test_the_terminator(contexts: Contexts, directory: Path) -> None:
+    """It passes on an end as an end, and resets a client for which there is no backend."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as backend:
+        backend.settimeout(LIMIT)
+        source = examples(RELAYS)["terminator.py"].replace("8443", str(port))
+        source = source.replace("8080", str(backend.getsockname()[1]))
+        with running(source, directory, port) as server:
+            assert server.stdout is not None
+            backend.accept()[0].close()  # of who asked whether it listens
+            server.stdout.readline()
+            with (
+                contexts.client.wrap_socket(
+                    socket.create_connection(("localhost", port), LIMIT),
+                    server_hostname="localhost",
+                    suppress_ragged_eofs=False,
+                ) as client,
+                backend.accept()[0] as theirs,
+            ):
+                theirs.sendall(b"answer")
+                theirs.shutdown(socket.SHUT_WR)
+                assert client.recv(100) == b"answer"
+                assert client.recv(100) == b""
+                client.unwrap()
+                assert theirs.recv(100) == b""
+            assert server.stdout.readline() == "RelayEnd.ORDERLY RelayEnd.ORDERLY\n"
+            backend.close()
+            with (
+                pytest.raises(ConnectionResetError),
+                socket.create_connection(("localhost", port), LIMIT) as vain,
+            ):
+                vain.recv(1)
 
 
 def test_what_the_page_of_frameworks_says() -> None:

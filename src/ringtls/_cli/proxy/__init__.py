@@ -36,8 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="where to; [HOST]:PORT for IPv6, unix:PATH for a local socket. With several, the one "
-        "with the fewest connections is first, and the next if that can't be connected to",
+        help="where to; [HOST]:PORT for IPv6, unix:PATH for a local socket, which can't be reset: "
+        "it reads every break as an end. With several, the one with the fewest connections is "
+        "first, and the next if that can't be connected to",
     )
     backends.add_argument(
         "--route",
