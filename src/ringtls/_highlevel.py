@@ -197,7 +197,8 @@ async def serve_tcp(
 ) -> NoReturn:
     """Serve connections, each by a task that runs ``handler(stream)``.
 
-    trio.serve_tcp for SocketStream; otherwise as ``serve_tls_over_tcp``.
+    trio.serve_tcp for SocketStream; what it raises, and what a cancellation does, is as with
+    ``serve_tls_over_tcp``.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
     await _serve(handler, listeners, handler_nursery, partial(task_status.started, listeners))

@@ -111,6 +111,8 @@ class ByteStream(anyio.abc.ByteStream):
     async def send(self, item: bytes) -> None:
         """Send all of ``item``: see ``send_all`` of the ringtls stream.
 
+        If this is cancelled, some part of ``item`` from its start was sent, or will be.
+
         Raises:
           anyio.BrokenResourceError: the connection broke, or TLS failed.
           anyio.ClosedResourceError: the stream was closed, or ``send_eof`` was called.
@@ -120,7 +122,16 @@ class ByteStream(anyio.abc.ByteStream):
             await self._stream.send_all(item)
 
     async def send_eof(self) -> None:
-        """Send close_notify if there is TLS, else FIN. Receiving goes on."""
+        """Send close_notify if there is TLS, else FIN. Receiving goes on.
+
+        If this is cancelled, nothing was sent, and it can be called again.
+
+        Raises:
+          anyio.BrokenResourceError: the connection broke, TLS failed, or a renegotiation is under
+            way.
+          anyio.ClosedResourceError: the stream was closed.
+          anyio.BusyResourceError: another task is sending.
+        """
         with _translated():
             await self._stream.send_eof()
 
@@ -304,7 +315,8 @@ async def connect_tcp(
 ) -> ByteStream:
     """Connect to ``remote_host`` and ``remote_port``: anyio.connect_tcp on the ring.
 
-    With ``tls``, ``ssl_context`` or ``tls_hostname`` the handshake is made, too.
+    With ``tls``, ``ssl_context`` or ``tls_hostname`` the handshake is made, too. If this is
+    cancelled there is no connection: what there was has been ended.
 
     Args:
       ssl_context: by default ssl.create_default_context().

@@ -94,7 +94,8 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
     Like trio.SocketStream, with TCP_NODELAY set. The connection belongs to the stream from now on:
     the caller's object is left without it, as if closed (as SSLContext.wrap_socket leaves it), and
-    closing that object does nothing.
+    closing that object does nothing. A stream belongs to the trio run that made it: in another
+    thread, or in a forked child, each call is a RuntimeError, and nothing has happened.
 
     Args:
       sock: a connected stdlib or trio stream socket.

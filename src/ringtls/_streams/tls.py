@@ -81,7 +81,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
     Like trio.SSLStream, but for its end: leaving ``async with stream``, or ``aclose()``, sends
     all that ``send_all`` accepted, close_notify and FIN, under cancellation too. To break a
     connection off there is ``close_unclean()``. A call that is cancelled leaves the stream
-    usable.
+    usable. A stream belongs to the trio run that made it: in another thread, or in a forked child,
+    each call is a RuntimeError, and nothing has happened.
 
     Args:
       transport_stream: the connection, any stream of trio's interface; it belongs to this
@@ -456,6 +457,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
         Not a cancellation point: a cancellation comes out at the next checkpoint. So
         ``trio.aclose_forcefully(stream)`` is graceful too; ``close_unclean()`` is not.
+
+        Raises:
+          ValueError: ``shutdown_timeout`` is negative or not a number. The end has not begun.
         """
         await self._end(shutdown_timeout)
 

@@ -91,5 +91,5 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         return port
 
     async def aclose(self) -> None:
-        """Close the listener below; see SocketListener.aclose."""
+        """Close the listener below, even if this is cancelled; see SocketListener.aclose."""
         await self.transport_listener.aclose()

@@ -86,7 +86,9 @@ class SocketStream(_Stream):
     """A connected socket whose I/O is done by the ring of this thread, with TCP_NODELAY set.
 
     The connection belongs to the stream from now on, and the socket's timeout is the stream's: the
-    caller's object is left without it, as if closed, and closing that object does nothing.
+    caller's object is left without it, as if closed, and closing that object does nothing. A stream
+    belongs to the thread that made it: in another one, or in a forked child, each call is a
+    RuntimeError, and nothing has happened.
 
     Args:
       sock: a connected stream socket.
@@ -206,7 +208,8 @@ class TlsStream(TlsInfo, _Stream):
 
     Like an ssl.SSLSocket, but for its end: leaving ``with stream``, or ``close()``, sends all
     that ``send_all`` accepted, close_notify and FIN, also when a KeyboardInterrupt flies. To break
-    a connection off there is ``close_unclean()``.
+    a connection off there is ``close_unclean()``. It belongs to the thread that made it, as its
+    ``transport_stream`` does.
 
     Args:
       transport_stream: the connection; it belongs to this object from now on, and its timeout is
@@ -364,6 +367,9 @@ class TlsStream(TlsInfo, _Stream):
         reset. How it ended is ``close_outcome``; no error is raised for it.
 
         A KeyboardInterrupt comes out when that is done.
+
+        Raises:
+          ValueError: ``shutdown_timeout`` is negative or not a number. The end has not begun.
         """
         self._end(shutdown_timeout, after_error=False)
 

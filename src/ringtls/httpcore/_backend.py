@@ -71,13 +71,19 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """See ``connect_tcp``."""
+        """See httpcore.AsyncNetworkBackend. If this is cancelled there is no connection.
+
+        Raises:
+          httpcore.ConnectTimeout: it took more than ``timeout`` seconds.
+          httpcore.ConnectError: ``path`` could not be connected to.
+          RingUnavailableError, RuntimeError: as for ``connect_tcp``.
+        """
         TrioDriver.current()
         with _mapped(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
             return await _prepared(await open_unix_socket(path), socket_options)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait so many seconds."""
+        """Wait so many seconds, as trio.sleep does."""
         await trio.sleep(seconds)
 
 

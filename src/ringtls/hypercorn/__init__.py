@@ -70,7 +70,7 @@ async def serve(
 
     Raises:
       OSError: an address can't be had.
-      RingUnavailableError: there is no io_uring here.
+      RingUnavailableError: io_uring is forced, and there is none here.
       LifespanFailureError, LifespanTimeoutError: of hypercorn.utils: the application did not start.
     """
     await worker_serve(
@@ -89,7 +89,13 @@ async def worker_serve(
     shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """The same for what hypercorn's ``wrap_app`` made, and for sockets that are there already."""
+    """``serve`` for what hypercorn's ``wrap_app`` made, and for sockets that are there already.
+
+    What it raises, and what a cancellation does, is as with ``serve``.
+
+    Args:
+      sockets: of hypercorn's ``config.create_sockets()``; by default they are made by this.
+    """
     config.set_statsd_logger_class(StatsdLogger)
     max_requests = config.max_requests
     if max_requests is not None:

@@ -68,7 +68,8 @@ class HypercornConnection:
         self._is_cut = False
 
     async def run(self) -> None:
-        """Serve it until it ends. Where the client has not ended it first, its stream is closed."""
+        """Serve it until it ends. Where the client has not ended it first, its stream is closed. If
+        this is cancelled, that is left to the caller."""
         stream = self._stream
         tls = stream if isinstance(stream, TlsStream) else None
         sock = stream.transport_stream.socket if isinstance(stream, TlsStream) else stream.socket
@@ -133,10 +134,11 @@ class HypercornConnection:
             raise
 
     async def receive(self) -> bytes:
-        """What comes next; b"" at the end.
+        """What comes next; b"" at the end. If this is cancelled, nothing is lost.
 
         Raises:
-          trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError
+          trio.TooSlowError: nothing has come for ``config.read_timeout`` seconds.
+          trio.BrokenResourceError, trio.ClosedResourceError: as of the stream's ``receive_some``.
         """
         with trio.fail_after(self._config.read_timeout or math.inf):
             return await self._stream.receive_some(RECEIVE_SIZE)
@@ -190,7 +192,7 @@ class HypercornConnection:
                 self._sends.discard(scope)
 
     async def send_all(self, data: bytes) -> None:
-        """Send what a protocol has to say."""
+        """Send what a protocol has to say: ``send_all`` of the stream."""
         await self._stream.send_all(data)
 
     def _last_words(self) -> bytes:
