@@ -159,8 +159,14 @@ def test_many_threads_at_once(contexts: Contexts, port: int) -> None:
 async def test_in_trios_threads(contexts: Contexts, port: int) -> None:
     outcomes = []
 
+    def echo_and_end() -> CloseOutcome | None:
+        try:
+            return echo_once(contexts, port)
+        finally:  # the thread stays for some seconds, and its ring would end amid another test
+            BlockingDriver.current().end()
+
     async def one() -> None:
-        outcomes.append(await in_thread(echo_once, contexts, port))
+        outcomes.append(await in_thread(echo_and_end))
 
     async with trio.open_nursery() as nursery:
         for _ in range(10):
