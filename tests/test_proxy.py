@@ -334,6 +334,27 @@ def test_the_backends_certificate_is_verified(
     assert "CERTIFICATE_VERIFY_FAILED" in line
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_the_backends_name_is_verified(
+    start: StartProxy, backend: Backend, contexts: Contexts, right: bool
+) -> None:
+    """By default the host of --backend is the name."""
+    options = ["--backend-tls", "--backend-ca", str(contexts.ca)]
+    if not right:
+        options += ["--backend-name", "other.example"]
+    proxy = start("--backend", backend.name.replace("127.0.0.1", "localhost"), *options)
+    with proxy.tls() as client:
+        if right:
+            with served(backend, contexts) as theirs:
+                exchange(client, theirs)
+        else:
+            with pytest.raises(OSError), served(backend, contexts):  # noqa: PT011 an alert, or RST
+                pass
+            assert is_reset(client)
+    assert proxy.stop() == 0
+    assert ["CERTIFICATE_VERIFY_FAILED" in line for line in lines(proxy)] == [True] * (not right)
+
+
 def test_what_the_client_agreed_to_is_offered_to_the_backend(
     start: StartProxy, backend: Backend, contexts: Contexts
 ) -> None:
@@ -352,9 +373,13 @@ def test_what_the_client_agreed_to_is_offered_to_the_backend(
 
 def test_originate(start: StartProxy, backend: Backend, contexts: Contexts) -> None:
     name = ("--backend-ca", str(contexts.ca), "--backend-name", "localhost")
-    proxy = start("--originate", "--backend", backend.name, *name, certificates=False)
-    with proxy.tcp() as client, served(backend, contexts) as theirs:
+    options = ("--backend", backend.name, *name, "--alpn", "h2")
+    proxy = start("--originate", *options, certificates=False)
+    own = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    own.server.set_alpn_protocols(["http/1.1", "h2"])
+    with proxy.tcp() as client, served(backend, own) as theirs:
         exchange(client, theirs)
+        assert theirs.selected_alpn_protocol() == "h2"
     with proxy.tcp() as client:
         with backend.accept() as theirs:
             reset(theirs)
@@ -586,9 +611,11 @@ def test_the_access_log(start: StartProxy, backend: Backend) -> None:
     assert line["peer"] == peer
     assert line["server_name"] == "localhost"
     assert line["version"] == "TLSv1.3"
+    assert line["cipher"].startswith("TLS_")
     assert line["backend"] == backend.name
     assert (line["received"], line["sent"]) == (8, 6)
-    assert line["backend_end"].startswith("reset")
+    assert line["seconds"] >= 0
+    assert (line["client_end"], line["backend_end"]) == ("undelivered", "reset: ECONNRESET")
     assert proxy.stop() == 0
 
 
