@@ -32,6 +32,9 @@ from .test_exceptions import INJECTIONS, SEEN
 REQUEST = b"a question"
 ANSWER = bytes(range(256)) * 1000
 
+#: Bytecodes of a function, until it has begun its work.
+FIRST_STEPS = 30
+
 #: Plays relays while an exception is raised, and says how they ended.
 Run = Callable[[list[Meeting], RaiseAt], list[RelayOutcome]]
 
@@ -111,9 +114,8 @@ def run_in_thread(meetings: list[Meeting], injection: RaiseAt) -> list[RelayOutc
     return outcomes
 
 
-def played(run: Run, kinds: tuple[Kind, Kind], contexts: Contexts, number: int, event: str) -> bool:
+def played(run: Run, kinds: tuple[Kind, Kind], contexts: Contexts, injection: RaiseAt) -> bool:
     """One run of two relays; was the exception raised?"""
-    injection = RaiseAt(number, event)
     meetings = [Meeting(contexts, kinds, client, backend) for _ in range(2)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -152,7 +154,16 @@ def test_c16_an_exception_anywhere_in_a_relay(
 ) -> None:
     rng = random.Random(16)
     last = 1
-    while played(run, kinds, contexts, last, event):
+    while played(run, kinds, contexts, RaiseAt(last, event)):
         last *= 2
     for _ in range(INJECTIONS):
-        played(run, kinds, contexts, rng.randrange(1, last), event)
+        played(run, kinds, contexts, RaiseAt(rng.randrange(1, last), event))
+
+
+@pytest.mark.parametrize("function", ["Side.take", "TlsSide.take"])
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_c16_an_exception_as_a_relay_gets_busy(contexts: Contexts, function: str) -> None:
+    """It does not stay so: nothing else would ever be looked at."""
+    for number in range(1, FIRST_STEPS):
+        assert played(run_on_trio, (TLS, PLAIN), contexts, RaiseAt(number, "opcode", function))

@@ -159,8 +159,8 @@ class Relay:
             return
         if self.over:
             return
-        self.busy = True
         try:
+            self.busy = True
             self.again = True
             while self.again and not self.over:
                 self.again = False

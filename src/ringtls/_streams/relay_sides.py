@@ -103,8 +103,8 @@ class Side:
         relay, direction = self.relay, self.out_of
         if relay.over:
             return
-        relay.busy = True
         try:
+            relay.busy = True
             direction.deliver(view, lent=True)
             if direction.is_held_up():
                 self.transport.pause()
@@ -191,8 +191,8 @@ class TlsSide(Side):
         relay, direction = self.relay, self.out_of
         if relay.over:
             return
-        relay.busy = True
         try:
+            relay.busy = True
             if not direction.source_ended:
                 self._session.feed(view)
                 direction.step()
