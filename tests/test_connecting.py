@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ringtls._connecting import connect
+from ringtls._connecting import connect, connect_now
 from ringtls._engine.address import Address
 
 from .support.streams import open_fds
@@ -55,6 +55,36 @@ async def test_connect(family: socket.AddressFamily, tmp_path: Path) -> None:
                 assert theirs.recv(5) == b"hello"
                 theirs.sendall(b"well")
                 assert await stream.receive_some() == b"well"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+async def test_connect_now(family: socket.AddressFamily, tmp_path: Path) -> None:
+    hosts = {socket.AF_INET: ("127.0.0.1", 0), socket.AF_INET6: ("::1", 0)}
+    with listening(family, hosts.get(family, str(tmp_path / "socket")), backlog=1) as listener:
+        stream = connect_now(family, listener.getsockname())
+        assert stream is not None
+        async with stream:
+            with listener.accept()[0] as theirs:
+                await stream.send_all(b"hello")
+                assert theirs.recv(5) == b"hello"
+                theirs.sendall(b"well")
+                assert await stream.receive_some() == b"well"
+
+
+async def test_connect_now_waits_for_nobody(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with full(path):
+        assert connect_now(socket.AF_UNIX, path) is None  # makes the ring
+        before = open_fds()
+        assert connect_now(socket.AF_UNIX, path) is None
+        assert connect_now(socket.AF_INET, ("192.0.2.1", 443)) is None  # it is not tried
+        with pytest.raises(FileNotFoundError):
+            connect_now(socket.AF_UNIX, str(tmp_path / "other"))
+        assert open_fds() <= before
+    with listening(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    with pytest.raises(ConnectionRefusedError):
+        connect_now(socket.AF_INET, address)
 
 
 async def test_a_refusal_leaves_nothing_open() -> None:

@@ -1,11 +1,15 @@
 """Connecting to one address by the ring: no name is resolved, and no other address raced.
 
 It takes a fraction of what trio.open_tcp_stream does, and is for addresses that are known: numeric
-ones, and local sockets (unix(7)).
+ones, and local sockets (unix(7)). Within this machine a connection is mostly made by the call that
+asks for it: over loopback the kernel answers itself before connect(2) returns. Then there is
+nothing to wait for, and no ring is needed.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -18,7 +22,11 @@ from ._streams.socket import SocketStream
 if TYPE_CHECKING:
     from ._engine.address import Address
 
-__all__ = ["connect"]
+__all__ = ["connect", "connect_now"]
+
+#: What connect(2) says where it has not come to an end: over TCP, and to a local socket whose
+#: listener has no room.
+_UNFINISHED = {errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN}
 
 
 @enable_ki_protection
@@ -36,3 +44,30 @@ async def connect(family: socket.AddressFamily, address: Address) -> SocketStrea
         sock.setblocking(True)  # the ring waits (socket.setdefaulttimeout may say otherwise)
         await driver.wait(Handle(ring, ring.connect(sock.fileno(), family, address)))
         return SocketStream(sock)
+
+
+@enable_ki_protection
+def connect_now(family: socket.AddressFamily, address: Address) -> SocketStream | None:
+    """Connect to an address of this machine, if that takes no time: to a local socket, or over
+    loopback. None if it would, or does; then nothing is left of it.
+
+    Raises:
+      OSError: connect(2) failed, or no descriptor is left for the socket.
+      RingUnavailableError: io_uring is forced, and there is none here.
+    """
+    if not _is_here(address):
+        return None
+    with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        failure = sock.connect_ex(address)
+        if failure == errno.EINPROGRESS:  # also where the connection was made meanwhile
+            failure = sock.connect_ex(address)
+        if failure in _UNFINISHED:
+            return None
+        if failure:
+            raise OSError(failure, os.strerror(failure))
+        sock.setblocking(True)
+        return SocketStream(sock)
+
+
+def _is_here(address: Address) -> bool:
+    return not isinstance(address, tuple) or address[0] == "::1" or address[0].startswith("127.")

@@ -81,19 +81,25 @@ async def _run(both: Relay, idle_timeout: float | None) -> RelayOutcome:
     except trio.Cancelled:
         both.cut(RelayEnd.CANCELLED)  # the cancellation comes out at the next checkpoint
     for side in both.sides:
-        await side.closing.wait()
+        if not side.closing.is_settled:
+            await side.closing.wait()
     a_to_b, b_to_a = both.directions
     return RelayOutcome(a_to_b.result(), b_to_a.result())
 
 
 async def _wait(both: Relay, idle_timeout: float | None) -> None:
+    if both.over:
+        await both.driver.uncancellable_checkpoint()
+        return
     if idle_timeout is None:
         while not both.over:
             await both.changed.wait()
         return
     seen, times = both.moved(), 0
-    while not both.over:
+    while True:
         await both.driver.wait_at_most(both.changed, idle_timeout / LOOKS)
+        if both.over:
+            return
         last, seen = seen, both.moved()
         times = times + 1 if seen == last else 0
         if times == LOOKS:

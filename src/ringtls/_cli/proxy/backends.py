@@ -11,6 +11,7 @@ Rules:
    are none, it is refused.
 4. The ring connects to addresses and to local sockets. trio resolves names, in a thread; the
    addresses are remembered for RESOLUTION_AGE seconds, as long as one of them can be connected to.
+   One that is on this machine, and the only one, is connected to without waiting, if it can be.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, TypeAlias
 import trio
 
 from ringtls import SocketStream
-from ringtls._connecting import connect
+from ringtls._connecting import connect, connect_now
 from ringtls._streams.hostnames import ascii_hostname
 
 from ..server.credentials import by_name
@@ -100,6 +101,16 @@ class Backend:
         """It could not be connected to."""
         self._last_failure = time.monotonic()
         self._resolve_at = 0.0
+
+    def connect_now(self) -> SocketStream | None:
+        """Connect, if that takes no time. None where ``connect`` may wait.
+
+        Raises:
+          OSError: its only address refuses.
+        """
+        if self._is_name or len(self._targets) != 1:
+            return None
+        return connect_now(*self._targets[0])
 
     async def connect(self) -> SocketStream:
         """Connect to the first of its addresses that answers. If cancelled, there is nothing.

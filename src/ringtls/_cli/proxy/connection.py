@@ -164,8 +164,7 @@ class ProxyService(Service):
         failures: list[str] = []
         for backend in self._routes.backends_for(connection.server_name):
             try:
-                with trio.fail_after(self._options.connect_timeout):
-                    stream = await self._open(connection, backend)
+                stream = await self._open(connection, backend)
             except trio.TooSlowError:
                 failure = f"no answer within {self._options.connect_timeout:g} s"
             except OSError as error:
@@ -182,8 +181,19 @@ class ProxyService(Service):
         raise UnreachableError("; ".join(failures))
 
     async def _open(self, connection: Connection, backend: Backend) -> SocketStream | TlsStream:
+        transport = _connect_now(backend)
+        if transport is not None and self._options.encryption is None:
+            return await self._prepare(connection, backend, transport)  # which waits for nobody
+        with trio.fail_after(self._options.connect_timeout):
+            if transport is None:
+                transport = await _connect(connection, backend)
+            return await self._prepare(connection, backend, transport)
+
+    async def _prepare(
+        self, connection: Connection, backend: Backend, transport: SocketStream
+    ) -> SocketStream | TlsStream:
+        """Say what the backend is to know first, and encrypt."""
         options = self._options
-        transport = await _connect(connection, backend)
         transport.reset_if_killed()  # rule 5
         stream: SocketStream | TlsStream = transport
         try:
@@ -240,6 +250,16 @@ async def _receive(transport: SocketStream, size: int) -> bytes:
     while len(data) < size:
         data += await transport.receive_some(size - len(data))
     return data
+
+
+def _connect_now(backend: Backend) -> SocketStream | None:
+    """None, too, if descriptors run short."""
+    try:
+        return backend.connect_now()
+    except OSError as error:
+        if error.errno not in SHORTAGES:
+            raise
+        return None
 
 
 async def _connect(connection: Connection, backend: Backend) -> SocketStream:

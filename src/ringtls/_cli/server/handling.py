@@ -157,7 +157,8 @@ async def _end(connection: Connection) -> None:
         connection.stream.shutdown_timeout = SHORTAGE_CLOSE_TIMEOUT
     elif connection.draining:
         connection.stream.shutdown_timeout = DRAIN_CLOSE_TIMEOUT
-    await connection.stream.aclose()
+    if connection.stream.close_outcome is None:  # else it has ended, and need not be waited for
+        await connection.stream.aclose()
 
 
 async def _serve_until_cut(handler: Handler, connection: Connection) -> None:
