@@ -110,6 +110,9 @@ class Transport(Protocol):
     unsent: int
     """Accepted bytes that may be unsent: no less than there are."""
 
+    answered: int
+    """Bytes that TLS itself has said since less than HIGH_WATER was unsent (rule C19)."""
+
     error: OSError | None
     """Why nothing can be sent any more."""
 
@@ -191,6 +194,9 @@ class Transport(Protocol):
 
     def enqueue(self, data: bytes | memoryview) -> None:
         """Accept bytes for sending, in order; never blocks. They are not to be changed."""
+
+    def answer(self, output: bytes) -> None:
+        """The same for what TLS itself says, which ``answered`` counts."""
 
     def check_sendable(self) -> None:
         """Raise trio.BrokenResourceError if an earlier send failed."""

@@ -22,8 +22,8 @@ from trio.to_thread import run_sync as in_thread
 
 from ringtls import TlsStream, aclose_all
 from ringtls._streams.session import CHUNK_SIZE, LARGEST_RECORD, MOST_WAITING, TlsSession
-from ringtls._streams.tls import ANSWER_LIMIT, PIECE
-from ringtls._transports.base import HIGH_WATER, BaseTransport
+from ringtls._streams.tls import PIECE
+from ringtls._transports.base import ANSWER_LIMIT, HIGH_WATER, BaseTransport
 
 from ..conftest import Contexts
 from ..support.faces import FACES, Face
@@ -302,13 +302,13 @@ def _watch(monkeypatch: pytest.MonkeyPatch, kind: Any, event: threading.Event) -
 def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What streams had unsent after each of their answers."""
     amounts = []
-    answer = TlsStream._answer
+    answer = BaseTransport.answer
 
-    def watched(self: TlsStream) -> None:
-        answer(self)
-        amounts.append(self._transport.unsent)
+    def watched(self: BaseTransport, output: bytes) -> None:
+        answer(self, output)
+        amounts.append(self.unsent)
 
-    monkeypatch.setattr(TlsStream, "_answer", watched)
+    monkeypatch.setattr(BaseTransport, "answer", watched)
     return amounts
 
 

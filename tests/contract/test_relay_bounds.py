@@ -28,6 +28,7 @@ from ..support.relaying import (
 from ..support.waiting import LIMIT
 from .test_bounds import MANY, MOST_ON_TOP, records_of
 from .test_bounds import logged as logged
+from .test_bounds import unsent as unsent
 from .test_relay import POOL
 
 #: More bytes than the kernel and the relay hold together. The sockets' buffers are as usual: where
@@ -65,20 +66,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     monkeypatch.setattr(TlsSide, "answers_too_much", watched)
     return event
-
-
-@pytest.fixture
-def unsent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What sides had unsent after each of their answers."""
-    amounts = []
-    answer = TlsSide._answer
-
-    def watched(self: TlsSide) -> None:
-        answer(self)
-        amounts.append(self.transport.unsent)
-
-    monkeypatch.setattr(TlsSide, "_answer", watched)
-    return amounts
 
 
 @pytest.mark.parametrize(

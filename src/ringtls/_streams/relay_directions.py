@@ -21,10 +21,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .._outcome import CloseOutcome
-from .._transports.base import HIGH_WATER
+from .._transports.base import ANSWER_LIMIT, HIGH_WATER
 from .relay_ends import ANSWERS, RelayDirection, RelayEnd
 from .relay_sides import BrokenError, Side
-from .tls import ANSWER_LIMIT
 
 if TYPE_CHECKING:
     from .._interfaces import Driver
@@ -65,7 +64,7 @@ class Direction:
     def is_held_up(self) -> bool:
         """Asked for each piece, so what is mostly false is not called."""
         source, target = self.source, self.target
-        if source.answered >= ANSWER_LIMIT and source.answers_too_much():
+        if source.transport.answered >= ANSWER_LIMIT and source.answers_too_much():
             return True
         return self.end is None and target.unsent() >= HIGH_WATER and target.is_full()
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from .._errors import TruncationError
-from .._transports.base import HIGH_WATER, RECEIVE_SIZE
+from .._transports.base import ANSWER_LIMIT, HIGH_WATER, RECEIVE_SIZE
 from .relay_ends import Answer, RelayEnd
-from .tls import ANSWER_LIMIT
 
 if TYPE_CHECKING:
     from .._interfaces import Transport
@@ -76,13 +75,9 @@ class RelayLike(Protocol):
 
 
 class Side:
-    """A stream without TLS, as one side of a relay.
+    """A stream without TLS, as one side of a relay."""
 
-    Attributes:
-      answered: bytes that TLS itself has said since less than HIGH_WATER was unsent.
-    """
-
-    __slots__ = ("_input_ended", "answered", "closing", "into", "out_of", "relay", "transport")
+    __slots__ = ("_input_ended", "closing", "into", "out_of", "relay", "transport")
 
     relay: RelayLike
     into: DirectionLike
@@ -91,7 +86,6 @@ class Side:
     def __init__(self, transport: Transport, closing: Closing) -> None:
         self.transport = transport
         self.closing = closing
-        self.answered = 0
         self._input_ended = False
 
     def start(self) -> None:
@@ -211,7 +205,7 @@ class TlsSide(Side):
                     if data is not None:
                         return data
                     if session.has_ciphertext:  # rule 6 of session.py
-                        self._answer()
+                        self.transport.answer(session.take_output())
                         if self.answers_too_much():
                             return None
                         continue
@@ -231,7 +225,7 @@ class TlsSide(Side):
             raise BrokenError(RelayEnd.TLS_ERROR, error.reason or str(error)) from None
         finally:
             if session.output:
-                self._answer()
+                self.transport.answer(session.take_output())
 
     def _read_much(self, max_bytes: int) -> memoryview:
         """What has come, and what comes without waiting: put where it stays until it is sent, so
@@ -264,21 +258,13 @@ class TlsSide(Side):
             self.transport.acknowledge()
         return True
 
-    def _answer(self) -> None:
-        output = self._session.take_output()
-        self.transport.enqueue(output)
-        if self.transport.unsent < HIGH_WATER:
-            self.answered = 0
-        else:
-            self.answered += len(output)
-
     def answers_too_much(self) -> bool:
         """True if the peer has TLS answer, and takes in nothing (rule C19)."""
-        if self.answered < ANSWER_LIMIT:
+        if self.transport.answered < ANSWER_LIMIT:
             return False
         if self.transport.has_unsent(HIGH_WATER):
             return True
-        self.answered = 0
+        self.transport.answered = 0
         return False
 
     def has_nothing_more(self) -> bool:

@@ -39,7 +39,7 @@ from .._drivers.trio import TrioDriver
 from .._errors import RingUnavailableError
 from .._outcome import CloseOutcome
 from .._statistics import reason_of
-from .._transports.base import HIGH_WATER, RECEIVE_SIZE
+from .._transports.base import ANSWER_LIMIT, HIGH_WATER, RECEIVE_SIZE
 from .._transports.ring import RingTransport
 from .._transports.stream import StreamTransport
 from . import trio_socket
@@ -65,13 +65,10 @@ else:
 
     StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-__all__ = ["ANSWER_LIMIT", "TlsStream", "give_back", "take_over"]
+__all__ = ["TlsStream", "give_back", "take_over"]
 
 #: Plaintext that is encrypted in one piece.
 PIECE = 256 * 1024
-
-#: See rule 5.
-ANSWER_LIMIT = 16 * 1024
 
 
 @final
@@ -141,7 +138,6 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         self._closing.reset_on_error = reset_on_error
         self._unwrapped = False
         self._handshake_failed = False
-        self._answered = 0  # bytes of answers since less than HIGH_WATER was unsent
         self._sending = ConflictDetector("another task is sending on this TlsStream")
         self._receiving = ConflictDetector("another task is receiving from this TlsStream")
         self._is_owner = True
@@ -195,7 +191,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             for piece in pieces:
                 if transport.unsent >= HIGH_WATER:
                     await transport.wait_sent()
-                    self._answered = 0
+                    transport.answered = 0
                     self._check_sendable()
                 while not self._write(piece):
                     await self._wait_for_input()
@@ -313,7 +309,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                 waited = not session.handshake_done and await self._ensure_handshake(
                     for_reading=True
                 )
-            if self._answered >= ANSWER_LIMIT:
+            if transport.answered >= ANSWER_LIMIT:
                 await self._wait_for_room()
             while (data := self._read(most)) is None:
                 await self._wait_for_input()
@@ -373,7 +369,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._driver.checkpoint_if_cancelled()
             waited = await self._ensure_handshake(for_reading=True)
             size, session = len(memory), self._session
-            if self._answered >= ANSWER_LIMIT:
+            if self._transport.answered >= ANSWER_LIMIT:
                 await self._wait_for_room()
             while (count := self._call_session(lambda: session.read(size, memory))) is None:
                 await self._wait_for_input()
@@ -548,7 +544,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             raise _broken(error) from error
         finally:
             if session.output:
-                self._answer()
+                self._transport.answer(session.take_output())
 
     def _write(self, data: bytes | bytearray | memoryview) -> bool:
         session = self._session
@@ -566,22 +562,14 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             raise _broken(error) from error
         finally:
             if self._session.output:
-                self._answer()
+                self._transport.answer(self._session.take_output())
 
     # Rule 5
-
-    def _answer(self) -> None:
-        output = self._session.take_output()
-        self._transport.enqueue(output)
-        if self._transport.unsent < HIGH_WATER:
-            self._answered = 0
-        else:
-            self._answered += len(output)
 
     async def _wait_for_room(self) -> None:
         with suppress(trio.BrokenResourceError):  # what has come before it broke can be read
             await self._transport.wait_sent()
-        self._answered = 0
+        self._transport.answered = 0
 
     async def _wait_for_input(self) -> None:
         """Wait until the session has something to go on with, and may."""
@@ -590,7 +578,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             self._check_open()
         else:
             await self._transport.receive()
-        if self._answered >= ANSWER_LIMIT:
+        if self._transport.answered >= ANSWER_LIMIT:
             await self._wait_for_room()
 
     async def _ensure_handshake(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACKNOWLEDGEMENT_PAUSE",
     "ACKNOWLEDGE_ONCE",
+    "ANSWER_LIMIT",
     "DISCARD_LIMIT",
     "HIGH_WATER",
     "INPUT_LIMIT",
@@ -31,6 +32,9 @@ __all__ = [
 
 #: Bytes in the outbox from which on a sender waits.
 HIGH_WATER = 256 * 1024
+
+#: Bytes of answers, on top of HIGH_WATER unsent ones, from which on nothing more is to be answered.
+ANSWER_LIMIT = 16 * 1024
 
 #: Bytes of input thrown away after our FIN before the socket is closed all the same.
 DISCARD_LIMIT = 32 * 1024 * 1024
@@ -88,6 +92,7 @@ class BaseTransport:
         "_passes_on",
         "_progress",
         "_sink",
+        "answered",
         "closing",
         "driver",
         "error",
@@ -114,6 +119,7 @@ class BaseTransport:
         self._passes_on = False
         # Output
         self.unsent = 0
+        self.answered = 0
         self.error: OSError | None = None
         self._progress: WaitQueue = driver.wait_queue()
 
@@ -131,6 +137,16 @@ class BaseTransport:
         self._passes_on = True
         self._arrived = _Announced(self._arrived, on_change)
         self._progress = _Announced(self._progress, on_change)
+
+    def answer(self, output: bytes) -> None:
+        self.enqueue(output)
+        if self.unsent < HIGH_WATER:
+            self.answered = 0
+        else:
+            self.answered += len(output)
+
+    def enqueue(self, data: bytes | memoryview) -> None:
+        raise NotImplementedError
 
     def check_sendable(self) -> None:
         if self.error is not None:
