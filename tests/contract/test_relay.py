@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import re
+import select
 import socket
 import ssl
 import threading
@@ -37,7 +38,7 @@ from ringtls._streams.relay_sides import Side
 from ringtls._transports.base import HIGH_WATER
 
 from ..conftest import Contexts
-from ..support.clogging import SMALL, is_full
+from ..support.clogging import ACCEPTED, SMALL, is_full
 from ..support.relaying import (
     BLOCKING_KINDS,
     END,
@@ -111,6 +112,13 @@ def send_and_reset(talker: Talker, data: bytes) -> None:
     talker.send(data)
     wait_acknowledged(talker)
     reset(talker.sock)
+
+
+def is_over(sock: socket.socket) -> bool:
+    """True once the connection was reset, or has ended in both directions; nothing is read."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(LIMIT * 1000))
 
 
 def end(talker: Talker) -> Saw:
@@ -302,6 +310,34 @@ def test_r3_a_bare_fin_is_an_end_if_its_owner_says_so(contexts: Contexts, betwee
     assert met.backend == Saw(UPLOAD, END)
     assert met.client == Saw(ANSWER, END)
     assert met.outcome.is_orderly
+
+
+@pytest.mark.parametrize("how", ["crash", "end"])
+@with_tls
+def test_r3_what_is_not_taken_in_is_given_up(
+    contexts: Contexts, between: Between, how: str
+) -> None:
+    """The client reads nothing until its connection is reset, after the shutdown timeout."""
+
+    def client(talker: Talker) -> Saw:
+        talker.half_close()
+        assert is_over(talker.sock)
+        return talker.read()
+
+    def backend(talker: Talker) -> None:
+        assert talker.read() == Saw(b"", END)  # and so the client has shaken hands
+        if how == "crash":
+            send_and_reset(talker, bytes(ACCEPTED))
+        else:
+            talker.send(bytes(ACCEPTED))
+            talker.half_close()
+
+    met = between.relay(contexts, client, backend, buffer_size=SMALL, shutdown_timeout=0.05)
+    assert met.client is not None
+    assert met.client.end == RESET
+    assert len(met.client.data) < ACCEPTED
+    expected = RelayEnd.RESET if how == "crash" else RelayEnd.UNDELIVERED
+    assert met.outcome.b_to_a.end is expected
 
 
 @with_tls
