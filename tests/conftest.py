@@ -7,6 +7,7 @@ import gc
 import signal
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from ringtls._engine.ring import Ring
 
 from .support import peer
 from .support.streams import tcp_pair
+
+ENGINE = Path(__file__).parent.parent / "csrc"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,6 +86,16 @@ def ring() -> Iterator[Ring]:
     ring = Ring(buffers=4, buffer_size=4096)
     yield ring
     assert ring.close(timeout=5.0)
+
+
+@pytest.fixture(scope="session")
+def compiled_engine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Object files of csrc/, by module."""
+    directory = tmp_path_factory.mktemp("engine")
+    sources = sorted(ENGINE.glob("*.c"))
+    build = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-c", *map(str, sources)]
+    subprocess.run(build, check=True, cwd=directory)
+    return {source.stem: directory / f"{source.stem}.o" for source in sources}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -40,6 +41,7 @@ LAYERS = (
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module by its name below ringtls, as "_engine.ring"."""
     return {
@@ -64,6 +66,7 @@ def imports(name: str, source: str) -> Iterator[str]:
                     break
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     return {name: set(imports(name, path.read_text())) for name, path in modules().items()}
 

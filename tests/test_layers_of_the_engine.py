@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parent.parent
+from .support.engines import needs_compiler
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no compiler")
-def test_no_circle_of_calls(tmp_path: Path) -> None:
+@needs_compiler
+def test_no_circle_of_calls(compiled_engine: dict[str, Path]) -> None:
     defined: dict[str, str] = {}
     used: dict[str, set[str]] = {}
-    for source in (ROOT / "csrc").glob("*.c"):
-        module = source.stem
-        compiled = str(tmp_path / f"{module}.o")
-        build = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-c", str(source), "-o", compiled]
-        subprocess.run(build, check=True)
+    for module, compiled in compiled_engine.items():
         names = subprocess.run(["nm", compiled], check=True, capture_output=True, text=True)
         for line in names.stdout.splitlines():
             kind, symbol = line.split()[-2:]

@@ -33,7 +33,7 @@ from ..support.injection import InjectedError, RaiseAt
 from ..support.peer import Peer, adapted_socket_stream
 from ..support.streams import tcp_pair
 
-INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "12"))
+INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "4"))
 
 SENT = bytes(range(256)) * 100
 

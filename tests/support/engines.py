@@ -1,13 +1,15 @@
-"""Which engine these tests run on, for those that are about one of them."""
+"""Which engine these tests run on, for those that are about one of them, or compile it."""
 
 from __future__ import annotations
+
+import shutil
 
 import pytest
 
 from ringtls._engine.choice import Engine
 from ringtls._engine.ring import Ring
 
-__all__ = ["ENGINE", "io_uring_only"]
+__all__ = ["ENGINE", "io_uring_only", "needs_compiler"]
 
 
 def _engine() -> Engine:
@@ -19,3 +21,5 @@ def _engine() -> Engine:
 ENGINE = _engine()
 
 io_uring_only = pytest.mark.skipif(ENGINE is not Engine.IO_URING, reason="is about io_uring")
+
+needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no compiler")
