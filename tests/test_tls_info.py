@@ -51,7 +51,9 @@ async def test_what_ssl_knows(versioned_contexts: Contexts) -> None:
         assert client.ssl_object.version() == client.version()
 
 
-@pytest.mark.parametrize("name", ["read", "write", "do_handshake", "unwrap"])
+@pytest.mark.parametrize(
+    "name", ["read", "write", "do_handshake", "unwrap", "verify_client_post_handshake"]
+)
 async def test_the_ssl_object_does_no_io(contexts: Contexts, name: str) -> None:
     """What it put out would go to another connection: the BIOs are shared by all of the thread."""
     first, second = await handshaken(contexts)

@@ -13,7 +13,7 @@ import trio
 from ringtls import CloseOutcome, SocketStream, TlsStream
 
 from ..conftest import Contexts
-from ..support.peer import MakeTransport, adapted_socket_stream
+from ..support.peer import MakeTransport, Meet, adapted_socket_stream
 from ..support.streams import tcp_pair
 from ..support.tlslite import TLS_1_2, TLS_1_3, ScriptedServer
 
@@ -94,3 +94,48 @@ async def test_c1_half_a_message_that_was_read(contexts: Contexts) -> None:
     theirs.close()
     assert stream.close_outcome is CloseOutcome.DURING_RENEGOTIATION
     assert story.seen == (SIZE, ["RST"])
+
+
+def asks_for_certificates(contexts: Contexts) -> Contexts:
+    only = contexts.of_version(ssl.TLSVersion.TLSv1_3)
+    only.server.verify_mode = ssl.CERT_OPTIONAL
+    only.server.post_handshake_auth = only.client.post_handshake_auth = True
+    return only
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.parametrize("way", ["aclose", "send_eof", "dropped"])
+async def test_c1_a_request_for_a_certificate_that_was_not_sent_yet(
+    contexts: Contexts, meet: Meet, way: str
+) -> None:
+    """Until it is written, OpenSSL sends no alert."""
+    stream, peer = await meet(asks_for_certificates(contexts))
+    await stream.send_all(b"all")
+    stream.verify_client_post_handshake()
+    if way == "dropped":
+        with pytest.warns(ResourceWarning, match="unclosed stream"):
+            del stream
+        end = await trio.to_thread.run_sync(peer.end)
+    else:
+        async with stream:
+            if way == "send_eof":
+                await stream.send_eof()
+        end = await trio.to_thread.run_sync(peer.end)
+        assert stream.close_outcome is CloseOutcome.CLEAN
+    assert end.is_clean
+    assert end.data == b"all"
+
+
+async def test_c12_no_request_for_a_certificate_after_the_end(
+    contexts: Contexts, meet: Meet
+) -> None:
+    stream, peer = await meet(asks_for_certificates(contexts))
+    async with stream:
+        await stream.send_eof()
+        with pytest.raises(trio.ClosedResourceError):
+            stream.verify_client_post_handshake()
+        await trio.to_thread.run_sync(peer.send, b"x")
+        assert await stream.receive_some() == b"x"
+    with pytest.raises(trio.ClosedResourceError):
+        stream.verify_client_post_handshake()
+    assert (await trio.to_thread.run_sync(peer.end)).is_clean

@@ -24,6 +24,8 @@ A TlsSession runs ssl.SSLObject on two memory BIOs, and keeps the rules that it 
 6. Reading makes OpenSSL answer key updates and refused renegotiations. The caller must be able to
    stop before many answers pile up. So once a call has produced output, it reads no more than
    what is in the BIO.
+7. With a server's request for a certificate in mind, and until it is written, OpenSSL is "in
+   init" and sends no alert. So it is written at once, and waits for something else to be sent.
 
 This module imports no socket, no ring and no event loop.
 """
@@ -305,6 +307,19 @@ class TlsSession:
                     return True
         except ssl.SSLError as error:
             raise self._fail(error) from None
+        finally:
+            self._leave(outer)
+
+    def request_certificate(self) -> None:
+        """Queue a request for the certificate of a TLS 1.3 client (rule 7).
+
+        Raises:
+          ssl.SSLError: see TlsInfo.verify_client_post_handshake.
+        """
+        outer = self._enter()
+        try:
+            self.object.verify_client_post_handshake()
+            self.object.do_handshake()
         finally:
             self._leave(outer)
 

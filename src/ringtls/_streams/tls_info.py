@@ -48,7 +48,7 @@ class _Inquiry(ssl.SSLObject):
             "ssl_object is for questions: read, write, shake hands and unwrap by the stream itself"
         )
 
-    read = write = do_handshake = unwrap = _refuse
+    read = write = do_handshake = unwrap = verify_client_post_handshake = _refuse
 
 
 class TlsInfo(Uncopyable):
@@ -172,13 +172,18 @@ class TlsInfo(Uncopyable):
     def verify_client_post_handshake(self) -> None:
         """Ask a TLS 1.3 client for its certificate: see ssl.SSLSocket.
 
-        The request goes out with the next ``send_all``, and the certificate comes in with what is
-        received after that.
+        The request goes out with the next ``send_all``, or at the end, and the certificate comes in
+        with what is received after that (RFC 8446, section 4.6.2).
 
         Raises:
           ssl.SSLError: this is not a server, not TLS 1.3, or the client did not offer it.
+          trio.NeedHandshakeError: there was no handshake yet.
+          trio.ClosedResourceError: the stream was closed, or ``send_eof`` was called.
         """
-        self._after_handshake("verify_client_post_handshake").verify_client_post_handshake()
+        self._after_handshake("verify_client_post_handshake")
+        if self._closing.started or self._session.close_notify_sent:
+            raise trio.ClosedResourceError("can't ask for a certificate: nothing more is sent")
+        self._session.request_certificate()
 
     def version(self) -> str | None:
         """See ssl.SSLSocket.version."""
