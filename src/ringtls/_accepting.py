@@ -20,9 +20,9 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-__all__ = ["ACCEPTORS", "SHORTAGES", "SHORTAGE_PAUSE", "accept_forever"]
+from ._log import log
 
-logger = logging.getLogger("ringtls")
+__all__ = ["ACCEPTORS", "SHORTAGES", "SHORTAGE_PAUSE", "accept_forever"]
 
 #: Tasks that accept from each listener: so many connections can be taken in one tick.
 ACCEPTORS = 8
@@ -72,7 +72,7 @@ class _Records:
         now = time.monotonic()
         if now >= self._next_at:
             self._next_at = now + RECORD_INTERVAL
-            logger.error("can't accept connections: %s. Trying again", error.strerror)
+            log(logging.ERROR, "can't accept connections: %s. Trying again", error.strerror)
 
 
 _records = _Records()

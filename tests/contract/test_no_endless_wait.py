@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +17,12 @@ import trio.testing
 from ringtls import (
     CloseOutcome,
     SocketStream,
+    TlsListener,
     TlsStream,
     TruncationError,
+    _accepting,
     blocking,
+    serve_tls_over_tcp,
     statistics,
 )
 from ringtls._drivers.trio import TrioDriver
@@ -61,6 +66,38 @@ async def test_c16_a_logging_filter_that_raises(
         assert await trio.to_thread.run_sync(good_peer.receive, 5) == b"alive"
     peer.sock.close()
     good_peer.sock.close()
+
+
+async def test_c16_a_logging_filter_that_raises_in_a_server(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is called where no descriptor is left for a connection. The next ones are served."""
+    monkeypatch.setattr(_accepting._records, "_next_at", 0.0)
+    monkeypatch.setattr(_accepting, "SHORTAGE_PAUSE", 0.0)
+    accept, refusals = TlsListener.accept, [errno.EMFILE]
+
+    async def refuse_at_first(listener: TlsListener) -> TlsStream:
+        if refusals:
+            raise OSError(refusals.pop(), "no descriptor is left")
+        return await accept(listener)
+
+    monkeypatch.setattr(TlsListener, "accept", refuse_at_first)
+    logger, bad = logging.getLogger("ringtls"), RaisingFilter()
+    logger.addFilter(bad)
+    try:
+        async with trio.open_nursery() as nursery:
+            serve = partial(serve_tls_over_tcp, TlsStream.do_handshake, 0, contexts.server)
+            [listener] = await nursery.start(partial(serve, host="127.0.0.1"))
+            address = listener.transport_listener.socket.getsockname()
+            peer = Peer(socket.create_connection(address), contexts, server_side=False)
+            await trio.to_thread.run_sync(peer.handshake)
+            end = await trio.to_thread.run_sync(peer.end)
+            nursery.cancel_scope.cancel()
+    finally:
+        logger.removeFilter(bad)
+    assert end.is_clean
+    assert not refusals
+    assert "a bug in the user's filter" in capsys.readouterr().err
 
 
 async def test_c16_an_exception_in_the_end(
