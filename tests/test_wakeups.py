@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import select
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,11 +12,13 @@ from contextlib import suppress
 import pytest
 import trio
 
+from ringtls import RingUnavailableError
 from ringtls._drivers.trio import TrioDriver
 from ringtls._engine import wakeups
 from ringtls._engine.wakeups import PATIENCE_MS, signals_again, wakes_event_loops
 
 from .support.engines import io_uring_only
+from .support.streams import open_fds
 
 SYS_IO_URING_REGISTER = 427
 IORING_UNREGISTER_EVENTFD = 5
@@ -79,6 +82,34 @@ def test_a_kernel_that_never_signals() -> None:
 
     assert not signals_again(is_signalled)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("left", range(7))
+def test_a_shortage_of_descriptors_leaves_none_behind(left: int) -> None:
+    """Whichever of those that are needed is the first one too many; and it passes."""
+    before = open_fds()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def use_a_ring() -> None:
+        driver = TrioDriver.current()
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 64, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                while True:
+                    taken.append(os.dup(driver._wakeup_fd))
+            for _ in range(left):
+                os.close(taken.pop())
+            with suppress(RingUnavailableError):
+                driver.ring  # noqa: B018
+        finally:
+            for fd in taken:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert driver.ring.is_usable
+
+    trio.run(use_a_ring)
+    assert open_fds() == before
 
 
 @pytest.mark.parametrize("wakes", [True, False])

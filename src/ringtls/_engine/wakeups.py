@@ -22,6 +22,8 @@ import socket
 from collections.abc import Callable
 from functools import cache
 
+from .._errors import RingUnavailableError
+from .availability import unavailable
 from .ring import Ring
 
 __all__ = ["PATIENCE_MS", "open_for_event_loop", "signals_again", "wakes_event_loops"]
@@ -34,9 +36,15 @@ def open_for_event_loop(wakeup_fd: int) -> Ring:
     """A ring of which each completion makes ``sleep_fd`` readable, once armed.
 
     Raises:
-      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left; the
+        text says what to change.
     """
-    return Ring(wakeup_fd=wakeup_fd, cooperative=not wakes_event_loops())
+    try:
+        return Ring(wakeup_fd=wakeup_fd, cooperative=not wakes_event_loops())
+    except RingUnavailableError:
+        raise
+    except OSError as error:  # the probe needs descriptors of its own
+        raise unavailable(error.errno or 0, "a ring") from error
 
 
 @cache
@@ -45,6 +53,7 @@ def wakes_event_loops() -> bool:
 
     Raises:
       RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
+      OSError: no descriptor is left.
     """
     return signals_again(_becomes_readable)
 
@@ -55,14 +64,13 @@ def signals_again(is_signalled: Callable[[int], bool]) -> bool:
     Args:
       is_signalled: waits until a descriptor is readable; False if that does not happen.
     """
-    ring = Ring(buffers=1, buffer_size=4096, sq_entries=8)
     ours, theirs = socket.socketpair()
-    try:
-        return all(_is_woken(ring, ours, theirs, is_signalled) for _ in range(2))
-    finally:
-        ring.close(timeout=1.0)
-        ours.close()
-        theirs.close()
+    with ours, theirs:
+        ring = Ring(buffers=1, buffer_size=4096, sq_entries=8)
+        try:
+            return all(_is_woken(ring, ours, theirs, is_signalled) for _ in range(2))
+        finally:
+            ring.close(timeout=1.0)
 
 
 def _is_woken(
