@@ -7,7 +7,6 @@ connections have ended.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -138,14 +137,15 @@ async def relay(
     """
     if idle_timeout is not None:
         checked_timeout(idle_timeout)
-    both = _take_both(a, b)
+    both = _take_both(a, b)  # so nobody uses them
+    ours = [stream for stream in (a, b) if isinstance(stream, (SocketStream, TlsStream))]
     try:
-        with ExitStack() as stack:
-            for stream in (a, b):
-                if isinstance(stream, SocketStream | TlsStream):
-                    stack.enter_context(stream._sending)
-                    stack.enter_context(stream._receiving)
-            return await _run(both, idle_timeout)
+        for stream in ours:
+            stream._sending.busy = stream._receiving.busy = True
+        return await _run(both, idle_timeout)
     except BaseException:
         both.cut(RelayEnd.CANCELLED)
         raise
+    finally:
+        for stream in ours:
+            stream._sending.busy = stream._receiving.busy = False

@@ -167,7 +167,8 @@ class Relay:
                     direction.look()
                 for side in self.sides:
                     self._notice_close(side)
-                if all(direction.end for direction in self.directions):
+                a_to_b, b_to_a = self.directions
+                if a_to_b.end and b_to_a.end:
                     self._close()
             self.busy = False
         except BaseException as failure:
@@ -217,9 +218,8 @@ class Relay:
 
     def moved(self) -> tuple[int, ...]:
         """Something that changes when a byte comes or goes."""
+        a, b = self.sides
+        a_to_b, b_to_a = self.directions
         for side in self.sides:
             side.transport.has_unsent(1)
-        return (
-            *(direction.bytes for direction in self.directions),
-            *(side.unsent() for side in self.sides),
-        )
+        return a_to_b.bytes, b_to_a.bytes, a.unsent(), b.unsent()
