@@ -24,7 +24,7 @@ from ..support.peer import End, Peer
 from ..support.signals import SignalAtBytecode, signal_in_the_ring
 from ..support.streams import open_fds, tcp_pair
 from ..support.tracing import traced_by
-from ..support.waiting import wait_until
+from ..support.waiting import LIMIT, wait_until
 from .test_interrupted import SENT, peer_story
 from .test_random import CASES
 
@@ -48,7 +48,7 @@ class Meeting:
         self.ends: list[End] = []
         self._peer = Peer(theirs, contexts, server_side=False)
         self.stream: blocking.TlsStream | None = blocking.TlsStream(
-            blocking.SocketStream(ours), contexts.server, server_side=True
+            blocking.SocketStream(ours), contexts.server, server_side=True, shutdown_timeout=LIMIT
         )
         self.closing: Closing = self.stream._closing
         self._thread = threading.Thread(target=self._their_story)
@@ -149,7 +149,9 @@ def play(contexts: Contexts, number: int) -> tuple[bool, End]:
     thread.start()
 
     def our_story() -> None:
-        stream = blocking.TlsStream(blocking.SocketStream(ours), contexts.server, server_side=True)
+        stream = blocking.TlsStream(
+            blocking.SocketStream(ours), contexts.server, server_side=True, shutdown_timeout=LIMIT
+        )
         stream.do_handshake()
         with traced_by(signaller), stream:
             stream.send_all(SENT)

@@ -20,6 +20,7 @@ from ..conftest import Contexts
 from ..support.peer import End, Peer
 from ..support.signals import signal_in_the_ring
 from ..support.streams import tcp_pair
+from ..support.waiting import LIMIT
 
 
 class Connection:
@@ -28,7 +29,7 @@ class Connection:
     def __init__(self, contexts: Contexts) -> None:
         ours, theirs = tcp_pair()
         self.stream = blocking.TlsStream(
-            blocking.SocketStream(ours), contexts.server, server_side=True
+            blocking.SocketStream(ours), contexts.server, server_side=True, shutdown_timeout=LIMIT
         )
         self._peer = Peer(theirs, contexts, server_side=False)
         self._ends: list[End] = []

@@ -30,6 +30,7 @@ from ..conftest import Contexts
 from ..support.mail import MailServer
 from ..support.signals import signal_in_the_ring
 from ..support.streams import tcp_pair
+from ..support.waiting import LIMIT
 
 Tls = TlsStream[Any]
 
@@ -133,8 +134,10 @@ class Meeting:
     @property
     def options(self) -> dict[str, Any]:
         if self._is_server:
-            return {"ssl_context": self._contexts.server, "server_side": True}
-        return {"ssl_context": self._contexts.client, "server_hostname": "localhost"}
+            side = {"ssl_context": self._contexts.server, "server_side": True}
+        else:
+            side = {"ssl_context": self._contexts.client, "server_hostname": "localhost"}
+        return {**side, "shutdown_timeout": LIMIT}
 
     def trio_stream(self) -> Tls:
         return TlsStream(SocketStream(self.sock), **self.options)

@@ -21,6 +21,7 @@ from ..support.peer import End, MakeTransport, Peer
 from ..support.signals import SignalAtBytecode
 from ..support.streams import tcp_pair
 from ..support.tracing import traced_by
+from ..support.waiting import LIMIT
 
 SENT = bytes(range(256)) * 100
 
@@ -40,7 +41,9 @@ def play(contexts: Contexts, make_transport: MakeTransport, number: int) -> tupl
     signaller = SignalAtBytecode(number)
 
     async def main() -> None:
-        stream: TlsStream[Any] = TlsStream(make_transport(ours), contexts.server, server_side=True)
+        stream: TlsStream[Any] = TlsStream(
+            make_transport(ours), contexts.server, server_side=True, shutdown_timeout=LIMIT
+        )
         await stream.do_handshake()
         with traced_by(signaller):
             async with stream:
