@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 
 import pytest
@@ -253,6 +254,35 @@ async def test_c13_in_the_middle_of_a_close(contexts: Contexts, meet: Meet) -> N
         stream.close_unclean()
     assert stream.close_outcome is CloseOutcome.UNCLEAN
     assert (await in_thread(peer.end)).transport is Transport.RST
+
+
+@pytest.mark.parametrize("how", ["unclean", "broken off", "timed out"])
+async def test_c13_c21_c3_a_reset_though_somebody_else_has_the_socket_too(
+    contexts: Contexts, meet: Meet, how: str
+) -> None:
+    """A forked child, say, or who was passed the descriptor: to close ours would end nothing."""
+    duplicates: list[socket.socket] = []
+
+    def shared_pair(buffer_size: int | None) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = tcp_pair(buffer_size)
+        duplicates.append(ours.dup())
+        return ours, theirs
+
+    stream, peer = await meet(contexts, buffer_size=SMALL, pair=shared_pair)
+    if how == "unclean":
+        stream.close_unclean()
+    elif how == "broken off":
+        stream.reset_on_error = True
+        with pytest.raises(ValueError, match="half an answer"):
+            async with stream:
+                raise ValueError("half an answer")
+    else:
+        await clog(stream)
+        await stream.aclose(shutdown_timeout=0)
+    end = await in_thread(peer.end)
+    duplicates.pop().close()
+    assert end.transport is Transport.RST
+    assert not end.close_notify
 
 
 async def test_c13_in_a_callback_of_the_handshake(contexts: Contexts, meet: Meet) -> None:

@@ -41,13 +41,12 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 from outcome import acapture
 
-from .._engine.descriptors import has_unacknowledged, is_gone
+from .._engine.descriptors import has_unacknowledged, is_gone, reset_connection
 from .._log import log
 from .base import (
     ACKNOWLEDGE_ONCE,
     ACKNOWLEDGEMENT_PAUSE,
     RECEIVE_SIZE,
-    RESET_AT_CLOSE,
     BaseTransport,
     broken,
     reset_met,
@@ -436,11 +435,15 @@ class StreamTransport(BaseTransport):
             self._log(error)
 
     async def _break_off(self, why: BaseException | None = None) -> None:
-        """Close the stream in a way that can't be mistaken for an end."""
+        """Close the stream in a way that can't be mistaken for an end.
+
+        A socket is reset first: to close it would not do that if another process, or a duplicate,
+        has it too.
+        """
         try:
             if isinstance(self._stream, trio.SocketStream):
-                with suppress(OSError):
-                    self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+                with suppress(OSError):  # it is not connected any more
+                    reset_connection(self._stream.socket.fileno())
             if self._lingering is not None:
                 self._lingering.close()
             await self._let_go(trio.current_time() + LEAST)
