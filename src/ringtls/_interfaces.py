@@ -97,9 +97,6 @@ class Driver(Protocol):
         """Raise RuntimeError in another thread, and in a forked child: nothing has happened
         then."""
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait so long; a cancellation ends it."""
-
     async def wait_at_most(self, queue: WaitQueue, seconds: float) -> None:
         """Wait for the next ``wake`` of one of its queues, or so long; a cancellation ends it."""
 

@@ -339,6 +339,12 @@ async def test_wait_acknowledged(contexts: Contexts) -> None:
     peer.sock.close()
 
 
+async def test_wait_acknowledged_where_the_runs_clock_stands_still(
+    contexts: Contexts, mock_clock: trio.testing.MockClock
+) -> None:
+    await test_wait_acknowledged(contexts)
+
+
 async def test_c3_nothing_is_lost_if_the_peers_end_came_first(contexts: Contexts) -> None:
     """Who has ended can't be reset by what it sends. As on any way that takes time, our last bytes
     are not acknowledged yet when the descriptor is closed."""

@@ -267,11 +267,6 @@ class BlockingDriver:
     def look(self) -> None:
         self.go_on()
 
-    async def sleep(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        timer = self.ring.timer(end)
-        self.drive_until(lambda: timer.is_over)
-
     async def wait_at_most(self, queue: WaitQueue, seconds: float) -> None:
         timer = self.ring.timer(time.monotonic() + seconds, on_done=lambda timer: queue.wake())
         try:

@@ -308,9 +308,6 @@ class TrioDriver(trio.abc.Instrument):
         except BaseException as failure:
             self._fail(failure)
 
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
-
     async def wait_at_most(self, queue: WaitQueue, seconds: float) -> None:
         with trio.move_on_after(seconds):
             await queue.wait()

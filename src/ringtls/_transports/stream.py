@@ -372,7 +372,7 @@ class StreamTransport(BaseTransport):
                 fd = self._stream.socket.fileno()
                 if is_gone(fd) or not has_unacknowledged(fd):
                     return
-                await self.driver.sleep(ACKNOWLEDGEMENT_PAUSE)
+                await trio.sleep(ACKNOWLEDGEMENT_PAUSE)
 
     def _start_discarding(self) -> None:
         scope = trio.CancelScope(deadline=self._time_of(self._deadline))
