@@ -61,25 +61,31 @@ class Direction:
             self.bytes += len(data)
             self.target.write(data, lent=lent)
 
-    def is_held_up(self) -> bool:
-        """Asked for each piece, so what is mostly false is not called."""
+    def room(self) -> int:
+        """Bytes that may be read from the source; 0 if it is held up. Asked for each piece, so
+        what is mostly false is not called."""
         source, target = self.source, self.target
         if source.transport.answered >= ANSWER_LIMIT and source.answers_too_much():
-            return True
-        return self.end is None and target.unsent() >= HIGH_WATER and target.is_full()
+            return 0
+        if self.end is not None:
+            return HIGH_WATER
+        room = HIGH_WATER - target.unsent()
+        if room > 0:
+            return room
+        return 0 if target.is_full() else HIGH_WATER - target.unsent()
 
     def step(self) -> None:
         """Pass on what has come, as far as there is room."""
         source, target = self.source, self.target
         moved = 0
         while not self.source_ended:
-            if self.is_held_up():
+            room = self.room()
+            if not room:
                 source.transport.pause()
                 return
             if moved >= MOST_AT_ONCE:
                 source.relay.look_soon()
                 return
-            room = HIGH_WATER - target.unsent() if self.end is None else HIGH_WATER
             try:
                 data = source.read(room)
             except BrokenError as broken:

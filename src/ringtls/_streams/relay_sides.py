@@ -53,7 +53,7 @@ class DirectionLike(Protocol):
 
     def deliver(self, data: Data, *, lent: bool = False) -> None: ...
 
-    def is_held_up(self) -> bool: ...
+    def room(self) -> int: ...
 
     def step(self) -> None: ...
 
@@ -100,7 +100,7 @@ class Side:
         try:
             relay.busy = True
             direction.deliver(view, lent=True)
-            if direction.is_held_up():
+            if not direction.room():
                 self.transport.pause()
             relay.busy = False
             if relay.again:
