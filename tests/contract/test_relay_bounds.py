@@ -1,4 +1,4 @@
-"""C19 in a relay: what a peer that has TLS answer, and reads nothing, can make it hold."""
+"""R1, and C19 in a relay: what peers can make it hold."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
-from ringtls._streams.relay_sides import TlsSide
-from ringtls._transports.base import HIGH_WATER
+from ringtls import SocketStream, relay
+from ringtls._streams.relay_sides import Data, TlsSide
+from ringtls._transports.base import HIGH_WATER, RECEIVE_SIZE
+from ringtls._transports.ring import RingTransport
 
 from ..conftest import Contexts
 from ..support.relaying import (
@@ -25,6 +29,7 @@ from ..support.relaying import (
     play_blocking,
     run_beside,
 )
+from ..support.streams import tls_over
 from ..support.waiting import LIMIT
 from .test_bounds import MANY, MOST_ON_TOP, records_of
 from .test_bounds import logged as logged
@@ -114,3 +119,46 @@ def test_c19_a_relay_answers_no_more_than_is_taken_in(
     assert met.backend is not None
     assert met.backend.data == b"after them"
     assert HIGH_WATER <= max(unsent) <= HIGH_WATER + POOL + MOST_ON_TOP
+
+
+async def test_r1_a_source_that_fills_a_buffer_is_paused_at_once(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its target has room: so no more of the pool's buffers wait for a target without."""
+    still_receiving: list[bool] = []
+    take = TlsSide.take
+
+    def watched(self: TlsSide, view: Data) -> None:
+        size = len(view)
+        pauses.clear()
+        take(self, view)
+        if size == RECEIVE_SIZE:
+            still_receiving.append(not pauses)
+
+    pauses: list[RingTransport] = []
+    pause = RingTransport.pause
+
+    def noted(self: RingTransport) -> None:
+        pauses.append(self)
+        pause(self)
+
+    monkeypatch.setattr(TlsSide, "take", watched)
+    monkeypatch.setattr(RingTransport, "pause", noted)
+    size = 3 * RECEIVE_SIZE // 2  # a local socket has room for it
+    ours, theirs = socket.socketpair()
+    client, server = tls_over(SocketStream(ours), SocketStream(theirs), contexts)
+    target, backend = map(SocketStream, socket.socketpair())
+    async with client, backend, trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        await server.do_handshake()
+        nursery.start_soon(relay, server, target)
+        await wait_all_tasks_blocked()
+        await client.send_all(bytes(size))
+        received = 0
+        while received < size:
+            received += len(await backend.receive_some())
+        await client.aclose()
+        await backend.aclose()
+    assert received == size
+    assert still_receiving
+    assert not any(still_receiving)

@@ -5,6 +5,9 @@
 2. Nothing in here waits. ``read`` and ``write`` do what can be done now; a side of TLS holds what
    it is given before its handshake is done.
 3. A target that has HIGH_WATER bytes to send is full, until less than LOW_WATER are left.
+4. A source with TLS whose piece has filled a buffer of the pool may fill them all, before it can be
+   told that its target is full. So it is paused at once, and the rest of what has come is received
+   as there is room for it.
 """
 
 from __future__ import annotations
@@ -188,6 +191,8 @@ class TlsSide(Side):
         try:
             relay.busy = True
             if not direction.source_ended:
+                if len(view) == RECEIVE_SIZE:  # rule 4
+                    self.transport.pause()
                 self._session.feed(view)
                 direction.step()
             relay.busy = False
