@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -28,12 +29,11 @@ from ringtls._drivers.blocking import BlockingDriver
 
 from .conftest import Contexts
 from .support.clogging import ACCEPTED, SMALL
-from .support.injection import InjectedError, RaiseAt
+from .support.injection import InjectedError
 from .support.peer import End, Peer, Transport
 from .support.processes import in_child
 from .support.signals import signal_in_the_ring
 from .support.streams import open_fds, tcp_pair
-from .support.tracing import traced_by
 from .support.waiting import LIMIT, is_in_the_ring, wait_until
 
 
@@ -591,60 +591,72 @@ def test_without_a_handler_sigint_is_the_kernels(contexts: Contexts) -> None:
     assert child.returncode == -signal.SIGINT
 
 
-@pytest.mark.parametrize("step", ["hold", "release"])
-def test_an_exception_where_the_handler_is_replaced(step: str) -> None:
+@contextmanager
+def amid_replacing(number: int, function: Callable[[], object]) -> Iterator[Callable[[], bool]]:
+    """Call a function before or after the nth call that handlers are replaced with. Its value tells
+    whether it was called."""
+    left = number
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            function()
+
+    def with_steps(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            step()
+            result = real(*arguments)
+            step()
+            return result
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("getsignal", "signal"):
+            patch.setattr(signal, name, with_steps(getattr(signal, name)))
+        yield lambda: left <= 0
+
+
+def test_an_exception_where_the_handler_is_replaced() -> None:
     """Another signal's handler raises there: the one for SIGINT is the user's again (rule 4)."""
     driver = BlockingDriver.current()
+
+    def fail() -> None:
+        raise InjectedError
+
     number, has_raised = 0, True
     while has_raised:
         number += 1
-        injection = RaiseAt(number, "opcode", f"_Interrupts.{step}")
-        with suppress(InjectedError), injection.tracing(), driver.call():
+        with amid_replacing(number, fail) as was_called, suppress(InjectedError), driver.call():
             pass
-        has_raised = injection.has_raised
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, injection.place
-        assert driver.depth == 0, injection.place
+        has_raised = was_called()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
+        assert driver.depth == 0, number
         with pytest.raises(KeyboardInterrupt), driver.call():
             signal.raise_signal(signal.SIGINT)
-    assert number > 10
+    assert number == 9  # four calls
 
 
-def test_a_finalizer_at_the_first_and_last_steps_of_a_call() -> None:
+def test_a_finalizer_where_the_handler_is_replaced() -> None:
     """Its work is done, and a signal that was kept comes out (rule 5)."""
     driver = BlockingDriver.current()
-    place = ""
-    done: list[str] = []
-
-    def finalizer_at(number: int) -> Callable[..., object]:
-        left = number
-
-        def trace(frame: FrameType, event: str, argument: object) -> object:
-            nonlocal left, place
-            name = frame.f_code.co_qualname
-            if not name.startswith(("_Call.", "_Interrupts.")):
-                return None
-            frame.f_trace_opcodes, frame.f_trace_lines = True, False
-            if event == "opcode":
-                left -= 1
-                if left == 0:
-                    place = f"{name}:{frame.f_lineno}"
-                    driver.call_soon(lambda: done.append(place))
-            return trace
-
-        return trace
-
-    number, was_called = 0, True
-    while was_called:
+    done: list[int] = []
+    number, has_run = 0, True
+    while has_run:
         number += 1
-        place = ""
-        done.clear()
-        with traced_by(finalizer_at(number)), pytest.raises(KeyboardInterrupt), driver.call():
+        leave_behind = partial(driver.call_soon, partial(done.append, number))
+        with (
+            amid_replacing(number, leave_behind) as was_called,
+            pytest.raises(KeyboardInterrupt),
+            driver.call(),
+        ):
             signal.raise_signal(signal.SIGINT)
-        was_called = bool(place)
-        assert done == ([place] if was_called else [])
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, place
-        assert driver.depth == 0, place
-    assert number > 100
+        has_run = was_called()
+        assert done == list(range(1, number + has_run))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
+        assert driver.depth == 0, number
+    assert number > 8
 
 
 def test_what_another_signals_handler_raises(contexts: Contexts) -> None:

@@ -100,10 +100,15 @@ class _Interrupts:
         self._handler: Callable[[int, FrameType | None], object] | None = None
         self._is_pending = False
 
-    def hold(self) -> None:
-        if self._is_main_thread and callable(handler := signal.getsignal(signal.SIGINT)):
-            self._handler = handler
-            signal.signal(signal.SIGINT, self._keep)
+    def hold(self) -> bool:
+        """True if this call is the one to ``release``. A call of a finalizer, amid these steps of
+        another call, is not."""
+        handler = signal.getsignal(signal.SIGINT)
+        if not self._is_main_thread or not callable(handler) or handler == self._keep:
+            return False
+        self._handler = handler
+        signal.signal(signal.SIGINT, self._keep)
+        return True
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         self._is_pending = True
@@ -117,19 +122,20 @@ class _Interrupts:
 
     def release(self) -> None:
         """Let the signal through again, and one that was kept. Doing it twice is harmless."""
-        if self._handler is None:
-            return
-        if signal.getsignal(signal.SIGINT) == self._keep:  # else the handler set a successor
-            signal.signal(signal.SIGINT, self._handler)
-        if self._is_pending:
-            self._is_pending = False
-            signal.raise_signal(signal.SIGINT)
+        pending, self._is_pending = self._is_pending, False  # before a finalizer's call sees it
+        try:
+            if signal.getsignal(signal.SIGINT) == self._keep:  # else the handler set a successor
+                signal.signal(signal.SIGINT, self._handler)
+        finally:
+            if pending or self._is_pending:
+                self._is_pending = False
+                signal.raise_signal(signal.SIGINT)
 
 
 class _Call:
     """A context manager for what a thread does with its streams, until a deadline."""
 
-    __slots__ = ("_deadline", "_driver", "_outer_deadline")
+    __slots__ = ("_deadline", "_driver", "_holds", "_outer_deadline")
 
     def __init__(self, driver: BlockingDriver, timeout: float | None) -> None:
         self._driver = driver
@@ -138,15 +144,15 @@ class _Call:
     def __enter__(self) -> None:
         driver = self._driver
         driver.check_caller()
-        self._outer_deadline = driver.deadline
+        self._holds = False
+        if not driver.depth:
+            try:
+                self._holds = driver.interrupts.hold()
+            except BaseException:
+                driver.interrupts.release()
+                raise
         driver.depth += 1
-        try:
-            if driver.depth == 1:
-                driver.interrupts.hold()
-        except BaseException:
-            self._leave()
-            raise
-        driver.deadline = self._deadline
+        self._outer_deadline, driver.deadline = driver.deadline, self._deadline
 
     def __exit__(
         self,
@@ -154,25 +160,20 @@ class _Call:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        driver = self._driver
         try:
-            self._driver.go_on()
+            driver.go_on()
         finally:
-            self._leave()
+            driver.deadline = self._outer_deadline
+            driver.depth -= 1
+            if self._holds:
+                try:
+                    driver.interrupts.release()
+                except BaseException:
+                    driver.interrupts.release()
+                    raise
         if exc_type is _ExpiredError:
             raise TimeoutError("timed out") from None
-
-    def _leave(self) -> None:
-        driver = self._driver
-        driver.deadline = self._outer_deadline
-        try:
-            if driver.depth == 1:
-                driver.interrupts.release()
-        except BaseException:
-            driver.interrupts.release()
-            raise
-        finally:
-            driver.depth -= 1
-            driver.attend()
 
 
 class BlockingDriver:
@@ -251,12 +252,7 @@ class BlockingDriver:
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._left_behind.append(function)
-        if get_ident() == self._thread:
-            self.attend()
-
-    def attend(self) -> None:
-        """Do what finalizers have left behind, unless a call will."""
-        if self._left_behind and not self.depth:
+        if get_ident() == self._thread and not self.depth:
             with self.call():
                 pass
 
