@@ -109,7 +109,7 @@ def test_a_shortage_of_descriptors_leaves_none_behind(left: int) -> None:
         assert driver.ring.is_usable
 
     trio.run(use_a_ring)
-    assert open_fds() == before
+    assert open_fds() <= before  # a thread of another test may end its ring meanwhile
 
 
 @pytest.mark.parametrize("wakes", [True, False])
