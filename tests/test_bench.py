@@ -365,4 +365,6 @@ def test_ends_of_asgi_servers(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
     ends = {name: asgi.count_ends(name, certificate, 2) for name in asgi.COMMANDS}
     assert all(cases == {"clean": 2} for cases in ends[asgi.RINGTLS].values())
-    assert all("clean" not in cases for cases in ends[asgi.HYPERCORN].values())
+    for cases in ends[asgi.HYPERCORN].values():
+        assert cases.total() == 2
+        assert cases.keys() <= {"truncated", "reset"}  # it depends on the load

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from ringtls._cli import main
-from ringtls._cli.certificates import make_certificate
+from ringtls._cli.certificates import client_context, make_certificate
 from ringtls._cli.demo.peer import _hides_reset as hides_reset
 
 from .conftest import Contexts, contexts_of
@@ -116,7 +116,7 @@ def ask(proxy: Proxy, name: str | None, context: ssl.SSLContext) -> ssl.SSLSocke
 @pytest.fixture
 def any_name(contexts: Contexts) -> ssl.SSLContext:
     """A client that asks for any name, and verifies nothing."""
-    context = ssl.create_default_context(cafile=str(contexts.ca))
+    context = client_context(contexts.ca)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
@@ -268,7 +268,7 @@ def test_a_new_certificate_while_connections_run(
             shutil.copy(source, path)
         proxy.process.send_signal(signal.SIGHUP)
         proxy.wait_for_log("SIGHUP: the certificates were loaded anew")
-        with ask(proxy, "localhost", ssl.create_default_context(cafile=str(new.ca))) as newcomer:
+        with ask(proxy, "localhost", client_context(new.ca)) as newcomer:
             with backend.accept() as others:
                 exchange(newcomer, others)
             assert newcomer.recv(1) == b""

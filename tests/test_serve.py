@@ -760,10 +760,10 @@ async def test_what_many_ask_for_in_vain_is_missing_for_all(tmp_path: Path) -> N
 
 
 def files_open_in(directory: Path) -> int:
-    paths = set()
+    paths = []
     for fd in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the descriptor of this list
-            paths.add(os.readlink(f"/proc/self/fd/{fd}"))
+            paths.append(os.readlink(f"/proc/self/fd/{fd}"))
     return sum(path.startswith(f"{directory}/") for path in paths)
 
 
