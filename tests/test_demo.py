@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import ssl
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,11 +16,22 @@ import pytest
 import trio
 
 from ringtls._cli import demo, main
+from ringtls._cli.demo import proxy
 from ringtls._cli.demo.cases import CASES, Connection
 from ringtls._cli.demo.comparison import Comparison, compare
 from ringtls._cli.demo.measure import RINGTLS, TRIO
 from ringtls._cli.demo.peer import End, Observation, observe_end
 from ringtls._cli.demo.progress import Progress
+from ringtls._cli.demo.proxy.cases import CASES as ENDS
+from ringtls._cli.demo.proxy.cases import Case
+from ringtls._cli.demo.proxy.comparison import started
+from ringtls._cli.demo.proxy.terminators import (
+    OWN,
+    TERMINATORS,
+    NotStartedError,
+    Setting,
+    Terminator,
+)
 
 from .conftest import Contexts
 from .support.streams import reset
@@ -310,3 +323,57 @@ def test_bar_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     written = report_four_connections(Terminal()).split("\r\x1b[K")
     assert all(len(part) == 19 for part in written[1:-1])
+
+
+# Terminators
+
+
+def refuse(setting: Setting) -> list[str]:
+    return [sys.executable, "-c", "raise SystemExit('no such option')"]
+
+
+def test_terminators(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each case, and a column for each terminator that is installed here."""
+    missing = Terminator("missing", "ringtls-test-there-is-no-such-program", "a-package", refuse)
+    monkeypatch.setattr(proxy, "TERMINATORS", (*TERMINATORS, missing))
+    assert main(["demo", "--proxy", "-n", "1"]) == 0
+    title, _, names, *rows = capsys.readouterr().out.splitlines()
+    assert title == "What became of 1 connections for each case:"
+    shown = [terminator.name for terminator in TERMINATORS if terminator.is_installed]
+    assert re.split(r"\s{2,}", names.strip()) == shown
+    for case, row in zip(ENDS, rows, strict=False):
+        cells = re.split(r"\s{2,}", row)
+        assert cells[:2] == [case.name, case.right]
+        assert len(cells) == 1 + len(shown)
+    rest = rows[len(ENDS) :]
+    assert rest[1].startswith("! is an end that was forged")
+    assert rest[-1] == "missing is not installed: apt-get install a-package"
+
+
+class Forging:
+    """Runs in the place of a terminator, and gets some wrong."""
+
+    def count(self, case: Case, connections: int, at_once: int) -> Counter[str]:
+        return Counter({case.right: connections - 1, "FIN": 1})
+
+
+@contextmanager
+def forging(terminator: Terminator) -> Iterator[Forging]:
+    yield Forging()
+
+
+def test_an_end_that_is_forged_is_marked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "started", forging)
+    monkeypatch.setattr(proxy, "TERMINATORS", (OWN,))
+    assert main(["demo", "--proxy", "-n", "3"]) == 1
+    row = capsys.readouterr().out.splitlines()[3]
+    assert re.split(r"\s{2,}", row) == ["backend ends (FIN)", "close_notify 2, !FIN 1"]
+
+
+def test_a_terminator_that_does_not_start() -> None:
+    terminator = Terminator("strange", sys.executable, "", refuse)
+    said = "strange does not start: no such option"
+    with pytest.raises(NotStartedError, match=said), started(terminator):
+        raise AssertionError

@@ -53,13 +53,28 @@ def test_the_service_allows_io_uring() -> None:
     assert set(IO_URING) < set(allowed)
 
 
-def test_the_command_of_the_service_is_understood() -> None:
-    service = snippets("ini")["ringtls.service"]
-    [arguments] = re.findall(rf"^ExecStart={PROGRAM} (.*)", service, re.MULTILINE)
+def commands() -> dict[str, list[str]]:
+    """The arguments of ringtls in each snippet that runs it."""
+    [line] = re.findall(rf"^ExecStart={PROGRAM} (.*)", snippets("ini")["ringtls.service"], re.M)
+    yaml = snippets("yaml")
+    [words] = re.findall(r"command:\n((?: +- .*\n)+)", yaml["compose.yaml"])
+    [listed] = re.findall(r"args: \[(.*)\]", yaml["pod.yaml"])
+    found = {
+        "ringtls.service": ["ringtls", *line.split()],
+        "compose.yaml": re.findall(r"- (.*)", words),
+        "pod.yaml": [word.strip('"') for word in listed.split(", ")],
+    }
+    assert all(words[0] == "ringtls" for words in found.values())
+    return {name: words[1:] for name, words in found.items()}
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_command_is_understood(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ringtls", *arguments.split()],
+        [sys.executable, "-m", "ringtls", *commands()[name]],
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 1, done.stderr  # not 2: only what it names is missing here
+    assert "chain.pem" in done.stderr or "tls.crt" in done.stderr

@@ -559,6 +559,25 @@ def test_a_health_check_is_no_line_in_the_log(
     assert lines(proxy) == []
 
 
+def test_who_waits_for_its_handshake_gives_way(start: StartProxy, backend: Backend) -> None:
+    """To others beyond the limit. What is being relayed goes on."""
+    options = ("--max-connections", "2", "--handshake-timeout", "3600")
+    proxy = start("--backend", backend.name, *options)
+    with ExitStack() as stack:
+
+        def connected() -> tuple[socket.socket, socket.socket]:
+            return stack.enter_context(proxy.tls()), stack.enter_context(backend.accept())
+
+        pairs = [connected()]
+        with proxy.tcp() as silent:
+            pairs.append(connected())
+            assert silent.recv(1) == b""
+        pairs.append(connected())
+        for client, theirs in pairs:
+            exchange(client, theirs)
+    assert proxy.stop() == 0
+
+
 # Ends
 
 

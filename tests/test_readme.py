@@ -77,6 +77,18 @@ def test_every_file_that_is_named_exists() -> None:
         assert (ROOT / name).exists() or (ROOT / "src" / "ringtls" / name).exists(), name
 
 
+def test_every_name_in_the_architecture_exists() -> None:
+    """In the code of the package or of the engine; of a dotted name every part."""
+    page = re.sub(r"```.*?```", "", (ROOT / "docs" / "architecture.md").read_text(), flags=re.S)
+    marked = " ".join(re.findall(r"`([^`\n]+)`", page))
+    marked = re.sub(r"\S+\.(py|md)|test_\w+", "", marked)  # the tests above look for these
+    names = set(re.findall(r"[A-Za-z_]\w+", marked))
+    code = [*(ROOT / "src").rglob("*.py"), *(ROOT / "csrc").glob("*.[ch]")]
+    words = set().union(*(re.findall(r"\w+", path.read_text()) for path in code))
+    assert len(names) > 60
+    assert names - words == set()
+
+
 def test_every_link_leads_somewhere() -> None:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         for link in re.findall(r"\]\(([^):#]+)[^):]*\)", page.read_text()):
