@@ -29,6 +29,7 @@ from ringtls._engine.request import (
     State,
 )
 from ringtls._engine.ring import Ring
+from ringtls._engine.wakeups import wakes_event_loops
 from ringtls._transports.ring import as_bytes
 
 from ..support.engines import io_uring_only
@@ -349,6 +350,8 @@ def test_h6_connect_to_a_busy_unix_socket(ring: Ring, tmp_path: Path, then: str)
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EBUSY, errno.ENOMEM])
 def test_h6_a_shortage_while_the_kernel_is_asked_for_completions(error: int) -> None:
     """io_uring_enter(2) fails that submits nothing and waits for nothing; the ring goes on."""
+    if not wakes_event_loops():
+        pytest.skip("this kernel does not wake who sleeps over deferred work")
 
     def use() -> None:
         ours, theirs = tcp_pair()
