@@ -18,6 +18,7 @@ from trio.lowlevel import enable_ki_protection
 from ._drivers.trio import TrioDriver
 from ._engine.handle import Handle
 from ._streams.socket import SocketStream
+from ._transports.owned_socket import OwnedSocket
 
 if TYPE_CHECKING:
     from ._engine.address import Address
@@ -57,16 +58,25 @@ def connect_now(family: socket.AddressFamily, address: Address) -> SocketStream 
     """
     if not _is_here(address):
         return None
-    with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+    driver = TrioDriver.current()
+    driver.ring  # noqa: B018  if there is none, nothing has happened
+    sock = OwnedSocket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
+    try:
         failure = sock.connect_ex(address)
         if failure == errno.EINPROGRESS:  # also where the connection was made meanwhile
             failure = sock.connect_ex(address)
         if failure in _UNFINISHED:
+            sock.close()
             return None
         if failure:
             raise OSError(failure, os.strerror(failure))
-        sock.setblocking(True)
-        return SocketStream(sock)
+        if family is not socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(None)
+        return SocketStream._of_own(driver, sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _is_here(address: Address) -> bool:

@@ -10,6 +10,8 @@ __all__ = ["CloseOutcome"]
 class CloseOutcome(enum.Enum):
     """How a connection ended, as far as this side can know."""
 
+    __hash__ = object.__hash__  # Enum's is Python, and these are looked up for each connection
+
     CLEAN = "clean"
     """All that was accepted, close_notify and FIN were handed to the kernel."""
 

@@ -18,6 +18,9 @@ __all__ = ["Place", "caller", "observers", "report", "still_open"]
 
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
+#: Those of this package that were met, because a server asks at each connection.
+_own_files: set[str] = set()
+
 still_open: set[Hashable] = set()
 
 observers: list[Callable[[str], object]] = []
@@ -43,6 +46,11 @@ class Place(NamedTuple):
 def caller() -> Place:
     """Where outside this package something is being made."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
+    while (back := frame.f_back) is not None:
+        file = frame.f_code.co_filename
+        if file not in _own_files:
+            if not file.startswith(_PACKAGE):
+                break
+            _own_files.add(file)
+        frame = back
     return Place(frame.f_code, frame.f_lasti)

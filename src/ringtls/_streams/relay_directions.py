@@ -108,12 +108,14 @@ class Direction:
 
     def look(self) -> None:
         """Something has changed: go on, and see whether this has ended."""
-        self.target.go_on()
-        self.step()
-        if self.target.is_broken():
+        source, target = self.source, self.target
+        target.go_on()
+        if not (self.source_ended or source.has_nothing_more()):
+            self.step()
+        if target.is_broken():
             self.finish(RelayEnd.UNDELIVERED)
-        if self.source_ended and self.source.transport.input_error is not None:
-            self.source.into.finish(RelayEnd.UNDELIVERED)
+        if self.source_ended and source.transport.input_error is not None:
+            source.into.finish(RelayEnd.UNDELIVERED)
 
     def finish(self, end: RelayEnd, reason: str | None = None) -> bool:
         """It ends so. False if it has ended before."""
@@ -172,7 +174,8 @@ class Relay:
                 for direction in self.directions:
                     direction.look()
                 for side in self.sides:
-                    self._notice_close(side)
+                    if side.closing.started:
+                        self._notice_close(side)
                 a_to_b, b_to_a = self.directions
                 if a_to_b.end and b_to_a.end:
                     self._close()
@@ -185,11 +188,10 @@ class Relay:
         self.driver.call_soon(self.look)
 
     def _notice_close(self, side: Side) -> None:
-        """Somebody else may have closed it: its owner, or an exception (rule C16)."""
-        if side.closing.started:
-            crashed = side.closing.outcome is CloseOutcome.CRASHED
-            side.out_of.finish(RelayEnd.CRASHED if crashed else RelayEnd.CANCELLED)
-            side.into.finish(RelayEnd.UNDELIVERED)
+        """Somebody else has closed it: its owner, or an exception (rule C16)."""
+        crashed = side.closing.outcome is CloseOutcome.CRASHED
+        side.out_of.finish(RelayEnd.CRASHED if crashed else RelayEnd.CANCELLED)
+        side.into.finish(RelayEnd.UNDELIVERED)
 
     # The end
 
@@ -211,6 +213,10 @@ class Relay:
             self._close()
         except BaseException as failure:
             self.crash(failure)
+
+    def time_out(self) -> None:
+        """Nothing has moved for too long."""
+        self.cut(RelayEnd.TIMED_OUT)
 
     def crash(self, failure: BaseException) -> None:
         """Rule 6."""

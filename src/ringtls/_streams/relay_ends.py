@@ -24,6 +24,8 @@ __all__ = ["ANSWERS", "Answer", "RelayDirection", "RelayEnd", "RelayOutcome"]
 class RelayEnd(enum.Enum):
     """How one direction of a relay ended."""
 
+    __hash__ = object.__hash__  # Enum's is Python, and these are looked up for each connection
+
     ORDERLY = "orderly"
     """The source ended in order, by close_notify, or by FIN if it has no TLS, and so did the
     target's side."""

@@ -284,7 +284,7 @@ class TlsSide(Side):
         return self.unsent() >= HIGH_WATER if self._held else super().is_full()
 
     def is_broken(self) -> bool:
-        return super().is_broken() or self._session.failure is not None
+        return self.transport.error is not None or self._session.failure is not None
 
     def unsent(self) -> int:
         unsent = self.transport.unsent

@@ -120,7 +120,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         return stream
 
     @classmethod
-    def _accepted_by(cls, driver: Driver, sock: OwnedSocket) -> SocketStream:
+    def _of_own(cls, driver: Driver, sock: OwnedSocket) -> SocketStream:
         """The same for a blocking socket that nobody else has seen."""
         stream = cls.__new__(cls)
         stream._begin(driver, sock)
@@ -538,7 +538,7 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
             self._listening.check()
         if sock.gettimeout() is not None:  # socket.setdefaulttimeout() was called
             sock.setblocking(True)
-        return SocketStream._accepted_by(self._driver, sock)
+        return SocketStream._of_own(self._driver, sock)
 
     @enable_ki_protection
     async def aclose(self) -> None:

@@ -35,7 +35,13 @@ class OwnedSocket(socket.socket):
 
     __slots__ = ("_begin_end",)
 
-    def __init__(self, family: int, type: int, proto: int, fileno: int) -> None:  # noqa: A002
+    def __init__(
+        self,
+        family: int,
+        type: int,  # noqa: A002
+        proto: int,
+        fileno: int | None = None,
+    ) -> None:
         super().__init__(family, type, proto, fileno)
         self._begin_end: Callable[[], object] | None = None
 

@@ -184,7 +184,7 @@ class StreamTransport(BaseTransport):
 
     @property
     def is_receiving(self) -> bool:
-        return self._is_wanted and self._is_passing_on
+        return self._is_wanted and self._is_passing_on and self._may_receive
 
     def pause(self) -> None:
         self._is_wanted = False

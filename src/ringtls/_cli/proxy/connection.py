@@ -27,7 +27,8 @@ from typing import ClassVar
 
 import trio
 
-from ringtls import SocketStream, TlsStream, relay
+from ringtls import SocketStream, TlsStream
+from ringtls._streams.relay import relay_watched
 
 from ..server import SHORTAGES, Connection, Metrics, Service, Wait
 from ..server.credentials import common_name_of
@@ -149,8 +150,9 @@ class ProxyService(Service):
             raise
         backend.connections += 1
         try:
-            idle = connection.timeout_of(Wait.NEXT_REQUEST)
-            outcome = await relay(client, stream, idle_timeout=idle)
+            outcome = await relay_watched(
+                client, stream, lambda both: connection.watch(both, Wait.NEXT_REQUEST)
+            )
         finally:
             backend.connections -= 1
         self._accounts.note(connection, backend, outcome, time.monotonic() - began)

@@ -4,7 +4,9 @@ Rules:
 
 1. Nothing waits for a peer without a limit. A connection says what it waits for, which notes a
    time; a sweep over all connections cuts those whose time has passed. So a request costs no
-   cancel scope and no timer, and a limit is kept to within SWEEP_INTERVAL.
+   cancel scope and no timer, and a limit is kept to within SWEEP_INTERVAL. An activity that says
+   nothing, as a relay, is looked at LOOKS times within its limit, and has time again whenever it
+   has moved.
 2. A connection is cut by cancelling its scope, once. What was received by then is not answered.
    What was sent is not torn, and the stream ends in order. ``cut`` has the reason.
 3. While the server drains, a connection that waits for a request is cut, and so is one that
@@ -20,7 +22,7 @@ import heapq
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -29,10 +31,13 @@ from ringtls._accepting import SHORTAGE_PAUSE
 if TYPE_CHECKING:
     from ringtls import SocketStream, TlsStream
 
-__all__ = ["Connection", "Connections", "Cut", "Limits", "Wait"]
+__all__ = ["Activity", "Connection", "Connections", "Cut", "Limits", "Wait"]
 
 #: Seconds; see rule 1.
 SWEEP_INTERVAL = 0.5
+
+#: See rule 1.
+LOOKS = 4
 
 #: How many give way at once when descriptors run short; see rule 4.
 GIVE_WAY = 32
@@ -67,6 +72,16 @@ class Cut(enum.Enum):
     TIMEOUT = "it took too long"
     DRAIN = "the server ends"
     SHORTAGE = "it gave way to another"
+
+
+class Activity(Protocol):
+    """Something that goes on, and is given up when it no longer moves (rule 1)."""
+
+    def moved(self) -> object:
+        """Something that changes when it does."""
+
+    def time_out(self) -> None:
+        """End it."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,10 @@ class Connection:
     deadline: float = NEVER
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     data: Any = None  # the handler's own
+    _activity: Activity | None = None
+    _limit: float = NEVER
+    _seen: object = None
+    _seen_at: float = NEVER
 
     def begin(self, wait: Wait) -> None:
         """Wait for something from now on; ``Wait.NOTHING`` is without a limit."""
@@ -116,6 +135,25 @@ class Connection:
         self.deadline = time.monotonic() + self._table.timeouts[wait]
         if self._table.draining and wait in _IDLE:
             self.end(Cut.DRAIN)
+
+    def watch(self, activity: Activity, limit: Wait) -> None:
+        """Let this go on as long as it moves, until the connection ends."""
+        self._activity = activity
+        self._limit = self._table.timeouts[limit]
+        self.deadline = time.monotonic() + self._limit / LOOKS
+
+    def expire(self, now: float) -> None:
+        """Its deadline is over."""
+        if self._activity is None:
+            self.end(Cut.TIMEOUT)
+            return
+        self.deadline = now + self._limit / LOOKS
+        seen = self._activity.moved()
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, now
+        elif now >= self._seen_at + self._limit:
+            self.deadline = NEVER
+            self._activity.time_out()
 
     def end(self, reason: Cut) -> None:
         """Cut it."""
@@ -192,7 +230,7 @@ class Connections:
             now = time.monotonic()
             for connection in list(self._open):
                 if connection.deadline < now:
-                    connection.end(Cut.TIMEOUT)
+                    connection.expire(now)
 
 
 def _waiting_since(connection: Connection) -> float:
