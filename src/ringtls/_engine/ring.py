@@ -106,6 +106,10 @@ class RingCounters:
     features: int
 
 
+#: What the kernel may still write to. It is never freed, not even at the end of the interpreter.
+_parked: list[object] = []
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_parked))
+
 #: Rings that are not closed. They are held here, so that a ring which its run or thread
 #: forgot is still there at the end of the process.
 _open_rings: set[Ring] = set()
@@ -565,8 +569,8 @@ class Ring:
         self._unusable = True
         _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
         doomed = [*self._in_flight.values(), *self._interrupted]
-        _park([request.pin for request in doomed])
-        _park(self._borrowed)
+        _parked.append([request.pin for request in doomed])
+        _parked.append(self._borrowed)
         self._in_flight = {}
         for request in doomed:
             request.failure = failure
@@ -604,7 +608,7 @@ class Ring:
         return drained
 
     def _abandon(self) -> None:
-        _park(self)
+        _parked.append(self)
         failed = self._failure is not None and not isinstance(self._failure, OSError)
         if failed and get_ident() == self._thread:
             _lib.rtl_abandon(self._engine)
@@ -672,8 +676,3 @@ def _discard(request: Request) -> None:
         os.close(request.result)
     request.data = None
     request.advance(Event.TAKE)
-
-
-def _park(owner: object) -> None:
-    """Keep what the kernel may still write to alive, past the end of the interpreter."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
