@@ -7,8 +7,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,7 @@ from ringtls.httpcore import transport
 from .conftest import Contexts, contexts_of
 from .support.application import CANCELLED, PIECE
 from .support.peer import Peer
-from .support.server import PATIENCE, Server
+from .support.server import Server, fails
 from .support.streams import reset
 from .support.waiting import LIMIT, wait_until
 
@@ -408,10 +406,7 @@ def test_one_without_a_lifespan(start: Start) -> None:
 
 def said(*arguments: str) -> str:
     """What the command says when it can't start: one line."""
-    command = [sys.executable, "-m", "ringtls", "asgi", "--bind", "127.0.0.1:0", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
-    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1), run
-    return run.stderr.removeprefix("ringtls: ").strip()
+    return fails(*arguments, command_name="asgi", cwd=ROOT).removeprefix("ringtls: ").strip()
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ async def test_a_cancelled_download(contexts: Contexts, hypercorn: str, version:
     """The next request goes on the same connection if the version of HTTP allows that."""
 
     async def download() -> None:
-        async with client.stream("GET", f"{hypercorn}/for-ever") as response:
+        async with client.stream("GET", f"{hypercorn}/much") as response:
             async for _ in response.aiter_raw():
                 scope.cancel()
 

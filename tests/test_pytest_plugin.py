@@ -45,12 +45,14 @@ def call():
 UNCLOSED = "unclosed stream to fd *, made at *test_*.py:8"
 
 
+#: Plugins without which pytest starts in half of the time.
+WITHOUT = [f"-pno:{name}" for name in ("anyio", "cacheprovider", "randomly", "xdist")]
+
+
 def run(pytester: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
     pytester.makeini("[pytest]\ntrio_mode = true\n")
     pytester.makepyfile(HEAD + tests)
-    return pytester.runpytest_subprocess(
-        "-p", "no:cacheprovider", "-p", "no:randomly", "--strict-markers", *options
-    )
+    return pytester.runpytest_subprocess(*WITHOUT, "--strict-markers", *options)
 
 
 @pytest.mark.parametrize("filters", ["default", "ignore", "error"])
@@ -241,7 +243,7 @@ async def test_not_allowed():
 """,
     )
     result.assert_outcomes(passed=2, failed=1)
-    shown = pytester.runpytest_subprocess("--markers")
+    shown = pytester.runpytest_subprocess(*WITHOUT, "--markers")
     shown.stdout.fnmatch_lines(["@pytest.mark.ringtls_allow_unclosed: *"])
 
 

@@ -15,6 +15,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PIECE = bytes(16384)
 
+MUCH = 64 * 1024 * 1024
+
 #: How many sends are cancelled: more than a connection takes in at once.
 CANCELLED = 100
 
@@ -58,6 +60,13 @@ async def _echo(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 async def _send_for_ever(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     await _start(send)
     while True:
+        await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+
+
+async def _send_much(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """More than connections take in. For servers that let an application go on without a client."""
+    await _start(send)
+    for _ in range(MUCH // len(PIECE)):
         await send({"type": "http.response.body", "body": PIECE, "more_body": True})
 
 
@@ -110,6 +119,7 @@ _PATHS = {
     "/": _tell_version,
     "/echo": _echo,
     "/for-ever": _send_for_ever,
+    "/much": _send_much,
     "/early": _answer_early,
     "/cancelled": _cancel_sends,
     "/fail": _fail,

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from ..conftest import Contexts
 from .waiting import LIMIT, wait_until
+from .zygote import Program
 
 MIB = 1024 * 1024
 #: Seconds after which something that should happen is taken for missing.
@@ -37,6 +39,7 @@ class Command:
 
     Args:
       words: the command's own arguments.
+      options: those of subprocess.Popen.
     """
 
     def __init__(
@@ -49,12 +52,12 @@ class Command:
     ) -> None:
         self._contexts = contexts
         self._log = log
-        command = [sys.executable, "-m", "ringtls", *words, "--bind", bind]
+        reader, writer = os.pipe()
+        self.stdout = open(reader)  # noqa: SIM115
         with log.open("wb") as stderr:
-            options = {"stderr": stderr, **options}
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
-        assert self.process.stdout is not None
-        self.stdout = self.process.stdout
+            options = {"stdout": writer, "stderr": stderr, **options}
+            self.process = _start([*words, "--bind", bind], **options)
+        os.close(writer)
         self._known: set[int] = set()
         line = self.stdout.readline()
         match = re.fullmatch(r"Running on \w+://127\.0\.0\.1:(\d+) \(CTRL \+ C to quit\)\n", line)
@@ -114,6 +117,13 @@ class Command:
         for worker in filter(is_alive, self._known):
             os.kill(worker, signal.SIGKILL)
         self.stdout.close()
+
+
+def _start(words: Sequence[str], **options: Any) -> Program | subprocess.Popen[bytes]:
+    """A command, from a process of its own if the options are for that."""
+    if options.keys() <= {"stdout", "stderr", "cwd", "env"}:
+        return Program(words, **options)
+    return subprocess.Popen([sys.executable, "-m", "ringtls", *words], **options)
 
 
 class Server(Command):
@@ -214,8 +224,9 @@ def fails(
     *arguments: str, command_name: str = "serve", bind: str = "127.0.0.1:0", **options: Any
 ) -> str:
     """What a command says when it can't start: one line."""
-    command = [sys.executable, "-m", "ringtls", command_name, "--bind", bind, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **options)
-    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1), run
-    said: str = run.stderr
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        words = [command_name, "--bind", bind, *arguments]
+        status = _start(words, stdout=out, stderr=err, **options).wait(PATIENCE)
+        wrote, said = (os.pread(file.fileno(), MIB, 0).decode() for file in (out, err))
+    assert (status, wrote, said.count("\n")) == (1, "", 1), (wrote, said)
     return said
