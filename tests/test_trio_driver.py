@@ -52,6 +52,19 @@ async def test_a_deadline_that_has_come_keeps_nobody_awake() -> None:
         await trio.testing.wait_all_tasks_blocked()
 
 
+def test_c17_what_a_run_has_left_behind_wakes_nobody_any_more() -> None:
+    async def main() -> TrioDriver:
+        return TrioDriver.current()
+
+    driver = trio.run(main)
+    descriptors = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(10)]  # one has the driver's number
+    driver.wake()
+    for fd in descriptors:
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(fd)
+        os.close(fd)
+
+
 def test_outside_of_a_run() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(RuntimeError, match=r"inside trio\.run"):

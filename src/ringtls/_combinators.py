@@ -26,8 +26,9 @@ from typing import TypeVar, TypeVarTuple
 
 import outcome
 import trio
-from trio.lowlevel import Abort, RaiseCancelT, current_task, enable_ki_protection, reschedule
+from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection
 
+from ._drivers.trio import TrioWaitQueue
 from ._log import log
 
 __all__ = ["aclose_all", "must_complete", "replace"]
@@ -112,8 +113,9 @@ async def replace(old: trio.abc.AsyncResource, new: ResourceT) -> ResourceT:
 
 async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], object]) -> T:
     """Rule 1. ``on_cancel`` is called at most once, when the caller is cancelled or interrupted."""
-    caller = current_task()
     results: list[outcome.Outcome[T]] = []
+    caller = TrioWaitQueue()
+    is_told = False
 
     @enable_ki_protection
     async def run() -> None:
@@ -121,17 +123,23 @@ async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable
             with trio.CancelScope(shield=True):
                 results.append(await outcome.acapture(function))
         finally:
-            reschedule(caller)
+            caller.wake()
 
     def abort(_: RaiseCancelT) -> Abort:
+        nonlocal is_told
         if not nursery.child_tasks:  # it has failed itself (rule C16)
             return Abort.SUCCEEDED
-        on_cancel()
+        if not is_told:
+            is_told = True
+            on_cancel()
+            nursery.cancel_scope.shield = True  # the next cancellation is that of such a failure
+            caller.wake()
         return Abort.FAILED
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, name=function)
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        while nursery.child_tasks and not results:
+            await caller.wait_with(abort)
     return results.pop().unwrap()
 
 

@@ -59,6 +59,7 @@ from ._streams.closing import checked_timeout
 from ._streams.operation import check_run
 from ._streams.socket import SocketStream
 from ._streams.tls import TlsStream
+from ._task import Task
 
 if TYPE_CHECKING:
     from typing import Self
@@ -218,7 +219,7 @@ class Destruction:
         try:
             self._claim(value)
             self._step(Event.ADOPT)
-            self.driver.start_task(partial(self._destroy_orphan, value))
+            Task(partial(self._destroy_orphan, value), self._lose).start(self.driver.start_task)
         except BaseException as failure:
             self._crash(failure)
 
@@ -254,24 +255,23 @@ class Destruction:
         finally:
             self._end(Event.CRASH)
 
-    async def _destroy_orphan(self, value: AsyncDestructor) -> None:
-        try:
-            if self.phase is not Phase.ADOPTED:
-                return  # somebody closes it after all
-            if self.owner is not None and self.owner.postpone(self.start_as_orphan):
-                self._step(Event.YIELD)
-                return
-            self._step(Event.DESTROY)
-            self._patience.limit()
-            with trio.CancelScope(shield=True):
-                errors = await self._destroy(value)
-            if errors:
-                text = f"destroying {self.name}, made at {self.made_at}, failed"
-                log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, errors))
-        except GeneratorExit:  # this coroutine is finalized: the run has crashed
-            raise
-        except BaseException as failure:
+    def _lose(self, failure: BaseException) -> None:
+        """The task in which it is destroyed as an orphan has failed."""
+        if not isinstance(failure, GeneratorExit):  # by which the run has crashed
             self._crash(failure)
+
+    async def _destroy_orphan(self, value: AsyncDestructor) -> None:
+        if self.phase is not Phase.ADOPTED:
+            return  # somebody closes it after all
+        if self.owner is not None and self.owner.postpone(self.start_as_orphan):
+            self._step(Event.YIELD)
+            return
+        self._step(Event.DESTROY)
+        self._patience.limit()
+        errors = await self._destroy(value)
+        if errors:
+            text = f"destroying {self.name}, made at {self.made_at}, failed"
+            log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, errors))
 
     # The end
 

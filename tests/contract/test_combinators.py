@@ -19,6 +19,7 @@ from ringtls import CloseOutcome, TlsStream, aclose_all, must_complete, replace
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
+from ..support.injection import InjectedError, RaiseAt
 from ..support.peer import End, Meet, Peer
 from ..support.signals import PACKAGE, SignalAtBytecode
 from ..support.tracing import traced_by
@@ -157,6 +158,27 @@ async def test_d3_its_own_deadline_counts(autojump_clock: trio.abc.Clock) -> Non
         outer.cancel()
         assert await must_complete(bounded)
         assert trio.current_time() == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_c16_d3_an_exception_at_each_bytecode_of_its_task(cancelled: bool) -> None:
+    """Who waits is woken, also where it was told of a cancellation before."""
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            if cancelled:
+                scope.cancel()
+            await must_complete(trio.lowlevel.checkpoint)
+
+    has_raised, number = True, 0
+    while has_raised:
+        number += 1
+        injection = RaiseAt(number, "opcode", "run_apart.<locals>.run", in_awaits=False)
+        with injection.tracing(), suppress(InjectedError, ExceptionGroup):
+            trio.run(main)
+        has_raised = injection.has_raised
+    assert number > 1
 
 
 async def test_d3_sees_the_context_of_its_caller() -> None:

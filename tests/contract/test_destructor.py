@@ -558,11 +558,12 @@ def test_a1_a2_keyboard_interrupt_at_any_bytecode() -> None:
             assert log == ["made", *whole("inner", "outer", "outer part"), "left"]
 
 
-def play_with_an_exception(number: int) -> bool:
-    """Values that end in all ways, with an exception at a bytecode of ours; was it raised?"""
+def play_with_an_exception(number: int, function: str = "") -> bool:
+    """Values that end in all ways, with an exception at a bytecode of ours, or of one function;
+    was it raised?"""
     log: list[str] = []
     kept: list[Value] = []
-    injection = RaiseAt(number, "opcode")
+    injection = RaiseAt(number, "opcode", function, in_awaits=False)
 
     async def task(story: Callable[[], Awaitable[None]]) -> None:
         with suppress(InjectedError, RuntimeError, ExceptionGroup, trio.ClosedResourceError):
@@ -609,6 +610,28 @@ def test_c16_a1_an_exception_at_any_bytecode() -> None:
     rng = random.Random(16)
     for number in rng.sample(range(1, last), INJECTIONS):
         play_with_an_exception(number)
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "function",
+    [
+        "Destruction._destroy_orphan",
+        "Task.run",
+        "TrioDriver._drain",
+        "TrioDriver._end_shield",
+        "TrioDriver._is_last_of",
+        "TrioDriver._mind_the_end",
+        "TrioDriver._pump",
+        "TrioDriver._start_late_pump",
+    ],
+)
+def test_c16_a1_an_exception_at_each_bytecode_where_the_run_ends(function: str) -> None:
+    number = 1
+    while play_with_an_exception(number, function):
+        number += 1
+    assert number > 1
 
 
 # A3

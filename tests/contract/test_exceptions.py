@@ -26,7 +26,7 @@ import trio
 
 from ringtls import SocketStream, TlsStream, blocking
 from ringtls._drivers.blocking import BlockingDriver
-from ringtls._transports.stream import _Task
+from ringtls._task import Task
 
 from ..conftest import Contexts
 from ..support.injection import InjectedError, RaiseAt
@@ -158,7 +158,7 @@ def test_c16_an_exception_anywhere(contexts: Contexts, name: str, event: str) ->
 
 
 def test_c16_a_task_that_was_only_half_made() -> None:
-    half_made = _Task.__new__(_Task)
+    half_made = Task.__new__(Task)
     half_made.fail(RuntimeError("nobody is there to hear of it"))
 
 
@@ -166,6 +166,6 @@ def test_c16_a_task_that_was_only_half_made() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_c16_an_exception_where_a_system_task_begins_or_goes_on(contexts: Contexts) -> None:
     number = 1
-    while played(PLAYS["adapter"], contexts, RaiseAt(number, "call", "_Task.run")):
+    while played(PLAYS["adapter"], contexts, RaiseAt(number, "call", "Task.run")):
         number += 1
     assert number > 3  # each stream has one at least

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +14,9 @@ import ringtls
 from .tracing import traced_by
 
 __all__ = ["InjectedError", "RaiseAt"]
+
+#: The bytecodes of an await after its first step.
+AWAIT = {"SEND", "YIELD_VALUE", "RESUME", "JUMP_BACKWARD_NO_INTERRUPT"}
 
 PACKAGE = str(Path(ringtls.__file__).parent)
 
@@ -28,10 +32,16 @@ class RaiseAt:
       number: at which; counted from 1.
       event: "call" or "opcode".
       function: only the one with this qualified name, where it begins and where it goes on.
+      in_awaits: also at a bytecode by which an await goes on. CPython looks for signals at calls,
+        and where it jumps back, but not there. What is awaited is finalized then, and a nursery of
+        trio's that is open in it can't end any more.
     """
 
-    def __init__(self, number: int, event: str, function: str = "") -> None:
+    def __init__(
+        self, number: int, event: str, function: str = "", *, in_awaits: bool = True
+    ) -> None:
         self.left = number
+        self._in_awaits = in_awaits
         self._event = event
         self._function = function
         self.place = ""
@@ -43,11 +53,14 @@ class RaiseAt:
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        frame.f_trace_opcodes = self._event == "opcode"
+        is_counted = self._function in ("", frame.f_code.co_qualname)
+        frame.f_trace_opcodes = is_counted and self._event == "opcode"
         frame.f_trace_lines = False
-        if event == self._event and self._function in ("", frame.f_code.co_qualname):
+        if is_counted and event == self._event:
             self.left -= 1
-            if self.left == 0:
+            if self.left == 0 and not self._in_awaits and _opcode(frame) in AWAIT:
+                self.left = 1
+            elif self.left == 0:
                 sys.settrace(None)
                 self.place = _where(frame)
                 raise InjectedError(self.place)
@@ -55,6 +68,10 @@ class RaiseAt:
 
     def tracing(self) -> AbstractContextManager[None]:
         return traced_by(self._trace)
+
+
+def _opcode(frame: FrameType) -> str:
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]]
 
 
 def _where(frame: FrameType | None) -> str:

@@ -25,6 +25,8 @@ Rules:
       destructors first, which are the last user code, and may use streams and threads. So the
       run_sync_soon task, by which threads come back, is shielded until then. Then the streams, and
       what else is in flight has GRACE seconds to end.
+   What ends these waits is looked for in each tick, and not told once: that would be lost where a
+   signal's handler raises in its midst.
    After the run the ring is drained and freed. Every wait of these is bounded: an end that is
    not there LATE seconds after its deadline is given up (rule C16).
 """
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from .._engine.ring import Ring
     from .._interfaces import Ending, WaitQueue
 
-__all__ = ["TrioDriver"]
+__all__ = ["TrioDriver", "TrioWaitQueue"]
 
 #: Seconds that sends which nobody waits for may take after the last task has ended.
 GRACE = 5.0
@@ -132,15 +134,10 @@ class TrioWaitQueue:
     def wait_uncancellable(self) -> Awaitable[None]:
         return self.wait(_UNCANCELLABLE_WAIT)
 
-
-class _WakeOnTaskExit(trio.abc.Instrument):
-    """Lets the pump see that it is the last system task."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-
-    def task_exited(self, task: Task) -> None:
-        self._wake()
+    def wait_with(self, abort: Callable[[RaiseCancelT], Abort]) -> Awaitable[None]:
+        """Wait for the next ``wake``; what a cancellation does, the function decides (see
+        trio.lowlevel.wait_task_rescheduled)."""
+        return self.wait(_message_of(trio.lowlevel.wait_task_rescheduled(abort)))
 
 
 _drivers: WeakSet[TrioDriver] = WeakSet()
@@ -155,7 +152,8 @@ os.register_at_fork(after_in_child=_die_in_child)
 
 
 class _Guard(trio.abc.Instrument):
-    """Puts the driver back among the instruments if trio has removed it (rule 4)."""
+    """Puts the driver back among the instruments if trio has removed it, and repeats what was
+    interrupted (rule 4)."""
 
     def __init__(self, driver: TrioDriver) -> None:
         self._driver = driver
@@ -190,6 +188,7 @@ class TrioDriver(trio.abc.Instrument):
         self.is_at_work = False  # seen and cleared by the guard in each tick
         self._pump_runs = False
         self._draining = False  # the pump waits for the ends of closings, and not for the eventfd
+        self._outlasts: trio.Nursery | None = None  # whose other tasks the pump waits for
         self._late_nursery: trio.Nursery | None = None
         self._late_pump_asked_for = False
         self._shield = trio.CancelScope(shield=True)  # of the run_sync_soon task (rule 5c)
@@ -338,6 +337,8 @@ class TrioDriver(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         try:
+            if self._draining:
+                self._mind_the_end()
             self.is_at_work = True
             ring = self._ring
             if ring is None or ring.forked or self.failure is not None:
@@ -350,6 +351,15 @@ class TrioDriver(trio.abc.Instrument):
                 self._ask_for_late_pump()
         except BaseException as failure:
             self._fail(failure)
+
+    def _mind_the_end(self) -> None:
+        """Wake who waits for what has come by now (rule 5)."""
+        if self._outlasts is not None and self._is_last_of(self._outlasts):
+            self.wake()
+        late = self._late_nursery
+        if self._is_shielding and late is not None and len(late.child_tasks) == 1:
+            with suppress(trio.RunFinishedError):  # that task has ended: it was not shielded
+                self._token.run_sync_soon(self._end_shield)
 
     def after_io_wait(self, timeout: float) -> None:
         try:
@@ -364,7 +374,8 @@ class TrioDriver(trio.abc.Instrument):
             return  # all of it is the parent's
         give_up(self._endings)  # none is left, unless the run has crashed
         if self._ring is None or self._ring.close(timeout=1.0):
-            os.close(self._wakeup_fd)  # else the kernel may still write to it
+            wakeup_fd, self._wakeup_fd = self._wakeup_fd, -1
+            os.close(wakeup_fd)  # else the kernel may still write to it
 
     def _reap(self) -> None:
         ring = self._ring
@@ -388,8 +399,10 @@ class TrioDriver(trio.abc.Instrument):
         self.wake()
 
     def wake(self) -> None:
-        """Have the pump look again."""
-        os.eventfd_write(self._wakeup_fd, 1)
+        """Have the pump look again. Nothing after the run, which may have crashed: what it leaves
+        behind is finalized then, and the number is another file's (rule C17)."""
+        if self._wakeup_fd >= 0:
+            os.eventfd_write(self._wakeup_fd, 1)
 
     # The pump
 
@@ -412,8 +425,6 @@ class TrioDriver(trio.abc.Instrument):
             self._pump_runs = False
             if not late and not self.is_forked and (self._endings or self._in_flight):
                 self._ask_for_late_pump()
-            elif self._is_shielding:
-                self._token.run_sync_soon(self._end_shield)
 
     async def _next_wakeup(self) -> None:
         while self._polling.awake:
@@ -450,7 +461,7 @@ class TrioDriver(trio.abc.Instrument):
                 self._token.run_sync_soon(bool)  # raises if the first use of ringtls came too late
                 self._is_shielding = True
                 self._shield.__enter__()
-            self._pump_runs = True
+            self._pump_runs = self._draining = True
             self._late_nursery = nursery
             for function in self._late_tasks:
                 nursery.start_soon(function)
@@ -460,10 +471,11 @@ class TrioDriver(trio.abc.Instrument):
             raise
 
     def _end_shield(self) -> None:
+        """To be repeated if something is raised in here."""
         if self._is_shielding:
-            self._is_shielding = False
-            with suppress(RuntimeError):  # it was not entered yet
+            with suppress(RuntimeError):  # it was not entered yet, or was left before
                 self._shield.__exit__(None, None, None)
+            self._is_shielding = False
 
     async def _drain(self, late: bool) -> None:
         """Stay until this is the last task, and then until nothing is in flight (rule 5)."""
@@ -472,13 +484,10 @@ class TrioDriver(trio.abc.Instrument):
         nursery = current_task().parent_nursery
         assert nursery is not None
         self._draining = True
-        watch = _WakeOnTaskExit(self.wake)
-        trio.lowlevel.add_instrument(watch)
-        try:
-            while len(nursery.child_tasks) > 1 + self._is_shielding:
-                await self._next_wakeup()
-        finally:
-            trio.lowlevel.remove_instrument(watch)
+        self._outlasts = nursery
+        while not self._is_last_of(nursery):
+            await self._next_wakeup()
+        self._outlasts = None
         while True:
             await self._drain_destructors(late)
             if late:
@@ -491,6 +500,11 @@ class TrioDriver(trio.abc.Instrument):
                 break  # else a stream that is not ours has made some at its end
         if late and self._ring is not None:
             await self._drain_rest(self._ring)
+
+    def _is_last_of(self, nursery: trio.Nursery) -> bool:
+        """Does the pump outlast all of its siblings, but for a run_sync_soon task that is there as
+        long as it is shielded?"""
+        return len(nursery.child_tasks) <= 1 + self._is_shielding
 
     async def _await_endings(self) -> None:
         patience = Patience()

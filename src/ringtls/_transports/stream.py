@@ -39,10 +39,10 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
-from outcome import acapture
 
 from .._engine.descriptors import has_unacknowledged, is_gone, reset_connection
 from .._log import log
+from .._task import Task
 from .base import (
     ACKNOWLEDGE_ONCE,
     ACKNOWLEDGEMENT_PAUSE,
@@ -71,39 +71,6 @@ _CONNECTION_ERRORS = (
     trio.TooSlowError,
     OSError,
 )
-
-
-class _Task:
-    """Work for a system task, and who hears of what it raises (rule 6).
-
-    What is raised at the entry of ``run`` meets no handler of ours. Then nothing refers to this
-    object any more, and its finalizer tells.
-    """
-
-    __slots__ = ("_fail", "_work")
-
-    def __init__(
-        self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
-    ) -> None:
-        self._work = work
-        self._fail: Callable[[BaseException], object] | None = fail
-
-    async def run(self) -> None:
-        try:
-            with trio.CancelScope(shield=True):
-                await self._work()
-            self._fail = None
-        except BaseException as error:
-            self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
-        fail, self._fail = getattr(self, "_fail", None), None  # None: it was only half made
-        if fail is not None:
-            with suppress(BaseException):
-                fail(error)
-
-    def __del__(self) -> None:
-        self.fail(RuntimeError("a task of ringtls was lost"))
 
 
 class StreamTransport(BaseTransport):
@@ -284,13 +251,7 @@ class StreamTransport(BaseTransport):
     ) -> bool:
         """Run ``work`` in a task; ``fail`` hears of what it raises. False if there is no task, and
         ``fail`` has heard why."""
-        task = _Task(work, fail)
-        try:
-            self.driver.start_task(partial(acapture, task.run))
-        except BaseException as error:
-            task.fail(error)
-            return False
-        return True
+        return Task(work, fail).start(self.driver.start_task)
 
     async def _send_queued(self, scope: trio.CancelScope) -> None:
         with scope:
@@ -509,7 +470,7 @@ async def _let_sender_raise() -> None:
 
 def _raise_if_left(error: BaseException) -> None:
     """An exception in the frame around has left this coroutine, and the task with it: nothing may
-    be awaited here any more. ``_Task`` tells. (Without a task, the run has crashed.)"""
+    be awaited here any more. ``Task`` tells. (Without a task, the run has crashed.)"""
     if isinstance(error, GeneratorExit) and trio.lowlevel.in_trio_task():
         raise error
 
