@@ -21,7 +21,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
 
 #: From the bottom to the top. A folder stands for all that is in it.
 LAYERS = (
-    ("_errors", "_log", "_outcome", "_statistics", "_task"),
+    ("_clock", "_errors", "_log", "_outcome", "_statistics", "_task"),
     ("_engine",),
     ("_interfaces",),
     ("_transports", "_drivers"),

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
 import trio
 
+from ._clock import now
 from ._log import log
 
 __all__ = ["ACCEPTORS", "SHORTAGES", "SHORTAGE_PAUSE", "accept_forever"]
@@ -69,9 +69,9 @@ class _Records:
         self._next_at = 0.0
 
     def write(self, error: OSError) -> None:
-        now = time.monotonic()
-        if now >= self._next_at:
-            self._next_at = now + RECORD_INTERVAL
+        time = now()
+        if time >= self._next_at:
+            self._next_at = time + RECORD_INTERVAL
             log(logging.ERROR, "can't accept connections: %s. Trying again", error.strerror)
 
 

@@ -37,7 +37,6 @@ from __future__ import annotations
 import enum
 import logging
 import math
-import time
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -50,6 +49,7 @@ from weakref import ref
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._clock import now
 from ._combinators import Patience, close_one, run_apart
 from ._drivers.trio import TrioDriver
 from ._log import log
@@ -212,7 +212,7 @@ class Destruction:
         if self.started:
             return
         if value is None:  # another thread is about to finalize it, or its finalizer has failed
-            self.deadline = min(self.deadline, time.monotonic())
+            self.deadline = min(self.deadline, now())
             return
         if self.owner is not None and self.owner.postpone(self.start_as_orphan):
             return

@@ -180,4 +180,4 @@ class TimeoutFace(BlockingFace):
 FACES: list[type[Face]] = [TrioFace, BlockingFace, TimeoutFace]
 
 
-__all__ = ["FACES", "AnyStream", "BlockingFace", "Face", "TrioFace"]
+__all__ = ["FACES", "AnyStream", "BlockingFace", "Face", "TimeoutFace", "TrioFace"]

@@ -28,13 +28,13 @@ import errno
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from .._clock import now
 from .._engine.ring import Ring
 from .._errors import wrong_caller
 from .._statistics import Tally
@@ -139,7 +139,7 @@ class _Call:
 
     def __init__(self, driver: BlockingDriver, timeout: float | None) -> None:
         self._driver = driver
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline = None if timeout is None else now() + timeout
 
     def __enter__(self) -> None:
         driver = self._driver
@@ -264,7 +264,7 @@ class BlockingDriver:
         self.go_on()
 
     async def wait_at_most(self, queue: WaitQueue, seconds: float) -> None:
-        timer = self.ring.timer(time.monotonic() + seconds, on_done=lambda timer: queue.wake())
+        timer = self.ring.timer(now() + seconds, on_done=lambda timer: queue.wake())
         try:
             await queue.wait()
         finally:
@@ -289,7 +289,7 @@ class BlockingDriver:
                 if expired:
                     raise _ExpiredError
                 if self.deadline is not None:
-                    timeout = min(timeout, self.deadline - time.monotonic())
+                    timeout = min(timeout, self.deadline - now())
                     expired = timeout <= 0
             self._look_after_the_left_behind()
             self.ring.wait(0 if self._left_behind else timeout)
@@ -306,9 +306,7 @@ class BlockingDriver:
         if not self._endings:
             return
         latest = Patience().lasts_until(self._endings)
-        self.drive_until(
-            lambda: not self._endings or time.monotonic() >= latest, interruptible=False
-        )
+        self.drive_until(lambda: not self._endings or now() >= latest, interruptible=False)
         give_up(self._endings)
 
     def _look_after_the_left_behind(self) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .._clock import now
 from .._log import log
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._begin = time.monotonic()
+        self._begin = now()
 
     def lasts_until(self, endings: Iterable[Ending]) -> float:
-        """A time of time.monotonic()."""
+        """A time of _clock.now()."""
         return max(self._begin, *(ending.deadline for ending in endings)) + LATE
 
 

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
@@ -48,10 +47,12 @@ import trio
 from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
+from .._clock import now
 from .._engine.wakeups import open_for_event_loop
 from .._errors import wrong_caller
 from .._statistics import Statistics, Tally
 from .busy_poll import BUSY_POLL_NS, Polling
+from .deadlines import Deadlines
 from .end_of_run import Patience, adopt, give_up
 
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ class TrioDriver(trio.abc.Instrument):
         self._endings: dict[Ending, None] = {}  # in the order in which they were made
         self.tally = Tally()
         self._polling = Polling()
+        self._deadlines = Deadlines()
+        self.move_on_at = self._deadlines.move_on_at
         self._submitted = False
         self.is_at_work = False  # seen and cleared by the guard in each tick
         self._pump_runs = False
@@ -337,6 +340,8 @@ class TrioDriver(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         try:
+            if self._deadlines.scopes and timeout > 0:
+                self._mind_deadlines(timeout)
             if self._draining:
                 self._mind_the_end()
             self.is_at_work = True
@@ -351,6 +356,10 @@ class TrioDriver(trio.abc.Instrument):
                 self._ask_for_late_pump()
         except BaseException as failure:
             self._fail(failure)
+
+    def _mind_deadlines(self, timeout: float) -> None:
+        if not (self.is_forked or self._deadlines.before_sleep(timeout, self)):
+            self.wake()
 
     def _mind_the_end(self) -> None:
         """Wake who waits for what has come by now (rule 5)."""
@@ -509,11 +518,11 @@ class TrioDriver(trio.abc.Instrument):
     async def _await_endings(self) -> None:
         patience = Patience()
         while started := [ending for ending in self._endings if ending.started]:
-            left = patience.lasts_until(started) - time.monotonic()
-            if left <= 0:
+            end = patience.lasts_until(started)
+            if end <= now():
                 give_up(started)
                 continue
-            with trio.move_on_after(left):
+            with self.move_on_at(end):
                 await self._next_wakeup()
 
     async def _drain_destructors(self, late: bool) -> None:
@@ -527,16 +536,16 @@ class TrioDriver(trio.abc.Instrument):
                 waited_for = [ending for ending in waited_for if ending.started]
             if not waited_for:
                 return
-            now = time.monotonic()
-            give_up(each for each in waited_for if patience.lasts_until([each]) <= now)
-            with trio.move_on_after(min(patience.lasts_until([each]) for each in waited_for) - now):
+            time = now()
+            give_up(each for each in waited_for if patience.lasts_until([each]) <= time)
+            with self.move_on_at(min(patience.lasts_until([each]) for each in waited_for)):
                 await self._next_wakeup()
 
     async def _drain_rest(self, ring: Ring) -> None:
         """What nobody waits for may take GRACE seconds."""
         if self.failure is not None or not ring.in_flight:
             return
-        timer = ring.timer(time.monotonic() + GRACE)
+        timer = ring.timer(now() + GRACE)
         while self.failure is None and not timer.is_over and ring.in_flight > 1:
             await self._next_wakeup()
         if self.failure is None and not timer.is_over:

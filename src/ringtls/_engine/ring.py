@@ -40,13 +40,13 @@ import logging
 import os
 import select
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .._clock import now
 from .._errors import wrong_caller
 from .._log import log
 from . import _native
@@ -241,7 +241,7 @@ class Ring:
         """Send from the caller's memory, which is pinned until the end of the request.
 
         The result may be less than the whole, after a cancellation or at the deadline
-        (a time of ``time.monotonic()``; None: there is none).
+        (a time of ``_clock.now()``; None: there is none).
         """
         pin = memoryview(buffer)
         request = Request(Opcode.SEND, fd, pin=pin, on_done=on_done)
@@ -293,7 +293,7 @@ class Ring:
         return int(_lib.rtl_outbox_notify_below(self._usable(), outbox.id, below))
 
     def outbox_shutdown(self, outbox: Request, deadline: float | None) -> bool:
-        """Send what is left until ``deadline`` (``time.monotonic()``; None: there is none), and
+        """Send what is left until ``deadline`` (``_clock.now()``; None: there is none), and
         end the outbox.
 
         The caller sends FIN next: until then the kernel may hold back the last bytes.
@@ -358,7 +358,7 @@ class Ring:
         return None
 
     def timer(self, deadline: float, *, on_done: OnDone | None = None) -> Request:
-        """End with ECANCELED at a time of ``time.monotonic()``: a poll for nothing."""
+        """End with ECANCELED at a time of ``_clock.now()``: a poll for nothing."""
         request = Request(Opcode.POLL, self.wakeup_fd, on_done=on_done)
         return self._start(request, _lib.rtl_poll, 0, _deadline_ns(deadline))
 
@@ -594,7 +594,7 @@ class Ring:
         try:
             if get_ident() == self._thread and self._failure is None:
                 self._dismiss_abandoned()
-                self._drain(time.monotonic() + timeout)
+                self._drain(now() + timeout)
                 drained = not (self._in_flight or self._borrowed)
         finally:
             with self._wake_lock:
@@ -630,7 +630,7 @@ class Ring:
                 request.on_done = _discard
         self.cancel_all(reads_only=False)
         self.expedite_close()
-        while (self._in_flight or self._borrowed) and (left := deadline - time.monotonic()) > 0:
+        while (self._in_flight or self._borrowed) and (left := deadline - now()) > 0:
             self.wait(left)
             self.reap()
 

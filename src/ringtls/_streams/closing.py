@@ -34,12 +34,12 @@ import enum
 import errno
 import logging
 import math
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .._clock import now
 from .._log import log
 from .._outcome import CloseOutcome
 from . import leaks
@@ -182,7 +182,7 @@ class Closing:
         self.transport.driver.check_caller()
         seconds = checked_timeout(self.timeout if timeout is None else timeout)
         try:
-            self.deadline = time.monotonic() + seconds
+            self.deadline = now() + seconds
             self._step(Event.CLOSE)
             self._take_leave(break_off=after_error and self.reset_on_error)
             self.transport.begin_close(self.deadline, self._flushed, self._released)
@@ -198,7 +198,7 @@ class Closing:
         try:
             was_open = not self.started
             if was_open:
-                self.deadline = time.monotonic()
+                self.deadline = now()
             self._settle(Event.ABORT)
             if was_open:
                 self.transport.begin_close(self.deadline, self._flushed, self._released)
@@ -263,7 +263,7 @@ class Closing:
         if self._phase < Phase.LINGERING:
             self._settle(Event.CRASHED)
         self.started = True
-        self.deadline = min(self.deadline, time.monotonic())
+        self.deadline = min(self.deadline, now())
         self._settled.wake()
         if self.transport.break_off(self._released) and self.outcome in _ENDED_BY_FIN:
             self._decide(CloseOutcome.CRASHED)

@@ -11,7 +11,6 @@ import operator
 import select
 import socket
 import ssl
-import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, final
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._clock import now
 from .._drivers.trio import TrioDriver
 from .._engine.descriptors import close_now
 from .._engine.handle import Handle
@@ -435,9 +435,7 @@ class _Listening:
         if not self.ring.is_usable:
             self.socket.close_descriptor()
             return
-        request = self.ring.close_fd(
-            self.socket.fileno(), discard_limit=0, deadline=time.monotonic()
-        )
+        request = self.ring.close_fd(self.socket.fileno(), discard_limit=0, deadline=now())
         fd = self.socket.take_descriptor()  # before the ring may close it
         if not self.ring.release(request):
             close_now(fd)

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._clock import now
 from .._drivers.trio import TrioDriver
 from .._errors import RingUnavailableError
 from .._outcome import CloseOutcome
@@ -627,7 +628,7 @@ class _TransportOverTls(StreamTransport):
     _stream: TlsStream[Any]
 
     async def _finish(self, end: float, *, lingers: bool) -> None:
-        left = max(0.0, end - trio.current_time())
+        left = max(0.0, end - now())
         await self._stream.aclose(shutdown_timeout=left)
         outcome = self._stream.close_outcome
         if outcome is CloseOutcome.TIMED_OUT:

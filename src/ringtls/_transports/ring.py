@@ -6,13 +6,13 @@ import errno
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
+from .._clock import now
 from .._engine.descriptors import close_now, has_unacknowledged, is_gone, reset_connection
 from .._engine.handle import Handle
 from .._engine.request import ignore
@@ -235,7 +235,7 @@ class RingTransport(BaseTransport):
         """The socket, which the ring uses no more. For callers that have detached, and waited
         until all was sent."""
         if self._outbox is not None:
-            self._ring.outbox_shutdown(self._outbox, time.monotonic())
+            self._ring.outbox_shutdown(self._outbox, now())
             self._outbox = None
         sock = self.socket
         family, kind, proto = sock.family, sock.type, sock.proto
@@ -337,12 +337,12 @@ class RingTransport(BaseTransport):
 
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
         def look(timer: Request | None = None) -> None:
-            now = time.monotonic()
+            time = now()
             failed = timer is not None and timer.failure is not None
-            if failed or now >= deadline or self._is_delivered():
+            if failed or time >= deadline or self._is_delivered():
                 on_delivered()
                 return
-            again = self._ring.timer(min(now + ACKNOWLEDGEMENT_PAUSE, deadline), on_done=look)
+            again = self._ring.timer(min(time + ACKNOWLEDGEMENT_PAUSE, deadline), on_done=look)
             again.on_failure = self.on_crash
 
         look()
@@ -358,7 +358,7 @@ class RingTransport(BaseTransport):
 
     async def _pause(self) -> None:
         """By the ring's clock: that of a run may stand still (trio.testing.MockClock)."""
-        timer = self._ring.timer(time.monotonic() + ACKNOWLEDGEMENT_PAUSE)
+        timer = self._ring.timer(now() + ACKNOWLEDGEMENT_PAUSE)
         try:
             await self.driver.wait(Handle(self._ring, timer))
         except OSError as error:
@@ -407,7 +407,7 @@ class RingTransport(BaseTransport):
         if is_open:
             with suppress(OSError):  # the ring has failed
                 if request is None:
-                    self._start_close(time.monotonic(), on_closed)
+                    self._start_close(now(), on_closed)
                 if self._outbox is not None:
                     self._ring.cancel(self._outbox)
             with suppress(OSError):  # it is not connected any more

@@ -31,7 +31,6 @@ import errno
 import logging
 import os
 import socket
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -40,6 +39,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
+from .._clock import now
 from .._engine.descriptors import has_unacknowledged, is_gone, reset_connection
 from .._log import log
 from .._task import Task
@@ -316,7 +316,7 @@ class StreamTransport(BaseTransport):
     async def _flush(self) -> None:
         """Return when all is sent, when it can't be, and when that is of no use any more."""
         self._keep_sending()
-        with trio.move_on_at(self._time_of(self._deadline)) as scope:
+        with self.driver.move_on_at(self._deadline) as scope:
             while (self.unsent > 0 or self._sending) and self._last_step is None:
                 await self._progress.wait()
         if scope.cancelled_caught:
@@ -328,15 +328,16 @@ class StreamTransport(BaseTransport):
         """Return when the peer's TCP, if there is one, has all that was sent, or it is too late."""
         if not isinstance(self._stream, trio.SocketStream):
             return
-        with trio.move_on_at(self._time_of(self._deadline)):
+        with self.driver.move_on_at(self._deadline):
             while self._last_step is None:
                 fd = self._stream.socket.fileno()
                 if is_gone(fd) or not has_unacknowledged(fd):
                     return
-                await trio.sleep(ACKNOWLEDGEMENT_PAUSE)
+                with self.driver.move_on_at(now() + ACKNOWLEDGEMENT_PAUSE):
+                    await trio.sleep_forever()
 
     def _start_discarding(self) -> None:
-        scope = trio.CancelScope(deadline=self._time_of(self._deadline))
+        scope = trio.CancelScope()
         if self._start(partial(self._discard_input, scope), self._fail_discarding):
             self._discarding = scope
 
@@ -363,14 +364,14 @@ class StreamTransport(BaseTransport):
         self._arrived.wake()
 
     async def _end_in_order(self) -> None:
-        end = max(self._time_of(self._deadline), trio.current_time() + LEAST)
+        end = max(self._deadline, now() + LEAST)
         if isinstance(self._stream, trio.SocketStream) and not self._input_ended.is_set():
             with suppress(OSError):  # no descriptor is left
                 self._lingering = self._stream.socket.dup()
         await self._finish(end, lingers=self._lingering is None)
         self._report_closed(None)
         if self._lingering is not None:
-            await _linger(self._lingering, end)
+            await self._linger(self._lingering, end)
 
     async def _finish(self, end: float, *, lingers: bool) -> None:
         """FIN, and the end of the stream.
@@ -379,16 +380,14 @@ class StreamTransport(BaseTransport):
         """
         has_taken_fin = isinstance(self._stream, trio.abc.HalfCloseableStream)
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
-            with trio.fail_at(end):
-                await self._stream.send_eof()
+            await self._until(end, self._stream.send_eof)
         if lingers and _may_reset(self._stream):
-            now = trio.current_time()
-            with trio.move_on_at(min(now + LINGER, (now + end) / 2)):
+            time = now()
+            with self.driver.move_on_at(min(time + LINGER, (time + end) / 2)):
                 await self._input_ended.wait()
         try:
             await self._let_go(end)
-            with trio.fail_at(end):
-                await self._stream.aclose()
+            await self._until(end, self._stream.aclose)
         except BaseException as error:
             _raise_if_left(error)
             if not has_taken_fin:
@@ -407,18 +406,27 @@ class StreamTransport(BaseTransport):
                     reset_connection(self._stream.socket.fileno())
             if self._lingering is not None:
                 self._lingering.close()
-            await self._let_go(trio.current_time() + LEAST)
+            await self._let_go(now() + LEAST)
             await trio.aclose_forcefully(self._stream)
         except BaseException as error:
             _raise_if_left(error)
             self._log(error)
         self._report_closed(why)
 
+    async def _linger(self, sock: trio.socket.SocketType, end: float) -> None:
+        """Throw away what still comes, until the peer ends."""
+        try:
+            with suppress(OSError), self.driver.move_on_at(min(end, now() + LINGER)):
+                while await sock.recv(RECEIVE_SIZE):
+                    pass
+        finally:
+            sock.close()
+
     async def _let_go(self, end: float) -> None:
         """Have no task of ours use the stream."""
         if self._discarding is not None:
             self._discarding.cancel()
-        with trio.move_on_at(end):
+        with self.driver.move_on_at(end):
             while self._discarding or self._receiving or self._sending:
                 await self._arrived.wait()
 
@@ -428,9 +436,15 @@ class StreamTransport(BaseTransport):
         self.driver.check_caller()
         super().check_open()
 
-    def _time_of(self, deadline: float) -> float:
-        """A time of time.monotonic() as one of the run's clock."""
-        return trio.current_time() + deadline - time.monotonic()
+    async def _until(self, end: float, step: Callable[[], Awaitable[None]]) -> None:
+        """
+        Raises:
+          trio.TooSlowError: it had not returned by then.
+        """
+        with self.driver.move_on_at(end) as scope:
+            await step()
+        if scope.cancelled_caught:
+            raise trio.TooSlowError
 
     def _report_closed(self, error: BaseException | None) -> None:
         if self._on_closed is None:
@@ -473,16 +487,6 @@ def _raise_if_left(error: BaseException) -> None:
     be awaited here any more. ``Task`` tells. (Without a task, the run has crashed.)"""
     if isinstance(error, GeneratorExit) and trio.lowlevel.in_trio_task():
         raise error
-
-
-async def _linger(sock: trio.socket.SocketType, end: float) -> None:
-    """Throw away what still comes, until the peer ends."""
-    try:
-        with suppress(OSError), trio.move_on_at(min(end, trio.current_time() + LINGER)):
-            while await sock.recv(RECEIVE_SIZE):
-                pass
-    finally:
-        sock.close()
 
 
 def _may_reset(stream: trio.abc.AsyncResource) -> bool:

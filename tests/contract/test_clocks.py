@@ -1,0 +1,182 @@
+"""C3: an end is bounded in real time, whatever the run's clock, or a patched one, says."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
+
+import pytest
+import trio
+import trio.testing
+from trio.to_thread import run_sync as in_thread
+
+from ringtls import CloseOutcome, RingUnavailableError
+from ringtls._drivers.trio import TrioDriver
+from ringtls._streams.session import TlsSession
+
+from ..conftest import Contexts
+from ..support.clogging import SMALL, clog
+from ..support.faces import Face, TimeoutFace, TrioFace
+from ..support.peer import Meet, Peer, Transport
+from ..support.streams import tcp_pair
+from .test_streams_below import faulty
+
+
+class Frozen(trio.abc.Clock):
+    """As trio's own where time.perf_counter is patched: trio sleeps, and the clock does not go."""
+
+    def start_clock(self) -> None:
+        """It does not."""
+
+    def current_time(self) -> float:
+        return 0.0
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return deadline
+
+
+standing_clocks = pytest.mark.parametrize("clock", [trio.testing.MockClock, Frozen])
+
+#: Seconds that an end may take here.
+SHORTLY = 0.05
+
+
+@standing_clocks
+def test_c3_a_peer_that_reads_nothing_where_the_clock_stands_still(
+    contexts: Contexts, meet: Meet, clock: Callable[[], trio.abc.Clock]
+) -> None:
+    async def main() -> None:
+        stream, peer = await meet(contexts, buffer_size=SMALL)
+        await clog(stream)
+        await stream.aclose(shutdown_timeout=SHORTLY)
+        assert stream.close_outcome is CloseOutcome.TIMED_OUT
+        assert (await in_thread(peer.end)).transport is Transport.RST
+
+    trio.run(main, clock=clock())
+
+
+@standing_clocks
+def test_c3_c21_a_delivery_where_the_clock_stands_still(
+    contexts: Contexts, meet: Meet, clock: Callable[[], trio.abc.Clock]
+) -> None:
+    """What the peer's TCP has is looked at again and again."""
+
+    async def main() -> None:
+        stream, peer = await meet(contexts, buffer_size=SMALL)
+        stream.reset_on_error = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, peer.receive, 2 * SMALL)
+            with pytest.raises(KeyError):
+                async with stream:
+                    await stream.send_all(bytes(2 * SMALL))
+                    raise KeyError
+        assert (await in_thread(peer.end)).transport is Transport.RST
+        assert stream.close_outcome is CloseOutcome.BROKEN_OFF
+
+    trio.run(main, clock=clock())
+
+
+@standing_clocks
+def test_c3_c10_a_peer_that_never_ends_where_the_clock_stands_still(
+    contexts: Contexts, meet: Meet, clock: Callable[[], trio.abc.Clock]
+) -> None:
+    """The run does not wait for it for long."""
+    peers: list[Peer] = []
+
+    async def main() -> None:
+        stream, peer = await meet(contexts, shutdown_timeout=SHORTLY)
+        peers.append(peer)
+        await stream.aclose()
+        assert stream.close_outcome is CloseOutcome.CLEAN
+
+    trio.run(main, clock=clock())
+    assert peers[0].end().is_clean
+
+
+@standing_clocks
+def test_c3_a_stream_below_that_hangs_where_the_clock_stands_still(
+    contexts: Contexts, clock: Callable[[], trio.abc.Clock]
+) -> None:
+    async def main() -> None:
+        below, client, server = await faulty(contexts)
+        below.send_eof = trio.sleep_forever  # type: ignore[method-assign]
+        await client.aclose(shutdown_timeout=SHORTLY)
+        assert client.close_outcome is CloseOutcome.TIMED_OUT
+        assert below.is_closed
+        await server.aclose(shutdown_timeout=SHORTLY)
+
+    trio.run(main, clock=clock())
+
+
+@standing_clocks
+@pytest.mark.parametrize("why", ["unavailable", "failed"])
+def test_c3_the_clock_stands_still_and_there_is_no_ring(
+    contexts: Contexts,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Callable[[], trio.abc.Clock],
+    why: str,
+) -> None:
+    """Who can't be woken in time does not sleep."""
+
+    def refuse(wakeup_fd: int) -> NoReturn:
+        raise RingUnavailableError
+
+    async def main() -> None:
+        _, client, server = await faulty(contexts)
+        if why == "failed":
+            TrioDriver.current().ring.fail(OSError("made up"))
+        await client.aclose(shutdown_timeout=SHORTLY)
+        assert client.close_outcome is CloseOutcome.CLEAN
+        await server.aclose(shutdown_timeout=SHORTLY)
+
+    if why == "unavailable":
+        monkeypatch.setattr("ringtls._drivers.trio.open_for_event_loop", refuse)
+    trio.run(main, clock=clock())
+
+
+def raising() -> NoReturn:
+    raise RuntimeError("a patched clock")
+
+
+def fail(session: TlsSession, *, keep_unread: bool) -> NoReturn:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("patched", [lambda: 0.0, raising], ids=["stands still", "raises"])
+@pytest.mark.parametrize("how", ["in time", "crashed"])
+@pytest.mark.parametrize("face", [TrioFace, TimeoutFace])
+def test_c3_c16_a_patched_clock(
+    contexts: Contexts,
+    monkeypatch: pytest.MonkeyPatch,
+    face: Callable[[socket.socket, Contexts], Face],
+    how: str,
+    patched: Callable[[], float],
+) -> None:
+    """The peer reads nothing; or something raises in the end."""
+    outcomes: list[CloseOutcome | None] = []
+
+    async def story(face: Face) -> None:
+        stream = face.stream(shutdown_timeout=SHORTLY)
+        await stream.do_handshake()
+        await face.interrupted(stream, partial(stream.send_all, bytes(1_000_000)))
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "monotonic", patched)
+            if how == "crashed":
+                patch.setattr(TlsSession, "close_output", fail)
+                with pytest.raises(MemoryError):
+                    await stream.aclose()
+            await stream.aclose()
+        outcomes.append(stream.close_outcome)
+
+    ours, theirs = tcp_pair(SMALL)
+    peer = Peer(theirs, contexts, server_side=False)
+    thread = threading.Thread(target=peer.handshake)
+    thread.start()
+    face(ours, contexts).play(story)
+    thread.join()
+    assert outcomes == [CloseOutcome.CRASHED if how == "crashed" else CloseOutcome.TIMED_OUT]
+    assert peer.end().transport is Transport.RST
