@@ -30,7 +30,7 @@ GAP = "    "
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="compare how connections end with trio.SSLStream",
+        help="count how connections end, on ringtls and on trio.SSLStream",
         description="End connections of ringtls and of trio.SSLStream in several ways, and count "
         "how a blocking client of the ssl module sees the ends. "
         "Exit status 0 if all those of ringtls were clean.",
@@ -40,13 +40,13 @@ def add_parser(subparsers: Any) -> None:
         "--connections",
         type=_positive,
         metavar="N",
-        help=f"connections for each case and server (default {CONNECTIONS})",
+        help=f"connections for each case and server (default: {CONNECTIONS})",
     )
     parser.add_argument(
         "--proxy",
         action="store_true",
-        help="compare ringtls proxy with the other TLS terminators that are installed instead: "
-        f"what they make of ends ({PROXY_CONNECTIONS} connections each by default)",
+        help="compare what ringtls proxy, and other TLS terminators that are installed, make of "
+        f"ends (default: {PROXY_CONNECTIONS} connections for each)",
     )
     parser.set_defaults(run=run)
 

@@ -187,7 +187,7 @@ def _engine() -> Finding:
 def _locked_memory() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY or soft >= LITTLE_LOCKED_MEMORY:
-        return Finding(Status.OK, _limit(soft))
+        return Finding(Status.OK, _limit(soft, " bytes"))
     return Finding(Status.WARNING, f"{soft} bytes", RAISE_LOCKED_MEMORY)
 
 
@@ -202,8 +202,8 @@ def _descriptors() -> Finding:
     )
 
 
-def _limit(value: int) -> str:
-    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+def _limit(value: int, unit: str = "") -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else f"{value}{unit}"
 
 
 def _python() -> Finding:

@@ -150,7 +150,7 @@ def add_options(parser: argparse.ArgumentParser, service: type[Service]) -> None
         type=_positive,
         metavar="NUMBER",
         help="for each worker; beyond it those give way that have waited longest for their client "
-        "(default: three quarters of the descriptors that there may be)",
+        "(default: as many as take three quarters of the descriptors that there may be)",
     )
     for timeout in dict.fromkeys(service.timeouts.values()):
         limits.add_argument(
