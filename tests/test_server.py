@@ -37,6 +37,7 @@ from ringtls._cli import certificates
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.server import logs
 from ringtls._cli.server.logs import LineHandler
+from ringtls._cli.server.names import names_of as certificate_names
 
 from .conftest import Contexts
 from .support.server import (
@@ -92,6 +93,13 @@ def test_idle_connections_give_way_when_descriptors_run_short(start: Start) -> N
     assert times
     assert all(b - a > 0.99 for a, b in pairwise(seconds)), times
     assert "Traceback" not in log
+
+
+def test_as_many_descriptors_as_there_may_be(start: Start) -> None:
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 256))
+    server = start(preexec_fn=limit)
+    limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+    assert re.search(r"^Max open files +256 +256 ", limits, re.M), limits
 
 
 def test_the_longest_waiting_give_way_to_others(start: Start) -> None:
@@ -494,6 +502,12 @@ def is_served(server: Server, contexts: Contexts, certificate: Path | None) -> b
             return read_to_end(sock).endswith(TEXT)
     except (ssl.SSLError, ConnectionError):
         return False
+
+
+def test_a_certificate_without_alternative_names(tmp_path: Path) -> None:
+    """Then its common name counts (RFC 6125, section 6.4.4)."""
+    _, path = Authority.make(tmp_path).sign("Old.Example")
+    assert certificate_names(path.read_bytes()) == ["old.example"]
 
 
 def test_clients_need_a_certificate(start: Start, contexts: Contexts, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_the_run_waits_for_a_socket_that_was_closed_in_a_finalizer() -> None:
     generators.clear()
     gc.collect()
     assert sent == [b"x"]
-    assert open_fds() == fds
+    assert open_fds() <= fds  # a thread of another test may end its ring meanwhile
 
 
 @pytest.mark.ringtls_allow_unclosed
