@@ -351,7 +351,7 @@ def test_h6_connect_to_a_busy_unix_socket(ring: Ring, tmp_path: Path, then: str)
 def test_h6_a_shortage_while_the_kernel_is_asked_for_completions(error: int) -> None:
     """io_uring_enter(2) fails that submits nothing and waits for nothing; the ring goes on."""
     if not wakes_event_loops():
-        pytest.skip("this kernel does not wake who sleeps over deferred work")
+        pytest.skip("this kernel is late to wake who sleeps over deferred work")
 
     def use() -> None:
         ours, theirs = tcp_pair()

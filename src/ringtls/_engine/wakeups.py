@@ -1,16 +1,18 @@
-"""Whether this kernel signals a ring's eventfd more than once.
+"""Whether this kernel signals a ring's eventfd at once, each time.
 
-An event loop sleeps until the ring's eventfd is readable. Some kernels signal it for the first
-completion and never again (Debian 13's 6.12.117 and 6.12.118): they defer a signal that is raised
-inside a wake-up handler, and never clear the flag that says one is deferred. The fix is "io_uring/
-eventfd: reset deferred signal state". On such a kernel the loop would sleep for ever over waiting
+An event loop sleeps until the ring's eventfd is readable. Kernels with the patch "io_uring: defer
+eventfd signaling when queued from a wakeup handler" signal it an RCU grace period later, which is
+some milliseconds for each time that the loop sleeps (seen on Linux 7.2.13). Those that have it
+without its later fix "io_uring/eventfd: reset deferred signal state" do so for the first completion
+and never again (Debian 13's 6.12.117 and 6.12.118): a loop would sleep for ever over waiting
 completions. Only rings with DEFER_TASKRUN are affected. In a cooperative ring the kernel wakes the
 thread, the thread runs the work, and that signals the eventfd.
 
 1. Kernels are judged by what they do, not by their version: distributions fix and break them
    under the same number.
 2. The probe runs once per process, when the first ring for an event loop is opened.
-3. A late signal counts as missing. The cooperative ring that follows is slower, and correct.
+3. What was sent into a socket pair is signalled when send(2) returns, or it is late: so the probe
+   does not wait. The cooperative ring that follows costs some more, and is never late.
 4. A plain thread waits in the ring itself and needs no eventfd.
 5. A ring on epoll has no such eventfd. It passes the probe: the loop sleeps on epoll's descriptor.
 """
@@ -26,10 +28,7 @@ from .._errors import RingUnavailableError
 from .availability import unavailable
 from .ring import Ring
 
-__all__ = ["PATIENCE_MS", "open_for_event_loop", "signals_again", "wakes_event_loops"]
-
-#: Milliseconds in which a signal must come. It may have to wait for an RCU grace period.
-PATIENCE_MS = 100
+__all__ = ["open_for_event_loop", "signals_at_once", "wakes_event_loops"]
 
 
 def open_for_event_loop(wakeup_fd: int) -> Ring:
@@ -55,14 +54,14 @@ def wakes_event_loops() -> bool:
       RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
       OSError: no descriptor is left.
     """
-    return signals_again(_becomes_readable)
+    return signals_at_once(_is_readable)
 
 
-def signals_again(is_signalled: Callable[[int], bool]) -> bool:
+def signals_at_once(is_signalled: Callable[[int], bool]) -> bool:
     """Have deferred work come twice, and see whether that was signalled each time.
 
     Args:
-      is_signalled: waits until a descriptor is readable; False if that does not happen.
+      is_signalled: whether a descriptor is readable.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -87,7 +86,7 @@ def _is_woken(
     return request.is_over
 
 
-def _becomes_readable(fd: int) -> bool:
+def _is_readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(PATIENCE_MS))
+    return bool(poll.poll(0))
