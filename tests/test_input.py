@@ -97,6 +97,17 @@ def test_more_inputs_than_buffers(ring: Ring) -> None:
         assert ring.counters().retries > 0 or ring.engine is Engine.EPOLL
 
 
+def test_c20_an_input_that_waits_holds_no_buffer(ring: Ring) -> None:
+    """Each gets one of those that are there, though many wait before it."""
+    with tcp_pairs(16) as pairs:
+        inputs = [Input(ring, ours) for ours, _ in pairs]
+        for input_, (_, theirs) in zip(reversed(inputs), reversed(pairs), strict=True):
+            drive(ring)
+            theirs.sendall(b"data")
+            drive_until(ring, lambda input_=input_: input_.data == b"data")  # type: ignore[misc]
+        assert ring.counters().buffers_lent <= 1  # what was passed on last
+
+
 def test_input_that_nobody_awaits_keeps_nobody_awake(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     outbox = ring.outbox_open(ours.fileno(), on_progress=bool, on_done=lambda request: None)

@@ -208,6 +208,15 @@ async def test_c22_last_words(
     assert end.data == b"data;" + WORDS
 
 
+async def test_c22_the_longest_last_words(contexts: Contexts, meet: Meet) -> None:
+    stream, peer = await meet(contexts)
+    stream.farewell = words = bytes(range(256)) * 64
+    await returns(stream)
+    end = await end_of(peer)
+    assert end.is_clean
+    assert end.data == b"data;" + words
+
+
 async def test_c22_when_cancelled(contexts: Contexts) -> None:
     stream, peer = await meet(contexts)
     stream.farewell = WORDS
