@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +21,14 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.connection import Connection
 from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
 
+from ringtls._cli import main
 from ringtls._cli.certificates import make_certificate
 from ringtls.httpcore import transport
 
 from .conftest import Contexts, contexts_of
 from .support.application import CANCELLED, PIECE
 from .support.peer import Peer
-from .support.server import Server, fails
+from .support.server import Server, fails, read_metrics
 from .support.streams import reset
 from .support.waiting import LIMIT, wait_until
 
@@ -422,6 +422,32 @@ def test_one_that_is_not_there(application: str, text: str) -> None:
     assert re.fullmatch(text, said(application))
 
 
+def test_what_is_no_application(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["asgi", "main"])
+    assert "'main' is not MODULE:NAME" in capsys.readouterr().err
+
+
+class NoHypercorn:
+    """A finder of modules, where hypercorn is not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "hypercorn":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_without_hypercorn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "hypercorn" or name == "ringtls._cli.asgi.service":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [NoHypercorn(), *sys.meta_path])
+    assert main(["asgi", "main:app"]) == 1
+    text = "asgi needs hypercorn, which is not installed: pip install 'ringtls[asgi]'"
+    assert capsys.readouterr().err == f"ringtls: {text}\n"
+
+
 def test_workers_say_it_too() -> None:
     assert "not today" in said("tests.support.application:unwilling", "--workers", "2")
 
@@ -534,13 +560,6 @@ async def test_the_tls_extension(contexts: Contexts, start: Start) -> None:
 
 def der_of(certificate: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert(certificate.read_text())
-
-
-def read_metrics(place: Path) -> str:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(place))
-        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        return b"".join(iter(partial(sock.recv, 65536), b"")).decode()
 
 
 async def test_metrics_and_workers(contexts: Contexts, start: Start, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -19,15 +20,21 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from ringtls._cli import main
 from ringtls._cli.certificates import client_context, make_certificate
 from ringtls._cli.demo.peer import _hides_reset as hides_reset
+from ringtls._cli.proxy import backends
+from ringtls._cli.proxy.connection import _connect, _connect_now
+from ringtls._cli.server.listening import Address
+from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts, contexts_of
+from .support.processes import in_child
 from .support.proxy import Backend, Proxy, StartProxy, starting_proxies
-from .support.server import PATIENCE, fails, wait_until_refused
-from .support.streams import reset
+from .support.server import PATIENCE, fails, read_metrics, wait_until_refused
+from .support.streams import open_fds, reset
 from .support.waiting import wait_until
 
 
@@ -197,18 +204,25 @@ def test_no_backend_is_there(start: StartProxy) -> None:
     assert line.endswith(f"no backend: {first.name}: {refused}; {second.name}: {refused}")
 
 
-def test_a_backend_that_never_accepts(
-    start: StartProxy, backend: Backend, any_name: ssl.SSLContext, tmp_path: Path
-) -> None:
-    with Backend(tmp_path / "full") as full, ExitStack() as stack:
+@contextmanager
+def backend_that_is_full(path: Path) -> Iterator[Backend]:
+    """One that never accepts, and with which others wait already."""
+    with Backend(path) as full, ExitStack() as stack:
         full.listener.listen(0)
         while True:
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
             sock.setblocking(False)
             try:
-                sock.connect(str(tmp_path / "full"))
+                sock.connect(str(path))
             except BlockingIOError:
                 break
+        yield full
+
+
+def test_a_backend_that_never_accepts(
+    start: StartProxy, backend: Backend, any_name: ssl.SSLContext, tmp_path: Path
+) -> None:
+    with backend_that_is_full(tmp_path / "full") as full:
         routes = ("--route", f"localhost={full.name}", "--backend", backend.name)
         proxy = start(*routes, "--connect-timeout", "0.1")
         with proxy.tls() as client:
@@ -218,6 +232,115 @@ def test_a_backend_that_never_accepts(
         assert proxy.stop() == 0
         [line] = lines(proxy)
         assert line.endswith(f"no backend: {full.name}: no answer within 0.1 s")
+
+
+def test_r5_a_drain_while_a_backend_is_connected_to(start: StartProxy, tmp_path: Path) -> None:
+    """The client can't take it for an end."""
+    with Backend() as down:
+        pass
+    with backend_that_is_full(tmp_path / "full") as full:
+        backends = ("--backend", down.name, "--backend", full.name)
+        metrics = ("--metrics", f"unix:{tmp_path / 'metrics'}")
+        proxy = start(*backends, *metrics, "--connect-timeout", "3600")
+        with proxy.tls() as client:
+            failed = f'ringtls_backend_failures_total{{backend="{down.name}"}} 1.0'
+            wait_until(lambda: failed in read_metrics(tmp_path / "metrics"))  # on to the other
+            for _ in range(2):
+                proxy.process.send_signal(signal.SIGTERM)
+            assert is_reset(client)
+        assert proxy.wait() == 0
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Knows several addresses of every name, and counts who asks."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+        self.asked = 0
+
+    async def getaddrinfo(  # type: ignore[override]
+        self, host: object, port: int, *_: object, **__: object
+    ) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        self.asked += 1
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, port)) for address in self._addresses]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+async def test_the_addresses_of_a_name(backend: Backend) -> None:
+    """The next if the first refuses; they are asked for again if all do."""
+    resolver = Resolver("127.0.0.2", "127.0.0.1")
+    trio.socket.set_custom_hostname_resolver(resolver)
+    target = backends.Backend(Address("a.name", backend.listener.getsockname()[1]))
+    assert target.connect_now() is None
+    for _ in range(2):
+        async with await target.connect() as stream:
+            assert stream.socket.getpeername() == backend.listener.getsockname()
+        backend.accept().close()
+    assert resolver.asked == 1
+    backend.listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        await target.connect()
+    target.note_failure()
+    with pytest.raises(ConnectionRefusedError):
+        await target.connect()
+    assert resolver.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "families"),
+    [("::1", [socket.AF_INET6]), ("fe80::1%lo", None), ("a.name", None)],
+)
+def test_what_needs_no_resolver(host: str, families: list[socket.AddressFamily] | None) -> None:
+    targets = backends._targets_without_resolving(Address(host, 1))
+    assert families == (None if targets is None else [family for family, _ in targets])
+
+
+class Crowd:
+    """Holds all descriptors that there may be, and gives one back at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self.taken: list[int] = []
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_fds() + 16, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                self.taken.append(os.dup(fd))
+
+    async def make_room(self) -> None:
+        os.close(self.taken.pop())
+
+
+def test_a_shortage_of_descriptors_is_waited_out(backend: Backend) -> None:
+    """Who connects to a backend has others give way, and tries again."""
+    target = backends.Backend(Address(*backend.listener.getsockname()))
+
+    async def main() -> None:
+        TrioDriver.current().ring  # noqa: B018  it needs some itself
+        crowd = Crowd(backend.listener.fileno())
+        many = len(crowd.taken)
+        assert _connect_now(target) is None
+        stream = await _connect(crowd, target)  # type: ignore[arg-type]
+        assert len(crowd.taken) == many - 1
+        stream.close_unclean()
+
+    in_child(lambda: trio.run(main))
+
+
+def test_idle_connections_give_way_when_descriptors_run_short(
+    start: StartProxy, backend: Backend
+) -> None:
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
+    proxy = start("--backend", backend.name, "--max-connections", "1000", preexec_fn=limit)
+    with ExitStack() as stack:
+        for _ in range(3 * 64):
+            stack.enter_context(proxy.tcp())
+        for _ in range(10):
+            assert works(proxy, backend)
+    assert proxy.stop() == 0
+    assert "Traceback" not in proxy.log()
 
 
 # Where from
@@ -708,6 +831,7 @@ def test_what_does_not_fit_together(arguments: tuple[str, ...], reason: str) -> 
         ("--route", "a.example"),
         ("--route", "*=a:1"),
         ("--route", "a*b=a:1"),
+        ("--route", "\N{SNOWMAN}.example=a:1"),
         ("--backend", "a:1", "--alpn", ""),
         ("--backend", "a:1", "--proxy-protocol", "v3"),
     ],

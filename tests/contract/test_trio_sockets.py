@@ -44,6 +44,8 @@ async def test_it_is_on_the_ring_and_stays_the_users(contexts: Contexts) -> None
     assert below.socket.fileno() == number
     assert below.socket.getsockname() == address
     assert (below.socket.family, below.socket.type) == (family, socket.SOCK_STREAM)
+    assert below.socket.proto == ours.proto
+    assert repr(below.socket).endswith(", used by a TlsStream>")
     below.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     assert below.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     await stream.aclose()
@@ -79,6 +81,31 @@ async def test_c1_closing_it_ends_in_order(contexts: Contexts) -> None:
     end = await in_thread(peer.end)
     assert end.is_clean
     assert end.data == b"last words"
+
+
+async def test_c1_leaving_its_socket_ends_in_order(contexts: Contexts) -> None:
+    below, stream, peer = await met(contexts)
+    await stream.send_all(b"last words")
+    assert not below.socket.did_shutdown_SHUT_WR
+    with below.socket:
+        pass
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.send_all(b"x")
+    await stream.aclose()
+    end = await in_thread(peer.end)
+    assert end.is_clean
+    assert end.data == b"last words"
+
+
+async def test_shutting_its_socket_down(contexts: Contexts) -> None:
+    """As trio's own, it knows then that nothing more can be sent."""
+    below, stream, peer = await met(contexts)
+    below.socket.shutdown(socket.SHUT_RD)
+    assert not below.socket.did_shutdown_SHUT_WR
+    below.socket.shutdown(socket.SHUT_WR)
+    assert below.socket.did_shutdown_SHUT_WR
+    stream.close_unclean()
+    assert not (await in_thread(peer.end)).is_clean
 
 
 async def test_c17_its_owners_object_can_not_close_it(contexts: Contexts) -> None:

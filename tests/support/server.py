@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,14 @@ def read_to_end(sock: ssl.SSLSocket) -> bytes:
 
 def head(target: str, *headers: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def read_metrics(place: Path) -> str:
+    """What ``--metrics unix:PATH`` answers."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(place))
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        return b"".join(iter(partial(sock.recv, 65536), b"")).decode()
 
 
 def fails(
