@@ -32,6 +32,7 @@ class _Stream(Uncopyable):
     """What both streams have in common."""
 
     _driver: BlockingDriver
+    _stream: _socket.SocketStream | _tls.TlsStream[_socket.SocketStream]
     _closing: Closing
     _timeout: float | None = None
 
@@ -46,6 +47,16 @@ class _Stream(Uncopyable):
 
     def _call(self) -> _Call:
         return self._driver.call(self._timeout)
+
+    @property
+    def input_pending(self) -> bool:
+        """True if a receive would return at once: see ringtls.SocketStream and ringtls.TlsStream.
+
+        Raises:
+          trio.ClosedResourceError: the stream was closed.
+        """
+        with self._driver.call():
+            return self._stream.input_pending
 
     def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Each stream has its own."""
@@ -100,6 +111,8 @@ class SocketStream(_Stream):
       RuntimeError: gevent has monkey-patched this process.
     """
 
+    _stream: _socket.SocketStream
+
     def __init__(self, sock: socket.socket) -> None:
         if not isinstance(sock, socket.socket):
             raise TypeError(f"a blocking SocketStream needs a socket.socket, not {sock!r}")
@@ -150,16 +163,6 @@ class SocketStream(_Stream):
         """
         with self._call():
             return complete(self._stream.peek(max_bytes))
-
-    @property
-    def input_pending(self) -> bool:
-        """True if a receive would return at once: see ringtls.SocketStream.
-
-        Raises:
-          trio.ClosedResourceError: the stream was closed.
-        """
-        with self._driver.call():
-            return self._stream.input_pending
 
     def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: see ringtls.SocketStream.receive_into.
@@ -219,6 +222,8 @@ class TlsStream(TlsInfo, _Stream):
     Raises:
       TypeError, ValueError, ssl.SSLError: as for ringtls.TlsStream.
     """
+
+    _stream: _tls.TlsStream[_socket.SocketStream]
 
     def __init__(
         self,
@@ -291,16 +296,6 @@ class TlsStream(TlsInfo, _Stream):
         """
         with self._call():
             return complete(self._stream.receive_some(max_bytes))
-
-    @property
-    def input_pending(self) -> bool:
-        """True if a receive would return at once: see ringtls.TlsStream.
-
-        Raises:
-          trio.ClosedResourceError: the stream was closed.
-        """
-        with self._driver.call():
-            return self._stream.input_pending
 
     def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: see ringtls.TlsStream.receive_into.
