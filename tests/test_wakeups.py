@@ -62,6 +62,8 @@ class SignalsOnce:
 
 @io_uring_only
 def test_a_kernel_that_signals_once_is_found_out() -> None:
+    if not wakes_event_loops():
+        pytest.skip("this kernel is one, or is late")
     signals_once = SignalsOnce()
     assert not signals_at_once(signals_once)
     assert signals_once.asked == 2
