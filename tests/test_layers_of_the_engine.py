@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from .conftest import ENGINE
 from .support.engines import needs_compiler
+
+PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
+
+
+def test_the_table_on_the_page() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("| module | its one job |\n")[2]
+    rows = table.partition("\n\n")[0].splitlines()
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(path.stem for path in ENGINE.glob("*.c"))
 
 
 @needs_compiler

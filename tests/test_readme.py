@@ -77,6 +77,13 @@ def test_every_file_that_is_named_exists() -> None:
         assert (ROOT / name).exists() or (ROOT / "src" / "ringtls" / name).exists(), name
 
 
+def test_every_script_is_in_the_table() -> None:
+    """But for those that are parts of others, which have a suffix."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    for script in (ROOT / "script").iterdir():
+        assert script.suffix or re.search(rf"^\| .*`script/{script.name}`", page, re.M), script
+
+
 def test_every_name_in_the_architecture_exists() -> None:
     """In the code of the package or of the engine; of a dotted name every part."""
     page = re.sub(r"```.*?```", "", (ROOT / "docs" / "architecture.md").read_text(), flags=re.S)
