@@ -39,7 +39,7 @@ from ringtls._cli.server import StartError, Wait, connections, handling
 from ringtls._cli.server.connections import Connections, Limits
 from ringtls._cli.server.credentials import Credentials, Files
 from ringtls._cli.server.figures import Figures
-from ringtls._cli.server.handling import Handler, serve_connection
+from ringtls._cli.server.handling import Handler, begin_connection
 from ringtls._cli.server.listening import Address, Inherited, open_sockets, parse_bind
 from ringtls._cli.server.metrics import Metrics
 from ringtls._cli.server.timeouts import OF_REQUESTS
@@ -1007,7 +1007,8 @@ class Served:
     async def serve(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.connections.sweep)
-            await serve_connection(self._handler, self._server)
+            begin_connection(self._handler, self._server, nursery)
+            await self.connections._has_room.wait()  # it has ended
             nursery.cancel_scope.cancel()
         self.ended.set()
 

@@ -26,6 +26,7 @@ from ringtls import (
     serve_tls_over_tcp,
     statistics,
 )
+from ringtls._streams.acceptor import Acceptor
 from ringtls._streams.tls import PIECE
 from ringtls._transports import ring as _transport
 from ringtls._transports.base import HIGH_WATER
@@ -400,17 +401,16 @@ async def test_a_port_in_use(contexts: Contexts) -> None:
 async def test_serving_goes_on_when_descriptors_run_short(
     contexts: Contexts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    accept = TlsListener.accept
+    fill_up = Acceptor._fill_up
     monkeypatch.setattr(_accepting._records, "_next_at", 0.0)
-    refusals = [errno.EMFILE, errno.ENFILE] * 4  # one for each acceptor, at once
+    refusals = [errno.EMFILE, errno.ENFILE]
 
-    async def refuse_at_first(listener: TlsListener) -> TlsStream:
+    def refuse_at_first(acceptor: Acceptor) -> None:
         if refusals:
-            await trio.lowlevel.checkpoint()
             raise OSError(refusals.pop(), "no descriptor is left")
-        return await accept(listener)
+        fill_up(acceptor)
 
-    monkeypatch.setattr(TlsListener, "accept", refuse_at_first)
+    monkeypatch.setattr(Acceptor, "_fill_up", refuse_at_first)
 
     async def greet(stream: TlsStream) -> None:
         await stream.send_all(b"hello")

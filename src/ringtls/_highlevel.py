@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-from ._accepting import ACCEPTORS, accept_forever
+from ._accepting import accept_by_callbacks
 from ._drivers.trio import TrioDriver
 from ._statistics import Statistics
 from ._streams.socket import SocketListener, SocketStream
@@ -237,7 +237,7 @@ async def serve_tls_over_tcp(
 
 async def _serve(
     handler: Callable[[StreamT], Awaitable[object]],
-    listeners: Sequence[trio.abc.Listener[StreamT]],
+    listeners: Sequence[SocketListener] | Sequence[TlsListener[SocketStream]],
     handler_nursery: trio.Nursery | None,
     announce: Callable[[], object],
 ) -> NoReturn:
@@ -251,8 +251,7 @@ async def _serve(
             handlers.start_soon(_handle, handler, stream)
 
         for listener in listeners:
-            for _ in range(ACCEPTORS):
-                nursery.start_soon(accept_forever, listener.accept, begin)
+            nursery.start_soon(accept_by_callbacks, listener, begin)
         announce()
         await trio.sleep_forever()
 

@@ -143,6 +143,10 @@ class Transport(Protocol):
     def expect_input(self) -> None:
         """Begin to receive, if that can be done without a task: the peer speaks first."""
 
+    def announce_input(self, on_arrival: Callable[[], object] | None) -> None:
+        """Call this, until told otherwise, whenever who waits in ``receive`` would be woken. Nobody
+        does, or will before it is told otherwise."""
+
     async def receive(self) -> None:
         """Wait until something was passed on. For callers that have used up what had come.
 

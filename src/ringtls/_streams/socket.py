@@ -40,11 +40,17 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["SocketListener", "SocketStream", "checked_max_bytes", "writable_bytes"]
+__all__ = [
+    "CONNECTION_ERRORS",
+    "SocketListener",
+    "SocketStream",
+    "checked_max_bytes",
+    "writable_bytes",
+]
 
 #: What accept(2) may answer because of one connection, and not of the listener (its man page
 #: asks to treat these as "try again").
-_CONNECTION_ERRORS = {
+CONNECTION_ERRORS = {
     errno.ECONNABORTED,
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
@@ -502,7 +508,7 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
             try:
                 fd = await self._driver.wait(Handle(listening.ring, request))
             except OSError as error:
-                if error.errno in _CONNECTION_ERRORS or not listening.is_open:
+                if error.errno in CONNECTION_ERRORS or not listening.is_open:
                     continue
                 raise
             return self._accepted(fd)

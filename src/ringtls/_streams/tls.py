@@ -598,9 +598,14 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                 self._handshake_failed = True
                 self._driver.tally.handshake_failures[reason_of(error.__cause__)] += 1
             raise
-        if not (session.has_last_word or session.has_ciphertext or sends_next):
-            self._transport.acknowledge()
+        if not sends_next:
+            self._acknowledge_handshake()
         return waited
+
+    def _acknowledge_handshake(self) -> None:
+        """Rule 6."""
+        if not (self._session.has_last_word or self._session.has_ciphertext):
+            self._transport.acknowledge()
 
     def _shake_hands(self, for_reading: bool) -> bool:
         session = self._session

@@ -54,17 +54,20 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         """
         transport_stream = await self.transport_listener.accept()
         try:
-            return TlsStream(
-                transport_stream,
-                self._ssl_context,
-                server_side=True,
-                https_compatible=self._https_compatible,
-                shutdown_timeout=self._shutdown_timeout,
-                reset_on_error=self._reset_on_error,
-            )
+            return self._encrypted(transport_stream)
         except BaseException:
             await trio.aclose_forcefully(transport_stream)
             raise
+
+    def _encrypted(self, transport_stream: StreamT) -> TlsStream[StreamT]:
+        return TlsStream(
+            transport_stream,
+            self._ssl_context,
+            server_side=True,
+            https_compatible=self._https_compatible,
+            shutdown_timeout=self._shutdown_timeout,
+            reset_on_error=self._reset_on_error,
+        )
 
     @property
     def socket(self) -> socket.socket | trio.socket.SocketType:

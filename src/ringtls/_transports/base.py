@@ -130,6 +130,10 @@ class BaseTransport:
         self._sink = sink
         self._on_end = on_end
 
+    def announce_input(self, on_arrival: Callable[[], object] | None) -> None:
+        queue = self.driver.wait_queue()  # nobody waits in the one before
+        self._arrived = queue if on_arrival is None else _Announced(queue, on_arrival)
+
     def pass_on(
         self, sink: Sink, on_end: Callable[[], object], on_change: Callable[[], object]
     ) -> None:

@@ -34,7 +34,7 @@ except ModuleNotFoundError as _error:
         "ringtls.hypercorn needs hypercorn: pip install 'ringtls[asgi]'", name="hypercorn"
     ) from _error
 
-from .._accepting import ACCEPTORS, accept_forever
+from .._accepting import accept_by_callbacks
 from .._streams.socket import SocketListener, SocketStream
 from .._streams.tls import TlsStream
 from ._applications import ClientDisconnectedError
@@ -115,7 +115,7 @@ async def worker_serve(
                         connections.start_soon,
                         partial(_serve, app, config, context, state, ssl_context),
                     )
-                    acceptors += [partial(accept_forever, listener.accept, begin)] * ACCEPTORS
+                    acceptors.append(partial(accept_by_callbacks, listener, begin))
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 for acceptor in acceptors:
                     nursery.start_soon(acceptor)

@@ -95,6 +95,7 @@ class ProxyService(Service):
         self._routes = routes
         self._accounts = Accounts()
         self.is_tls = options.is_tls
+        self.has_preface = options.accepts_header or not options.is_tls
         self.scheme = "tls" if options.is_tls else "tcp"
         self.alpn = options.alpn if options.is_tls else ()
         if options.encryption is not None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import heapq
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -124,10 +124,21 @@ class Connection:
     deadline: float = NEVER
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     data: Any = None  # the handler's own
+    _start: Callable[[], object] | None = None
     _activity: Activity | None = None
     _limit: float = NEVER
     _seen: object = None
     _seen_at: float = NEVER
+
+    def starts_by(self, start: Callable[[], object]) -> None:
+        """``start`` starts its task, which it has none of yet."""
+        self._start = start
+
+    def start(self) -> None:
+        """Start its task, if that has not happened."""
+        start, self._start = self._start, None
+        if start is not None:
+            start()
 
     def begin(self, wait: Wait) -> None:
         """Wait for something from now on; ``Wait.NOTHING`` is without a limit."""
@@ -160,6 +171,7 @@ class Connection:
         if self.cut is None:
             self.cut = reason
             self.scope.cancel()
+            self.start()
 
     def timeout_of(self, wait: Wait) -> float:
         """Seconds that it may wait for something."""
@@ -167,7 +179,7 @@ class Connection:
 
     async def make_room(self) -> None:
         """Have other connections give way, since descriptors run short; then try again."""
-        self._table.give_way()
+        self._table.make_room()
         await trio.sleep(SHORTAGE_PAUSE)
 
     @property
@@ -194,15 +206,18 @@ class Connections:
     def add(self, connection: Connection) -> None:
         self._open.add(connection)
         if len(self._open) > self._limit:
-            self.give_way(1)
+            self._give_way(1)
 
     def remove(self, connection: Connection) -> None:
         self._open.discard(connection)
         self._has_room.set()
 
+    def has_room(self) -> bool:
+        """Whether another connection may be accepted."""
+        return len(self._open) <= self._limit
+
     async def until_there_is_room(self) -> None:
-        """Return when another connection may be accepted."""
-        while len(self._open) > self._limit:
+        while not self.has_room():
             self._has_room = trio.Event()
             await self._has_room.wait()
 
@@ -213,8 +228,11 @@ class Connections:
             if connection.waits_for in _IDLE:
                 connection.end(Cut.DRAIN)
 
-    def give_way(self, count: int = GIVE_WAY) -> None:
-        """See rule 4."""
+    def make_room(self) -> None:
+        """Descriptors run short (rule 4). Those that give way already will leave theirs."""
+        self._give_way(GIVE_WAY - sum(each.cut is Cut.SHORTAGE for each in self._open))
+
+    def _give_way(self, count: int) -> None:
         waiting = (
             connection
             for connection in self._open

@@ -7,6 +7,8 @@ Rules:
    does; a PROXY header, which comes before TLS, is nothing said.
 2. The end of a stream has little time, and can't be cut short. So the server first waits until the
    peer has all that it was sent (``_until_taken``), which can be cut short, and then ends it.
+3. A connection has a task from its handshake on, or when it is cut: a client that only connects
+   costs none. Where something comes before TLS, it has one from the start.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import trio
 
 from ringtls import SocketStream, TlsStream
+from ringtls._streams.handshakes import begin_handshake, is_shaken
 
 from .connections import Connection, Connections, Cut, Wait
 from .credentials import Credentials, identity_of
@@ -31,7 +35,7 @@ from .figures import Figures
 from .metrics import Metrics
 from .timeouts import OF_REQUESTS, Timeout
 
-__all__ = ["Handler", "Service", "serve_connection"]
+__all__ = ["Handler", "Service", "begin_connection"]
 
 logger = logging.getLogger("ringtls.server")
 
@@ -54,6 +58,7 @@ class Service:
       descriptors: how many a connection takes.
       alpn: protocols that are offered to clients, the preferred first.
       files: what is read with the certificates, at the start and at SIGHUP.
+      has_preface: whether ``begin`` is to be called.
       is_tls: whether clients speak TLS.
       scheme: of the URLs at which it is reached.
       https_compatible: see TlsStream.
@@ -64,6 +69,7 @@ class Service:
     descriptors: ClassVar[int] = 1
     alpn: tuple[str, ...] = ()
     files: Sequence[Path] = ()
+    has_preface = False
     is_tls = True
     scheme = "https"
     https_compatible = True
@@ -97,7 +103,7 @@ class Service:
 
     async def begin(self, connection: Connection) -> bool:
         """Take what comes before TLS. False if the connection has been reset."""
-        return True
+        raise NotImplementedError
 
     async def handle(self, connection: Connection) -> None:
         """Serve one connection, after its handshake. It is ended when this returns.
@@ -131,11 +137,25 @@ class Handler:
     allowed: frozenset[str] = frozenset()
 
 
-async def serve_connection(handler: Handler, transport: SocketStream) -> None:
-    """Serve it until it ends (rule 1)."""
+def begin_connection(handler: Handler, transport: SocketStream, nursery: trio.Nursery) -> None:
+    """Serve it until it ends, by a task of the nursery (rules 1 and 3). Does not wait."""
+    service = handler.service
+    connection = Connection(transport, _peer_name(transport.socket), handler.connections)
+    connection.starts_by(partial(nursery.start_soon, _serve, handler, connection))
+    handler.connections.add(connection)
+    connection.begin(Wait.HANDSHAKE)
+    if not service.is_tls or service.has_preface or connection.cut is not None:
+        connection.start()
+        return
+    try:
+        _encrypt(handler, connection)
+        begin_handshake(connection.stream, connection.start)
+    except Exception:  # the task meets it, too
+        connection.start()
+
+
+async def _serve(handler: Handler, connection: Connection) -> None:
     connections = handler.connections
-    connection = Connection(transport, _peer_name(transport.socket), connections)
-    connections.add(connection)
     try:
         try:
             await _serve_until_cut(handler, connection)
@@ -164,8 +184,7 @@ async def _end(connection: Connection) -> None:
 async def _serve_until_cut(handler: Handler, connection: Connection) -> None:
     service = handler.service
     with connection.scope:
-        connection.begin(Wait.HANDSHAKE)
-        if not await service.begin(connection):
+        if service.has_preface and not await service.begin(connection):
             return
         if service.is_tls and not await _shake_hands(handler, connection):
             return
@@ -192,15 +211,12 @@ def _takes_nothing(connection: Connection) -> bool:
 async def _shake_hands(handler: Handler, connection: Connection) -> bool:
     """True if it succeeded, and the client is allowed."""
     credentials = handler.credentials
-    connection.stream = stream = TlsStream(
-        connection.transport,
-        credentials.context,
-        server_side=True,
-        https_compatible=handler.service.https_compatible,
-    )
-    connection.is_tls = True
+    if not connection.is_tls:
+        _encrypt(handler, connection)
+    stream = connection.stream
     try:
-        await stream.do_handshake()
+        if not is_shaken(stream):
+            await stream.do_handshake()
     except trio.BrokenResourceError as error:
         connection.server_name = credentials.asked_for.get(stream.ssl_object, "")
         if _is_silent(connection):
@@ -222,6 +238,16 @@ async def _shake_hands(handler: Handler, connection: Connection) -> bool:
             logger.warning("%s: not allowed: %s", connection.peer, connection.identity)
             return False
     return True
+
+
+def _encrypt(handler: Handler, connection: Connection) -> None:
+    connection.stream = TlsStream(
+        connection.transport,
+        handler.credentials.context,
+        server_side=True,
+        https_compatible=handler.service.https_compatible,
+    )
+    connection.is_tls = True
 
 
 def _handshake_failure(connection: Connection, error: trio.BrokenResourceError) -> str:

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from ringtls import RingUnavailableError, SocketListener, SocketStream
-from ringtls._accepting import ACCEPTORS, accept_forever
+from ringtls._accepting import accept_by_callbacks
 
 from .connections import Connections, Limits
 from .credentials import Credentials
 from .errors import StartError
 from .figures import Figures
-from .handling import Handler, Service, serve_connection
+from .handling import Handler, Service, begin_connection
 from .notify import notify, notify_reloading, watchdog_interval
 from .reloading import READ_TIMEOUT, Reloader
 from .supervisor import SIGNALS
@@ -128,17 +128,18 @@ class _Process:
 
     async def _accept(self, nursery: trio.Nursery) -> None:
         def begin(stream: SocketStream) -> None:
-            nursery.start_soon(serve_connection, self._handler, stream)
+            begin_connection(self._handler, stream, nursery)
 
+        accept = partial(
+            accept_by_callbacks,
+            begin=begin,
+            make_room=self._connections.make_room,
+            has_room=self._connections.has_room,
+            until_there_is_room=self._connections.until_there_is_room,
+        )
         async with trio.open_nursery() as acceptors:
             for listener in self._listeners:
-                accept = partial(self._accept_one, listener)
-                for _ in range(ACCEPTORS):
-                    acceptors.start_soon(accept_forever, accept, begin, self._connections.give_way)
-
-    async def _accept_one(self, listener: SocketListener) -> SocketStream:
-        await self._connections.until_there_is_room()
-        return await listener.accept()
+                acceptors.start_soon(accept, listener)
 
     # Orders
 
