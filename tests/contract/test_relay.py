@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import random
 import re
 import select
 import socket
 import ssl
+import sys
+import termios
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -338,6 +341,59 @@ def test_r3_what_is_not_taken_in_is_given_up(
     assert len(met.client.data) < ACCEPTED
     expected = RelayEnd.RESET if how == "crash" else RelayEnd.UNDELIVERED
     assert met.outcome.b_to_a.end is expected
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=str)
+def test_r3_a_crash_behind_a_client_that_reads_nothing(contexts: Contexts, kind: Kind) -> None:
+    """More has come than the relay takes from its kernel. It is the client's, however late that
+    reads, and the reset comes after it."""
+    is_full, has_crashed = threading.Event(), threading.Event()
+    taken: list[int] = []
+
+    def client(talker: Talker) -> Saw:
+        talker.handshake()
+        assert has_crashed.wait(LIMIT)
+        return talker.read()
+
+    def crash(talker: Talker) -> None:
+        sent = 0
+
+        def send_what_is_taken() -> None:
+            nonlocal sent
+            with suppress(BlockingIOError):
+                while True:
+                    sent += talker.sock.send(bytes(SMALL))
+
+        def is_filled() -> bool:
+            send_what_is_taken()
+            return is_full.is_set()
+
+        talker.sock.setblocking(False)
+        wait_until(is_filled)
+        send_what_is_taken()
+        not_acknowledged = fcntl.ioctl(talker.sock, termios.TIOCOUTQ, bytes(4))  # tcp(7)
+        taken.append(sent - int.from_bytes(not_acknowledged, sys.byteorder))
+        reset(talker.sock)
+        has_crashed.set()
+
+    meeting = Meeting(contexts, (kind, KINDS[1]), client, crash, buffer_size=SMALL)
+    outcomes: list[RelayOutcome] = []
+
+    async def relay_both(a: Any, b: Any) -> None:
+        outcomes.append(await relay(a, b))
+
+    async def main() -> None:
+        a, b = meeting.streams()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay_both, a, b)
+            await until(lambda: a._transport.unsent >= HIGH_WATER)
+            is_full.set()
+
+    trio.run(main)
+    client_saw, _ = meeting.join()
+    assert client_saw.end == RESET
+    assert len(client_saw.data) >= taken[0] > HIGH_WATER
+    assert outcomes[0].b_to_a.end is RelayEnd.RESET
 
 
 @with_tls
