@@ -51,6 +51,10 @@ make_root() { # make_root RELEASE ARCHITECTURE [PACKAGE...]: python3, and nothin
 	printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
 	pip_conf /etc/pip-ca.pem >"$root/etc/pip.conf"
 	cp "$work/ca.pem" "$root/etc/pip-ca.pem"
+	if [ -n "$foreign" ]; then # no package was configured, and ensurepip asks for what one makes
+		mkdir -p "$root/etc/ssl/certs"
+		cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs"
+	fi
 	copy_tree "$root/ringtls"
 }
 
