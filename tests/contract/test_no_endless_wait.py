@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ import trio.testing
 from ringtls import (
     CloseOutcome,
     SocketStream,
-    TlsListener,
     TlsStream,
     TruncationError,
     _accepting,
@@ -27,6 +26,7 @@ from ringtls import (
 )
 from ringtls._drivers.trio import TrioDriver
 from ringtls._engine.descriptors import has_unacknowledged
+from ringtls._streams.acceptor import Acceptor
 from ringtls._streams.session import TlsSession
 
 from ..conftest import Contexts
@@ -74,14 +74,14 @@ async def test_c16_a_logging_filter_that_raises_in_a_server(
     """It is called where no descriptor is left for a connection. The next ones are served."""
     monkeypatch.setattr(_accepting._records, "_next_at", 0.0)
     monkeypatch.setattr(_accepting, "SHORTAGE_PAUSE", 0.0)
-    accept, refusals = TlsListener.accept, [errno.EMFILE]
+    run, refusals = Acceptor.run, [errno.EMFILE]
 
-    async def refuse_at_first(listener: TlsListener) -> TlsStream:
+    async def refuse_at_first(acceptor: Acceptor, wait: Callable[[], Awaitable[None]]) -> None:
         if refusals:
             raise OSError(refusals.pop(), "no descriptor is left")
-        return await accept(listener)
+        await run(acceptor, wait)
 
-    monkeypatch.setattr(TlsListener, "accept", refuse_at_first)
+    monkeypatch.setattr(Acceptor, "run", refuse_at_first)
     logger, bad = logging.getLogger("ringtls"), RaisingFilter()
     logger.addFilter(bad)
     try:
