@@ -33,6 +33,7 @@ from ringtls._engine.wakeups import wakes_event_loops
 from ringtls._transports.ring import as_bytes
 
 from ..support.engines import io_uring_only
+from ..support.injection import InjectedError, RaiseAt
 from ..support.processes import in_child
 from ..support.rings import Pair, drive, drive_until, is_awake, small_queues
 from ..support.seccomp import forbid
@@ -586,6 +587,33 @@ def test_h7_a_drain_that_is_interrupted_frees_nothing(
     gc.collect()
     with pytest.raises(BufferError):
         buffer.append(1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["Ring._begin", "open_engine", pytest.param("_open_io_uring", marks=io_uring_only)],
+)
+def test_h7_a_ring_that_was_only_half_made(function: str) -> None:
+    """An exception at any bytecode of its making: no descriptor is left, and no memory, as
+    script/test-asan sees."""
+
+    def make(number: int) -> bool:
+        injection = RaiseAt(number, "opcode", function)
+        with suppress(InjectedError), injection.tracing():
+            ring = Ring(buffers=1, buffer_size=4096, sq_entries=8)
+        if not injection.has_raised:
+            ring.close(timeout=1.0)
+        return injection.has_raised
+
+    def use() -> None:
+        make(10**6)  # and what is imported meanwhile
+        before, number = open_fds(), 1
+        while make(number):
+            assert open_fds() == before, number
+            number += 1
+        assert number > 1
+
+    in_child(use)
 
 
 def test_h7_another_thread_frees_nothing() -> None:

@@ -12,7 +12,6 @@ from .choice import Engine, announce, may_be_replaced
 
 __all__ = ["CQ_ENTRIES", "SMALLEST_RING", "open_engine"]
 
-_ffi: Any = _native.ffi
 _lib: Any = _native.lib
 
 CQ_ENTRIES = 4096
@@ -20,19 +19,20 @@ SMALLEST_RING = 32
 
 
 def open_engine(
+    out: Any,
     wanted: Engine | None,
     wakeup_fd: int,
     sq_entries: int,
     buffers: int,
     buffer_size: int,
     cooperative: bool,
-) -> tuple[Engine, Any]:
-    out = _ffi.new("struct rtl_ring **")
+) -> Engine:
+    """Open one into ``out``, a ``struct rtl_ring **``."""
     reason = "it was asked for"
     if wanted is not Engine.EPOLL:
         try:
             _open_io_uring(out, wakeup_fd, sq_entries, buffers, buffer_size, cooperative)
-            return Engine.IO_URING, out[0]
+            return Engine.IO_URING
         except RingUnavailableError as error:
             if wanted is Engine.IO_URING or not may_be_replaced(error):
                 raise
@@ -41,7 +41,7 @@ def open_engine(
     if result < 0:
         raise unavailable(-result, Engine.EPOLL)
     announce(reason)
-    return Engine.EPOLL, out[0]
+    return Engine.EPOLL
 
 
 def _open_io_uring(

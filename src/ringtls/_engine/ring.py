@@ -169,9 +169,10 @@ class Ring:
         self.wakeup_fd: int = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
         )
-        self.engine: Engine
+        opened = _ffi.new("struct rtl_ring **")
         try:
-            self.engine, self._engine = open_engine(
+            self.engine: Engine = open_engine(
+                opened,
                 engine or forced(),
                 self.wakeup_fd,
                 sq_entries or SQ_ENTRIES,
@@ -179,9 +180,16 @@ class Ring:
                 buffer_size,
                 cooperative,
             )
+            self._engine = opened[0]
+            self._begin(buffers, buffer_size, cooperative)
         except BaseException:
+            _open_rings.discard(self)
+            if opened[0] != _ffi.NULL:
+                _lib.rtl_free(opened[0])
             self._close_wakeup_fd()
             raise
+
+    def _begin(self, buffers: int, buffer_size: int, cooperative: bool) -> None:
         self.sleep_fd: int = int(_lib.rtl_sleep_fd(self._engine))
         self.cooperative = cooperative
         self.forked = False
