@@ -202,8 +202,10 @@ class BlockingDriver:
     def current(cls) -> BlockingDriver:
         """The driver of this thread, made on first use."""
         end: _ThreadEnd | None = getattr(_this_thread, "end", None)
-        if end is None or end.driver.is_forked or end.driver.has_ended:
-            _this_thread.end = end = _ThreadEnd(cls())
+        if end is None:
+            _this_thread.end = end = _ThreadEnd()
+        if end.driver is None or end.driver.is_forked or end.driver.has_ended:
+            end.driver = cls()
         return end.driver
 
     def call(self, timeout: float | None = None) -> _Call:
@@ -356,11 +358,14 @@ def _refuse_greenlets() -> None:
 class _ThreadEnd:
     """Goes when its thread does: the only thing that refers to it is thread-local."""
 
-    def __init__(self, driver: BlockingDriver) -> None:
-        self.driver = driver
+    driver: BlockingDriver | None = None
 
     def __del__(self) -> None:
-        self.driver.end()
+        self()
+
+    def __call__(self) -> None:
+        if self.driver is not None:
+            self.driver.end()
 
 
 _this_thread = threading.local()
@@ -369,7 +374,7 @@ _this_thread = threading.local()
 def _end_this_thread() -> None:
     end: _ThreadEnd | None = getattr(_this_thread, "end", None)
     if end is not None:
-        end.driver.end()
+        end()
 
 
 # Before the rings are closed: _engine.ring was imported, and registered itself, earlier.
