@@ -71,16 +71,20 @@ async def test_its_own_data_methods_are_refused(contexts: Contexts) -> None:
     assert (await in_thread(peer.end)).is_clean
 
 
-async def test_c1_closing_it_ends_in_order(contexts: Contexts) -> None:
-    below, stream, peer = await met(contexts)
-    await stream.send_all(b"last words")
-    await below.aclose()
+async def has_ended_in_order(stream: SocketTls, peer: Peer) -> None:
     with pytest.raises(trio.ClosedResourceError):
         await stream.send_all(b"x")
     await stream.aclose()
     end = await in_thread(peer.end)
     assert end.is_clean
     assert end.data == b"last words"
+
+
+async def test_c1_closing_it_ends_in_order(contexts: Contexts) -> None:
+    below, stream, peer = await met(contexts)
+    await stream.send_all(b"last words")
+    await below.aclose()
+    await has_ended_in_order(stream, peer)
 
 
 async def test_c1_leaving_its_socket_ends_in_order(contexts: Contexts) -> None:
@@ -89,12 +93,7 @@ async def test_c1_leaving_its_socket_ends_in_order(contexts: Contexts) -> None:
     assert not below.socket.did_shutdown_SHUT_WR
     with below.socket:
         pass
-    with pytest.raises(trio.ClosedResourceError):
-        await stream.send_all(b"x")
-    await stream.aclose()
-    end = await in_thread(peer.end)
-    assert end.is_clean
-    assert end.data == b"last words"
+    await has_ended_in_order(stream, peer)
 
 
 async def test_shutting_its_socket_down(contexts: Contexts) -> None:
