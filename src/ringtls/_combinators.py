@@ -30,6 +30,7 @@ from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection
 
 from ._drivers.trio import TrioWaitQueue
 from ._log import log
+from ._task import Task
 
 __all__ = ["aclose_all", "must_complete", "replace"]
 
@@ -117,30 +118,28 @@ async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable
     caller = TrioWaitQueue()
     is_told = False
 
-    @enable_ki_protection
-    async def run() -> None:
-        try:
-            with trio.CancelScope(shield=True):
-                results.append(await outcome.acapture(function))
-        finally:
-            caller.wake()
+    def hand_back(result: outcome.Outcome[T]) -> None:
+        results.append(result)
+        caller.wake()
+
+    async def work() -> None:
+        hand_back(await outcome.acapture(function))
+
+    def fail(error: BaseException) -> None:
+        hand_back(outcome.Error(error))
 
     def abort(_: RaiseCancelT) -> Abort:
         nonlocal is_told
-        if not nursery.child_tasks:  # it has failed itself (rule C16)
-            return Abort.SUCCEEDED
         if not is_told:
             is_told = True
             on_cancel()
-            nursery.cancel_scope.shield = True  # the next cancellation is that of such a failure
-            caller.wake()
         return Abort.FAILED
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run, name=function)
-        while nursery.child_tasks and not results:
+        Task(work, fail).start(partial(nursery.start_soon, name=function))
+        while not results:
             await caller.wait_with(abort)
-    return results.pop().unwrap()
+    return results[0].unwrap()
 
 
 class Patience:

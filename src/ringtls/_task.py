@@ -1,19 +1,24 @@
-"""Work for a system task, of which somebody hears whatever it raises (rule C16)."""
+"""Work for a task of ours, of which somebody hears whatever it raises (rule C16)."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from types import FunctionType
 
 import trio
 from outcome import acapture
+from trio.lowlevel import enable_ki_protection
 
 __all__ = ["Task"]
 
+#: It is the first frame of a task, where a KeyboardInterrupt would meet no handler of ours.
+_acapture = enable_ki_protection(FunctionType(acapture.__code__.replace(), acapture.__globals__))
+
 
 class Task:
-    """Work for a system task, shielded there, and who hears of what it raises.
+    """Work for a task of its own, shielded there, and who hears of what it raises.
 
     What is raised at the entry of ``run`` meets no handler of ours. Then nothing refers to this
     object any more, and its finalizer tells.
@@ -30,7 +35,7 @@ class Task:
     def start(self, start_task: Callable[[Callable[[], Awaitable[object]]], None]) -> bool:
         """Run it. False if there is no task, and ``fail`` has heard why."""
         try:
-            start_task(partial(acapture, self.run))
+            start_task(partial(_acapture, self.run))
         except BaseException as error:
             self.fail(error)
             return False

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from trio.lowlevel import enable_ki_protection
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, TlsStream, aclose_all, must_complete, replace
@@ -160,22 +161,44 @@ async def test_d3_its_own_deadline_counts(autojump_clock: trio.abc.Clock) -> Non
         assert trio.current_time() == 3
 
 
+async def untold() -> None:
+    await must_complete(trio.lowlevel.checkpoint)
+
+
+async def told_of_a_cancellation() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await must_complete(trio.lowlevel.checkpoint)
+
+
+@enable_ki_protection
+async def told_of_an_interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+    await must_complete(trio.lowlevel.checkpoint)
+    await trio.lowlevel.checkpoint()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("cancelled", [False, True])
-def test_c16_d3_an_exception_at_each_bytecode_of_its_task(cancelled: bool) -> None:
-    """Who waits is woken, also where it was told of a cancellation before."""
-
-    async def main() -> None:
-        with trio.CancelScope() as scope:
-            if cancelled:
-                scope.cancel()
-            await must_complete(trio.lowlevel.checkpoint)
-
+@pytest.mark.parametrize("main", [untold, told_of_a_cancellation, told_of_an_interrupt])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "Task.run",
+        "Task.fail",
+        "TrioWaitQueue.wake",
+        "run_apart.<locals>.hand_back",
+        "run_apart.<locals>.work",
+    ],
+)
+def test_c16_d3_an_exception_at_each_bytecode_of_its_task(
+    function: str, main: Callable[[], Awaitable[None]]
+) -> None:
+    """Who waits is woken, also where it was told of a cancellation or an interrupt before."""
     has_raised, number = True, 0
     while has_raised:
         number += 1
-        injection = RaiseAt(number, "opcode", "run_apart.<locals>.run", in_awaits=False)
-        with injection.tracing(), suppress(InjectedError, ExceptionGroup):
+        injection = RaiseAt(number, "opcode", function, in_awaits=False)
+        with injection.tracing(), suppress(InjectedError, KeyboardInterrupt, RuntimeError):
             trio.run(main)
         has_raised = injection.has_raised
     assert number > 1
@@ -208,7 +231,7 @@ def test_d3_sigint(where: str) -> None:
             signal.raise_signal(signal.SIGINT)
         return await steps(log, "result")
 
-    @trio.lowlevel.enable_ki_protection  # so that it reaches the main task
+    @enable_ki_protection  # so that it reaches the main task
     async def interrupt_later() -> None:
         await trio.lowlevel.checkpoint()
         signal.raise_signal(signal.SIGINT)
@@ -478,7 +501,7 @@ def play(number: int) -> tuple[bool, list[str]]:
     log: list[str] = []
     signaller = SignalAtBytecode(number, COMBINATORS)
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     async def main() -> None:
         with traced_by(signaller):
             log.append(await must_complete(steps, log, "result"))
@@ -507,7 +530,7 @@ def test_d1_sigint_while_tls_streams_close(contexts: Contexts, meet: Meet) -> No
     ends: list[End] = []
     log: list[str] = []
 
-    @trio.lowlevel.enable_ki_protection  # so that it reaches the main task
+    @enable_ki_protection  # so that it reaches the main task
     async def interrupt(peers: list[Peer]) -> None:
         await trio.testing.wait_all_tasks_blocked()
         signal.raise_signal(signal.SIGINT)
