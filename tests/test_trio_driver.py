@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import outcome
 import pytest
@@ -31,6 +32,7 @@ from ringtls._streams.closing import Closing
 
 from .conftest import Contexts
 from .support.clogging import SMALL, clog
+from .support.injection import InjectedError, RaiseAt
 from .support.peer import Peer, Transport, meet
 from .support.processes import in_child
 from .support.streams import open_fds, socket_streams
@@ -141,6 +143,45 @@ def test_a_failure_of_the_ring_reaches_every_waiter(
         peer.sock.close()
 
     trio.run(main)
+
+
+def test_h7_a_run_whose_ring_has_failed_gives_its_descriptors_back() -> None:
+    async def main() -> None:
+        driver = TrioDriver.current()
+        assert driver.ring
+        driver._fail(ValueError("made up"))
+
+    def run() -> None:
+        before = open_fds()
+        trio.run(main)
+        assert open_fds() == before
+
+    in_child(run)  # a thread of another test might end its ring meanwhile
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("function", ["current", "_start"])
+def test_h7_a_driver_that_was_only_half_made(function: str) -> None:
+    """An exception at each bytecode: the run ends, and no descriptor is left."""
+
+    async def main() -> None:
+        TrioDriver.current()
+
+    def run() -> None:
+        before = open_fds()
+        has_raised, number = True, 0
+        while has_raised:
+            number += 1
+            injection = RaiseAt(number, "opcode", f"TrioDriver.{function}")
+            with injection.tracing(), suppress(InjectedError):
+                trio.run(main)
+            has_raised = injection.has_raised
+        del injection
+        gc.collect()
+        assert number > 1
+        assert open_fds() == before
+
+    in_child(run)
 
 
 @pytest.mark.ringtls_allow_unclosed

@@ -173,6 +173,7 @@ class TrioDriver(trio.abc.Instrument):
     """What the streams of one trio run share, and how its tasks wait for the ring."""
 
     runs_between_calls: ClassVar[bool] = True
+    _wakeup_fd = -1
 
     def __init__(self) -> None:
         self.failure: BaseException | None = None
@@ -381,10 +382,21 @@ class TrioDriver(trio.abc.Instrument):
     def after_run(self) -> None:
         if self.is_forked:
             return  # all of it is the parent's
-        give_up(self._endings)  # none is left, unless the run has crashed
-        if self._ring is None or self._ring.close(timeout=1.0):
-            wakeup_fd, self._wakeup_fd = self._wakeup_fd, -1
-            os.close(wakeup_fd)  # else the kernel may still write to it
+        try:
+            give_up(self._endings)  # none is left, unless the run has crashed
+            if self._ring is not None:
+                self._ring.close(timeout=1.0)
+        finally:
+            self._close_wakeup_fd()
+
+    def __del__(self) -> None:
+        self._close_wakeup_fd()  # its making was broken off
+
+    def _close_wakeup_fd(self) -> None:
+        """From now on nobody here writes to it; the kernel has it open by itself."""
+        wakeup_fd, self._wakeup_fd = self._wakeup_fd, -1
+        if wakeup_fd >= 0:
+            os.close(wakeup_fd)
 
     def _reap(self) -> None:
         ring = self._ring
