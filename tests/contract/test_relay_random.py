@@ -19,9 +19,11 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import pytest
 import trio
 
-from ringtls import RelayEnd, RelayOutcome, relay
+from ringtls import RelayEnd, RelayOutcome, TlsStream, relay
+from ringtls._streams import closing
 
 from ..conftest import Contexts
 from ..support.relaying import END, KINDS, Kind, Meeting, Saw, Talker, TlsTalker
@@ -43,7 +45,7 @@ MOST = 150_000
 LEAST_BUFFER = 131072
 
 
-@dataclass
+@dataclass(repr=False)
 class Role:
     """What one peer says and does."""
 
@@ -55,6 +57,10 @@ class Role:
 
     def __post_init__(self) -> None:
         self.leave = self.rng.choice(("end", "end", "answer", "close", "reset", "truncate"))
+
+    def __repr__(self) -> str:
+        saw = self.saw and f"{len(self.saw.data)} bytes, {self.saw.end}"
+        return f"{self.leave} after {len(self.said)} bytes (saw {saw})"
 
     def play(self, talker: Talker) -> Saw | None:
         with suppress(ConnectionError, ssl.SSLError):
@@ -115,14 +121,18 @@ class Case:
         )
         self.outcome: RelayOutcome | None = None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
-            f"seed {self.seed}: {self.kinds[0]} to {self.kinds[1]}, {self.client.leave} and "
-            f"{self.backend.leave}: {self.outcome}"
+            f"seed {self.seed}: {self.kinds[0]} to {self.kinds[1]}, {self.client} and "
+            f"{self.backend}: {self.outcome}"
         )
 
     async def run(self) -> None:
-        self.outcome = await relay(*self.meeting.streams())
+        streams = self.meeting.streams()
+        for stream in streams:
+            if isinstance(stream, TlsStream):
+                stream.shutdown_timeout = LIMIT
+        self.outcome = await relay(*streams)
 
     def judge(self) -> None:
         self.meeting.join()
@@ -142,7 +152,8 @@ class Case:
             assert self.backend.saw == Saw(bytes(self.client.said), END), self
 
 
-def test_r1_r2_r3_r4_at_random(contexts: Contexts) -> None:
+def test_r1_r2_r3_r4_at_random(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "SHUTDOWN_TIMEOUT", LIMIT)  # a busy machine is no slow reader
     fds = open_fds()
     ends: Counter[str] = Counter()
     for first in range(FIRST_SEED, FIRST_SEED + CASES, AT_ONCE):
