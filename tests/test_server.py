@@ -437,6 +437,8 @@ class Authority:
         certificate = (
             certificates._builder(name, name, key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(certificates._key_usage(signs_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
             .sign(key, hashes.SHA256())
         )
         self = cls(directory, key, certificate)
@@ -456,8 +458,10 @@ class Authority:
                 x509.NameAttribute(NameOID.COMMON_NAME, name),
             ]
         )
-        signed = certificates._builder(subject, self.certificate.subject, key.public_key()).sign(
-            self.key, hashes.SHA256()
+        signed = (
+            certificates._builder(subject, self.certificate.subject, key.public_key())
+            .add_extension(self._identifier(), critical=False)
+            .sign(self.key, hashes.SHA256())
         )
         path = self.directory / f"{name}.pem"
         path.write_bytes(
@@ -470,11 +474,17 @@ class Authority:
         )
         return signed, path
 
+    def _identifier(self) -> x509.AuthorityKeyIdentifier:
+        """Without it Python 3.13 and newer refuse what it signs (ssl.VERIFY_X509_STRICT)."""
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+
     def revoke(self, *revoked: x509.Certificate) -> Path:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
+            .add_extension(self._identifier(), critical=False)
+            .add_extension(x509.CRLNumber(1), critical=False)
             .last_update(now - datetime.timedelta(hours=1))
             .next_update(now + datetime.timedelta(days=1))
         )

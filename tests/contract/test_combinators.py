@@ -20,7 +20,7 @@ from ringtls import CloseOutcome, TlsStream, aclose_all, must_complete, replace
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL, clog
-from ..support.injection import InjectedError, RaiseAt
+from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from ..support.peer import End, Meet, Peer
 from ..support.signals import PACKAGE, SignalAtBytecode
 from ..support.tracing import traced_by
@@ -194,14 +194,12 @@ def test_c16_d3_an_exception_at_each_bytecode_of_its_task(
     function: str, main: Callable[[], Awaitable[None]]
 ) -> None:
     """Who waits is woken, also where it was told of a cancellation or an interrupt before."""
-    has_raised, number = True, 0
-    while has_raised:
-        number += 1
-        injection = RaiseAt(number, "opcode", function, in_awaits=False)
+
+    def play(injection: RaiseAt) -> None:
         with injection.tracing(), suppress(InjectedError, KeyboardInterrupt, RuntimeError):
             trio.run(main)
-        has_raised = injection.has_raised
-    assert number > 1
+
+    raise_at_each_bytecode(function, play, in_awaits=False)
 
 
 async def test_d3_sees_the_context_of_its_caller() -> None:

@@ -23,7 +23,7 @@ import trio.testing
 from ringtls import AsyncDestructor, _destructor, _ownership, aclose_all, borrowed
 from ringtls._destructor import TRANSITIONS, Event, Phase
 
-from ..support.injection import InjectedError, RaiseAt
+from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from ..support.signals import SignalAtBytecode
 from ..support.tracing import traced_by
 from ..support.values import Value, whole
@@ -558,12 +558,10 @@ def test_a1_a2_keyboard_interrupt_at_any_bytecode() -> None:
             assert log == ["made", *whole("inner", "outer", "outer part"), "left"]
 
 
-def play_with_an_exception(number: int, function: str = "") -> bool:
-    """Values that end in all ways, with an exception at a bytecode of ours, or of one function;
-    was it raised?"""
+def play_with_an_exception(injection: RaiseAt) -> bool:
+    """Values that end in all ways, with an exception at a bytecode of ours; was it raised?"""
     log: list[str] = []
     kept: list[Value] = []
-    injection = RaiseAt(number, "opcode", function, in_awaits=False)
 
     async def task(story: Callable[[], Awaitable[None]]) -> None:
         with suppress(InjectedError, RuntimeError, ExceptionGroup, trio.ClosedResourceError):
@@ -604,12 +602,16 @@ def play_with_an_exception(number: int, function: str = "") -> bool:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_c16_a1_an_exception_at_any_bytecode() -> None:
     """Every run ends, and nothing is destroyed twice."""
+
+    def play(number: int) -> bool:
+        return play_with_an_exception(RaiseAt(number, "opcode", in_awaits=False))
+
     last = 1
-    while play_with_an_exception(last):
+    while play(last):
         last *= 2
     rng = random.Random(16)
     for number in rng.sample(range(1, last), INJECTIONS):
-        play_with_an_exception(number)
+        play(number)
 
 
 @pytest.mark.ringtls_allow_unclosed
@@ -628,10 +630,7 @@ def test_c16_a1_an_exception_at_any_bytecode() -> None:
     ],
 )
 def test_c16_a1_an_exception_at_each_bytecode_where_the_run_ends(function: str) -> None:
-    number = 1
-    while play_with_an_exception(number, function):
-        number += 1
-    assert number > 1
+    raise_at_each_bytecode(function, play_with_an_exception, in_awaits=False)
 
 
 # A3

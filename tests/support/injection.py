@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dis
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +15,7 @@ import ringtls
 
 from .tracing import traced_by
 
-__all__ = ["InjectedError", "RaiseAt"]
+__all__ = ["InjectedError", "RaiseAt", "raise_at_each_bytecode"]
 
 #: The bytecodes of an await after its first step.
 AWAIT = {"SEND", "YIELD_VALUE", "RESUME", "JUMP_BACKWARD_NO_INTERRUPT"}
@@ -68,6 +70,23 @@ class RaiseAt:
 
     def tracing(self) -> AbstractContextManager[None]:
         return traced_by(self._trace)
+
+
+def raise_at_each_bytecode(
+    function: str, play: Callable[[RaiseAt], object], *, in_awaits: bool = True
+) -> None:
+    """Play with an exception at each bytecode of a function, one after the other.
+
+    And once without one before: CPython 3.13 traces the bytecodes of a function only from its
+    second call on.
+    """
+    play(RaiseAt(sys.maxsize, "opcode", function))
+    for number in count(1):
+        injection = RaiseAt(number, "opcode", function, in_awaits=in_awaits)
+        play(injection)
+        if not injection.has_raised:
+            break
+    assert number > 1, f"{function} was not called"
 
 
 def _opcode(frame: FrameType) -> str:
