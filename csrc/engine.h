@@ -255,10 +255,10 @@ int rtl_outbox_open(struct rtl_ring *r, uint64_t id, int fd);
  * ids of requests, sent now as far as the socket takes them, and else borrowed:
  * if any are unsent, they are the engine's until an event RTL_OVER for that id.
  *
- * -EPIPE: it is over, cancelled, or shut down. -ENOMEM: memory is short. The
- * bytes stay the caller's. Other errors, and -EPIPE, are those of send(2): the
- * connection is broken, which the kernel may tell but once: input then reads as
- * ended. The outbox stays.
+ * -ENOENT: it is over, as its event says or has said. -EPIPE: it was cancelled
+ * or shut down. -ENOMEM: memory is short. The bytes stay the caller's. Other
+ * errors, and -EPIPE, are those of send(2): the connection is broken, which the
+ * kernel may tell but once: input then reads as ended. The outbox stays.
  */
 int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 			 unsigned int len, uint64_t segment_id);
@@ -266,7 +266,7 @@ int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 /*
  * Returns how many bytes are unsent. If that is not less than below, there will
  * be one event RTL_PROGRESS when it is; asked again before, when it is less
- * than the larger of the two. -EPIPE: the outbox is over.
+ * than the larger of the two. -ENOENT: the outbox is over.
  */
 int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id,
 				uint64_t below);
@@ -277,7 +277,7 @@ int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id,
  *
  * 1: an event will tell. 0: all is sent. -errno: it is over, but not all could
  * be sent (-ETIMEDOUT: not until the deadline). After 0 and -errno no event
- * comes, and the outbox is gone. -EPIPE: it was gone before.
+ * comes, and the outbox is gone. -ENOENT: it was gone before, as its event says.
  *
  * The caller shuts down the socket's output next: until then the kernel may
  * hold back the last bytes (MSG_MORE).

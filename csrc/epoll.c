@@ -195,13 +195,8 @@ static struct rtl_completion try(struct rtl_ring *r, struct rtl_request *req)
 static void finish(struct rtl_ring *r, struct rtl_request *req,
 		   const struct rtl_completion *c, struct rtl_events *e)
 {
-	struct rtl_completion last = *c;
-	int done = req->op->done ? req->op->done(req) : 0;
-
-	if (c->result < 0 && done)
-		last.result = done;
 	rtl_deadline_clear(r, req);
-	rtl_complete(r, req, &last, e);
+	rtl_complete(r, req, c, e);
 }
 
 /* The answer is one of many. The next turn is that of others (rule 6). */

@@ -81,8 +81,6 @@ struct rtl_operation {
 			 const struct rtl_completion *c, struct rtl_events *e);
 	/* No task need be woken for this answer. NULL: there is always one. */
 	bool (*is_silent)(const struct rtl_request *req, int result);
-	/* epoll: what tries have done, which counts whatever ends it. */
-	int (*done)(const struct rtl_request *req);
 	/* End it as soon as can be. NULL: rtl_request_cancel(). */
 	void (*cancel)(struct rtl_ring *r, struct rtl_request *req);
 	/* Another request on its fd has ended. NULL: that is all one to it. */

@@ -6,7 +6,8 @@
  *  1. Writing never blocks. Who writes must look at what is pending, and
  *     hold back.
  *  2. At most one send is in flight. When it ends short, the next goes on
- *     where it ended: a TLS record is never torn.
+ *     where it ended: a TLS record is never torn. (Why not with MSG_WAITALL
+ *     is said in send.c.)
  *  3. A small piece is copied: that is cheaper than to tell its owner when it
  *     may go. A larger one is sent at once as far as the socket takes it, if
  *     nothing is unsent before it; mostly that is all. The rest is borrowed: it
@@ -105,7 +106,7 @@ static void outbox_prepare(const struct rtl_ring *r,
 
 	(void)r;
 	io_uring_prep_send(sqe, req->fd, s->base, s->len,
-			   MSG_NOSIGNAL | MSG_WAITALL);
+			   MSG_NOSIGNAL);
 }
 
 static int outbox_attempt(struct rtl_ring *r, struct rtl_request *req,
@@ -308,8 +309,9 @@ int64_t rtl_outbox_write(struct rtl_ring *r, uint64_t id, const void *buf,
 	struct rtl_segment *s;
 	int error = 0;
 
-	if (!req || req->state == RTL_ENDED || req->cancelling ||
-	    req->u.out.shutting_down)
+	if (!req || req->state == RTL_ENDED)
+		return -ENOENT;
+	if (req->cancelling || req->u.out.shutting_down)
 		return -EPIPE;
 	if (!len)
 		return (int64_t)req->u.out.pending;
@@ -339,7 +341,7 @@ int64_t rtl_outbox_notify_below(struct rtl_ring *r, uint64_t id, uint64_t below)
 	struct rtl_request *req = find(r, id);
 
 	if (!req)
-		return -EPIPE;
+		return -ENOENT;
 	if (req->u.out.pending >= below && req->u.out.below < below)
 		req->u.out.below = below;
 	return (int64_t)req->u.out.pending;
@@ -351,7 +353,7 @@ int rtl_outbox_shutdown(struct rtl_ring *r, uint64_t id, int64_t deadline_ns)
 	int error;
 
 	if (!req || req->state == RTL_ENDED)
-		return req ? 1 : -EPIPE;
+		return req ? 1 : -ENOENT;
 	req->u.out.shutting_down = true;
 	req->deadline_ns = deadline_ns;
 	if (req->state == RTL_IN_FLIGHT) {

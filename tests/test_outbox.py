@@ -8,8 +8,9 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 
@@ -535,3 +536,46 @@ def test_a_ring_that_fails_keeps_what_it_borrowed(narrow: Pair) -> None:
     assert not ring.close(timeout=1.0)
     assert ring._borrowed == borrowed
     assert data.startswith(read(theirs))
+
+
+@dataclass
+class Batch:
+    """An outbox whose peer has reset it, and what another callback of the same reap did first."""
+
+    box: Box
+    act: Callable[[Box], object]
+    has_acted: bool = False
+
+    def __call__(self, request: Request) -> None:
+        if not self.has_acted:
+            self.has_acted = True
+            assert not self.box.is_over
+            self.act(self.box)
+
+
+def refused(box: Box) -> None:
+    with pytest.raises(FileNotFoundError):
+        box.put(b"too late")
+
+
+@pytest.mark.parametrize(
+    "act",
+    [refused, lambda box: box.unsent(1), lambda box: box.finish(10)],
+    ids=["write", "unsent", "finish"],
+)
+def test_what_is_asked_of_an_outbox_whose_end_is_about_to_be_told(
+    ring: Ring, narrow: Pair, pair: Pair, act: Callable[[Box], object]
+) -> None:
+    """The engine knows it no more. What broke it is told once, and the ring goes on."""
+    ours, theirs = narrow
+    box = Box(ring, ours)
+    clog(ring, box)
+    batch = Batch(box, act)
+    other, peer = pair
+    ring.recv(other.fileno(), 1, on_done=batch)
+    ring.submit()
+    peer.send(b"x")
+    reset(theirs)
+    assert box.errno() == errno.ECONNRESET
+    assert batch.has_acted
+    assert_all_released(ring)

@@ -31,11 +31,11 @@ from ringtls._engine.ring import Ring
 from ringtls._streams.closing import Closing
 
 from .conftest import Contexts
-from .support.clogging import SMALL, clog
-from .support.injection import InjectedError, RaiseAt
+from .support.clogging import SMALL, clog, clog_socket
+from .support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from .support.peer import Peer, Transport, meet
 from .support.processes import in_child
-from .support.streams import open_fds, socket_streams
+from .support.streams import open_fds, socket_streams, tcp_pair
 from .support.waiting import LIMIT, closed_while_it_waits, until, wait_until
 
 NS_PER_SECOND = 10**9
@@ -145,6 +145,25 @@ def test_a_failure_of_the_ring_reaches_every_waiter(
     trio.run(main)
 
 
+def test_c21_the_ring_fails_while_a_connection_that_is_broken_off_is_delivered() -> None:
+    """What was cut must not end by FIN, though nobody resets it in time any more."""
+    ours, theirs = tcp_pair(SMALL)
+
+    async def main() -> None:
+        stream = SocketStream(ours)
+        await clog_socket(stream)
+        stream._closing.reset_on_error = True  # as a relay does
+        stream._closing.start(after_error=True)
+        assert TrioDriver.current().statistics().connections_closing == 1
+        TrioDriver.current()._fail(OSError("made up"))
+
+    trio.run(main)
+    theirs.settimeout(LIMIT)
+    with theirs, pytest.raises(ConnectionResetError):
+        while theirs.recv(65536):
+            pass
+
+
 def test_h7_a_run_whose_ring_has_failed_gives_its_descriptors_back() -> None:
     async def main() -> None:
         driver = TrioDriver.current()
@@ -167,18 +186,14 @@ def test_h7_a_driver_that_was_only_half_made(function: str) -> None:
     async def main() -> None:
         TrioDriver.current()
 
+    def play(injection: RaiseAt) -> None:
+        with injection.tracing(), suppress(InjectedError):
+            trio.run(main)
+
     def run() -> None:
         before = open_fds()
-        has_raised, number = True, 0
-        while has_raised:
-            number += 1
-            injection = RaiseAt(number, "opcode", f"TrioDriver.{function}")
-            with injection.tracing(), suppress(InjectedError):
-                trio.run(main)
-            has_raised = injection.has_raised
-        del injection
+        raise_at_each_bytecode(f"TrioDriver.{function}", play)
         gc.collect()
-        assert number > 1
         assert open_fds() == before
 
     in_child(run)

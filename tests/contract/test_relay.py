@@ -282,6 +282,30 @@ def test_r3_a_client_that_resets(contexts: Contexts, between: Between) -> None:
     assert met.outcome.a_to_b.end is RelayEnd.RESET
 
 
+@every_combination
+def test_r3_a_backend_that_resets_while_it_is_sent_to(contexts: Contexts, between: Between) -> None:
+    """The kernel tells of it once, and maybe the send that is in flight."""
+    clients: list[socket.socket] = []
+
+    def client(talker: Talker) -> Saw:
+        clients.append(talker.sock)
+        try:
+            talker.send(bytes(4_000_000))
+        except ConnectionResetError:  # BrokenPipeError: after an orderly end
+            return Saw(b"", RESET)
+        return talker.read()
+
+    def backend(talker: Talker) -> None:
+        talker.receive(1)
+        wait_until(lambda: is_full(clients[0]))
+        reset(talker.sock)
+
+    met = between.relay(contexts, client, backend, buffer_size=SMALL)
+    assert met.client == Saw(b"", RESET)
+    assert met.outcome.b_to_a.end is RelayEnd.RESET
+    assert met.outcome.a_to_b.end is RelayEnd.UNDELIVERED
+
+
 @with_tls
 def test_r3_a_truncated_upload_is_no_end(contexts: Contexts, between: Between) -> None:
     def client(talker: Talker) -> Saw:

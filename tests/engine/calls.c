@@ -521,11 +521,11 @@ static void do_misuse(struct play *p, struct connection *c)
 	check_refusal("cancel", ENGINE(rtl_cancel, r, id), -ENOENT);
 	check_refusal("release", ENGINE(rtl_release, r, id), -ENOENT);
 	check_refusal("write", ENGINE(rtl_outbox_write, r, id, "x", 1, 0),
-		      -EPIPE);
+		      -ENOENT);
 	check_refusal("notify", ENGINE(rtl_outbox_notify_below, r, id, 1),
-		      -EPIPE);
+		      -ENOENT);
 	check_refusal("shutdown", ENGINE(rtl_outbox_shutdown, r, id, 0),
-		      -EPIPE);
+		      -ENOENT);
 }
 
 static const struct {

@@ -276,8 +276,8 @@ class Ring:
           How many bytes are unsent.
 
         Raises:
-          OSError: the ring has failed, memory is short, the outbox is over, or the connection is
-            broken.
+          OSError: the ring has failed, memory is short, or the connection is broken. ENOENT: the
+            outbox is over, and its ``on_done`` is about to tell why.
         """
         if self._unusable or get_ident() != self._thread:  # written out, for its frequency
             self._refuse()
@@ -297,7 +297,7 @@ class Ring:
 
     def outbox_notify_below(self, outbox: Request, below: int) -> int:
         """How many bytes are unsent. If not less than ``below``, its ``on_progress`` is called
-        when they are."""
+        when they are. Negative: it is over, and its ``on_done`` is about to tell why."""
         return int(_lib.rtl_outbox_notify_below(self._usable(), outbox.id, below))
 
     def outbox_shutdown(self, outbox: Request, deadline: float | None) -> bool:
@@ -313,7 +313,7 @@ class Ring:
           OSError: that is done, but not all could be sent (ETIMEDOUT: not until the deadline).
         """
         result = _lib.rtl_outbox_shutdown(self._usable(), outbox.id, _deadline_ns(deadline))
-        if result > 0:
+        if result > 0 or (result == -errno.ENOENT and self._reaping):
             return False
         self._in_flight.pop(outbox.id, None)
         outbox.on_done = None

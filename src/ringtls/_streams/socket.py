@@ -24,7 +24,7 @@ from .._engine.descriptors import close_now
 from .._engine.handle import Handle
 from .._transports.base import RECEIVE_SIZE, broken
 from .._transports.owned_socket import OwnedSocket
-from .._transports.ring import RingTransport, as_bytes, as_count
+from .._transports.ring import RingTransport, as_count
 from .closing import Closing
 from .conflict import ConflictDetector
 from .operation import Operation, check_run
@@ -328,7 +328,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         check_run(self._transport.driver)
         with self._receiving:
             request = self._transport.start_receive(max_bytes)
-            return self._started(request, self._receiving, as_bytes)
+            return self._started(request, self._receiving, self._transport.as_input)
 
     def _started(
         self, request: Request, direction: ConflictDetector, convert: Callable[[int | bytes], T]

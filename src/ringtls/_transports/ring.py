@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .._interfaces import Driver, OnClosed
     from .owned_socket import OwnedSocket
 
-__all__ = ["RingTransport", "as_bytes", "as_count"]
+__all__ = ["RingTransport", "as_count"]
 
 #: What undoes RESET_AT_CLOSE.
 _LINGER_AS_USUAL = struct.pack("ii", 0, 0)
@@ -51,6 +51,7 @@ class RingTransport(BaseTransport):
         "_half_closes",
         "_input",
         "_input_ended",
+        "_last_send",
         "_operations",
         "_outbox",
         "_output_ended",
@@ -68,6 +69,7 @@ class RingTransport(BaseTransport):
         self._operations: set[Handle] = set()
         self._input: Request | None = None
         self._input_ended = False
+        self._last_send: Request | None = None
         self._unread = 0
         self._outbox: Request | None = None
         self._half_closes = False
@@ -210,12 +212,15 @@ class RingTransport(BaseTransport):
                 self._outbox.on_failure = self.on_crash
             self.unsent = self._ring.outbox_write(self._outbox, data)
         except OSError as error:
-            self.error = error
-            self._arrived.wake()
+            if error.errno != errno.ENOENT:  # else ``_end_outbox`` is about to hear why
+                self.error = error
+                self._arrived.wake()
 
     def has_unsent(self, least: int) -> bool:
         if self.unsent >= least and self._outbox is not None:
-            self.unsent = self._ring.outbox_notify_below(self._outbox, least)
+            unsent = self._ring.outbox_notify_below(self._outbox, least)
+            if unsent >= 0:  # else ``_end_outbox`` is about to hear why
+                self.unsent = unsent
         return self.unsent >= least
 
     def _progressed(self, unsent: int) -> None:
@@ -245,29 +250,35 @@ class RingTransport(BaseTransport):
 
     async def receive_bytes(self, max_bytes: int) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" at the end of input."""
-        return as_bytes(await self._perform(self._ring.recv(self._fd(), max_bytes)))
+        return self.as_input(await self._perform(self._ring.recv(self._fd(), max_bytes)))
 
     async def receive_into(self, memory: memoryview) -> int:
         """Receive into the caller's memory; returns how much, 0 at the end of input."""
         request = self._ring.recv_into(self._fd(), memory[:LARGEST_TRANSFER])
         del memory  # the traceback of an error must not keep it exported
-        return as_count(await self._perform(request))
+        count = as_count(await self._perform(request))
+        if not count:
+            self._check_end()
+        return count
 
     async def peek(self, max_bytes: int) -> bytes:
         """What ``receive_bytes`` would return; it stays unread."""
         while True:
             await self._perform(self._ring.poll_readable(self._fd()))
             try:
-                return self.socket.recv(max_bytes, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = self.socket.recv(max_bytes, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue  # readiness may be spurious: select(2), BUGS
             except OSError as error:  # the kernel reports it once
                 self.input_error = error
                 raise broken(error) from error
+            if not data:
+                self._check_end()
+            return data
 
     async def send(self, data: memoryview) -> int:
         """Send from the caller's memory; returns how much went out."""
-        return as_count(await self._perform(self._ring.send(self._fd(), data[:LARGEST_TRANSFER])))
+        return as_count(await self._perform(self.start_send(data)))
 
     async def wait_writable(self) -> None:
         """Wait until a send would not block."""
@@ -279,7 +290,32 @@ class RingTransport(BaseTransport):
         return self._ring.recv(self._fd(), max_bytes)
 
     def start_send(self, data: memoryview) -> Request:
-        return self._ring.send(self._fd(), data[:LARGEST_TRANSFER])
+        self._note_failed_send()
+        self._last_send = self._ring.send(self._fd(), data[:LARGEST_TRANSFER])
+        return self._last_send
+
+    def _note_failed_send(self) -> None:
+        send = self._last_send
+        if self.error is None and send is not None and send.is_over and not send.was_cancelled:
+            self.error = send.error()
+
+    def as_input(self, result: int | bytes) -> bytes:
+        """The result of a receive; at the end of input it is 0.
+
+        Raises:
+          trio.BrokenResourceError: that is no end.
+        """
+        if isinstance(result, bytes):
+            return result
+        self._check_end()
+        return b""
+
+    def _check_end(self) -> None:
+        """Raise if what reads as an end is a reset of which a send was told."""
+        self._note_failed_send()
+        error = reset_met(self.error)
+        if error is not None:
+            raise broken(error)
 
     def check_error(self, error: OSError) -> None:
         """Raise what the stream makes of an operation's failure. Cancelling it is the caller's
@@ -329,7 +365,9 @@ class RingTransport(BaseTransport):
     def _closed(self, request: Request) -> None:
         if request.failure is not None:
             self._flushed(request.error())
-        if self.socket.fileno() >= 0:  # it was never released: the run crashed
+        if self.socket.fileno() >= 0:  # it was never released: the ring has failed, or the run
+            with suppress(OSError):  # it is not connected any more
+                reset_connection(self.socket.fileno())
             self.socket.close_descriptor()
         if self._on_closed is not None:
             on_closed, self._on_closed = self._on_closed, None
@@ -438,11 +476,6 @@ class RingTransport(BaseTransport):
             self._operations.discard(operation)
         self.check_open()
         return result
-
-
-def as_bytes(result: int | bytes) -> bytes:
-    """The result of a receive from the pool: at the end of input it is 0."""
-    return result if isinstance(result, bytes) else b""
 
 
 def as_count(result: int | bytes) -> int:
