@@ -161,10 +161,14 @@ static void send_over(struct play *p, struct request *q, int64_t result)
 	c->writers--;
 	CHECK(result <= q->len && result, "send: %lld of %u", (long long)result,
 	      q->len);
-	if (result < 0)
+	if (result < 0) {
+		if (result == -ECANCELED || result == -EPIPE)
+			return; /* else a part may have been sent */
+		c->out.written += q->len;
+		c->out.cut = true;
 		return;
+	}
 	p->sent += (uint64_t)result;
-	p->perhaps_sent += (uint64_t)result;
 	c->out.written += (uint64_t)result;
 }
 

@@ -119,7 +119,7 @@ struct play {
 
 	uint64_t received;
 	uint64_t sent;		/* for certain */
-	uint64_t perhaps_sent;	/* and what a broken outbox had accepted */
+	uint64_t perhaps_sent;	/* and what is, or was, yet to be sent */
 	uint64_t moves;		/* grows with all that happens */
 	bool multishot;
 };
