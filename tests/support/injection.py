@@ -20,6 +20,9 @@ __all__ = ["InjectedError", "RaiseAt", "raise_at_each_bytecode"]
 #: The bytecodes of an await after its first step.
 AWAIT = {"SEND", "YIELD_VALUE", "RESUME", "JUMP_BACKWARD_NO_INTERRUPT"}
 
+#: What can't raise in CPython 3.14, and is outside of the handlers that it stands in.
+HARMLESS = {"NOT_TAKEN"}
+
 PACKAGE = str(Path(ringtls.__file__).parent)
 
 
@@ -43,7 +46,7 @@ class RaiseAt:
         self, number: int, event: str, function: str = "", *, in_awaits: bool = True
     ) -> None:
         self.left = number
-        self._in_awaits = in_awaits
+        self._passed_over = HARMLESS if in_awaits else HARMLESS | AWAIT
         self._event = event
         self._function = function
         self.place = ""
@@ -60,7 +63,7 @@ class RaiseAt:
         frame.f_trace_lines = False
         if is_counted and event == self._event:
             self.left -= 1
-            if self.left == 0 and not self._in_awaits and _opcode(frame) in AWAIT:
+            if self.left == 0 and event == "opcode" and _opcode(frame) in self._passed_over:
                 self.left = 1
             elif self.left == 0:
                 sys.settrace(None)

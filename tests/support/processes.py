@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ def in_child(function: Callable[[], object]) -> None:
     if child == 0:
         status = 1
         try:
+            gc.collect()  # what earlier tests have left: it may hold descriptors
             function()
             status = 0
         except BaseException:
