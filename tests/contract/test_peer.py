@@ -15,7 +15,7 @@ from ringtls._transports import ring as ring_transport
 
 from ..conftest import Contexts
 from ..support import peer as peers
-from ..support.clogging import SMALL, clog
+from ..support.clogging import SMALL, clog, is_full
 from ..support.peer import End, Meet, Peer, Transport
 from ..support.streams import open_fds, tcp_pair
 from ..support.waiting import closed_while_it_waits, until
@@ -192,6 +192,22 @@ async def test_c11_a_reset_that_a_send_has_met_is_no_end(contexts: Contexts, mee
     for _ in range(2):
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
+    await stream.aclose()
+
+
+async def test_c11_nor_is_one_that_a_send_in_flight_has_met(contexts: Contexts, meet: Meet) -> None:
+    stream, peer = await meet(contexts, https_compatible=True, buffer_size=SMALL)
+
+    async def receive() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await clog(stream)
+        await until(lambda: is_full(stream.transport_stream.socket))
+        peer.vanish()
     await stream.aclose()
 
 
