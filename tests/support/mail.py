@@ -48,7 +48,7 @@ class MailServer:
         seen = []
         for line in self._lines:
             seen.append(line.removesuffix("\n"))
-            if line.endswith("END\n"):
+            if line.startswith("END"):
                 return seen
         raise AssertionError("the mail server has ended")
 
