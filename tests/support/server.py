@@ -197,6 +197,7 @@ def starting(contexts: Contexts, site: Path, log_directory: Path) -> Iterator[St
     finally:
         for server in servers:
             server.end()
+            print(server.log())  # pytest shows it where the test has failed
 
 
 def wait_until_refused(server: Command) -> None:
