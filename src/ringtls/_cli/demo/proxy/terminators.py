@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -130,9 +131,16 @@ listen relay
 """
 
 
+#: What haproxy has besides those of connections, and some more.
+_OTHER_DESCRIPTORS = 100
+
+
 def _haproxy(setting: Setting) -> list[str]:
     path = setting.directory / "haproxy.cfg"
-    connections = setting.descriptors // 2
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # it does not start where it gets fewer
+    if most == resource.RLIM_INFINITY:
+        most = setting.descriptors
+    connections = min(setting.descriptors, most - _OTHER_DESCRIPTORS) // 2
     configuration = _HAPROXY.format(host=HOST, connections=connections, **vars(setting))
     path.write_text(configuration, encoding="utf-8")
     return ["haproxy", "-db", "-q", "-f", str(path)]
