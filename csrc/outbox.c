@@ -105,8 +105,7 @@ static void outbox_prepare(const struct rtl_ring *r,
 	const struct rtl_segment *s = req->u.out.head;
 
 	(void)r;
-	io_uring_prep_send(sqe, req->fd, s->base, s->len,
-			   MSG_NOSIGNAL);
+	io_uring_prep_send(sqe, req->fd, s->base, s->len, MSG_NOSIGNAL);
 }
 
 static int outbox_attempt(struct rtl_ring *r, struct rtl_request *req,

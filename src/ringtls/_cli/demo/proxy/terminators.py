@@ -138,8 +138,6 @@ _OTHER_DESCRIPTORS = 100
 def _haproxy(setting: Setting) -> list[str]:
     path = setting.directory / "haproxy.cfg"
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # it does not start where it gets fewer
-    if most == resource.RLIM_INFINITY:
-        most = setting.descriptors
     connections = min(setting.descriptors, most - _OTHER_DESCRIPTORS) // 2
     configuration = _HAPROXY.format(host=HOST, connections=connections, **vars(setting))
     path.write_text(configuration, encoding="utf-8")
