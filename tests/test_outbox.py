@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import random
 import socket
@@ -44,7 +45,7 @@ class Box:
         self.is_over = True
         self.error = request.error()
 
-    def put(self, data: bytes) -> int:
+    def put(self, data: bytes | memoryview) -> int:
         return self.ring.outbox_write(self.request, data)
 
     def finish(self, seconds: float) -> bool:
@@ -414,6 +415,31 @@ def test_finish_in_a_passing_shortage(error: int) -> None:
 
 
 # Breaking
+
+
+@pytest.mark.parametrize("size", [1, LARGEST_COPY + 1])
+def test_an_error_keeps_no_export_of_a_view(ring: Ring, pair: Pair, size: int) -> None:
+    """Some Pythons crash when they collect such a view (rule 8 of ring.py)."""
+    ours, theirs = pair
+    reset(theirs)
+    box = Box(ring, ours)
+
+    def fail() -> None:
+        view = memoryview(bytearray(size))  # first, so that it is cleared first
+        try:
+            while True:
+                box.put(view)
+                drive(ring)
+        except OSError as error:
+            cycle: list[object] = [error]  # whose traceback has this frame
+            cycle.append(cycle)
+
+    gc.disable()
+    try:
+        fail()
+        in_child(lambda: None)  # which collects garbage first
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_taken_after_the_end(ring: Ring, narrow: Pair) -> None:

@@ -24,9 +24,10 @@ Rules:
    long as the process lives. If that is because it has failed, its descriptors are closed all the
    same; unless the engine itself failed, since then its number may be another file's by now.
 7. After a fork the ring is the parent's. The child's copy refuses every call.
-8. A buffer is pinned by a memoryview from which no other is made. The garbage collector crashes
-   where it clears one that still has exports (memory_clear in CPython), as when a cycle through a
-   traceback is collected.
+8. A buffer is pinned by a memoryview from which no other is made, and what cffi makes of a
+   caller's lasts no longer than the call into the engine: no variable keeps it, since a traceback
+   would. Python before 3.12.7 crashes when it collects a memoryview that still has exports
+   (https://github.com/python/cpython/issues/77894).
 
 This module knows no event loop.
 """
@@ -63,6 +64,7 @@ __all__ = ["Ring", "RingCounters"]
 _ffi: Any = _native.ffi
 _lib: Any = _native.lib
 
+_from_buffer = _ffi.from_buffer
 _outbox_write = _lib.rtl_outbox_write
 OVER: int = _lib.RTL_OVER
 
@@ -235,7 +237,7 @@ class Ring:
         """Receive into the caller's memory, which is pinned until the end of the request."""
         pin = memoryview(buffer)
         request = Request(Opcode.RECV_INTO, fd, pin=pin, on_done=on_done)
-        with _ffi.from_buffer(pin, require_writable=True) as memory:
+        with _from_buffer(pin, require_writable=True) as memory:
             return self._start(request, _lib.rtl_recv_into, memory, len(memory))
 
     def send(
@@ -253,7 +255,7 @@ class Ring:
         """
         pin = memoryview(buffer)
         request = Request(Opcode.SEND, fd, pin=pin, on_done=on_done)
-        with _ffi.from_buffer(pin) as memory:
+        with _from_buffer(pin) as memory:
             return self._start(request, _lib.rtl_send, memory, len(memory), _deadline_ns(deadline))
 
     def outbox_open(
@@ -286,8 +288,13 @@ class Ring:
         if size > LARGEST_COPY:
             self._last_id = segment = self._last_id + 1
             self._borrowed[segment] = data
-        memory = data if type(data) is bytes else _ffi.from_buffer(data)
-        unsent: int = _outbox_write(self._engine, outbox.id, memory, size, segment)
+        unsent: int = _outbox_write(
+            self._engine,
+            outbox.id,
+            data if type(data) is bytes else _from_buffer(data),
+            size,
+            segment,
+        )
         if unsent <= 0:
             if segment:
                 self._borrowed.pop(segment, None)
@@ -332,7 +339,7 @@ class Ring:
         """Connect to a numeric IPv4 or IPv6 address, or a Unix socket."""
         pin = packed(family, address)
         request = Request(Opcode.CONNECT, fd, pin=pin, on_done=on_done)
-        return self._start(request, _lib.rtl_connect, _ffi.from_buffer(pin), len(pin))
+        return self._start(request, _lib.rtl_connect, _from_buffer(pin), len(pin))
 
     def poll_readable(self, fd: int) -> Request:
         """Wait until a receive would not block; the result is a poll(2) mask."""
