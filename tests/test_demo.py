@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import socket
 import ssl
@@ -25,12 +26,13 @@ from ringtls._cli.demo.progress import Progress
 from ringtls._cli.demo.proxy.cases import CASES as ENDS
 from ringtls._cli.demo.proxy.cases import Case
 from ringtls._cli.demo.proxy.comparison import started
+from ringtls._cli.demo.proxy.peers import HOST
 from ringtls._cli.demo.proxy.terminators import (
     OWN,
     TERMINATORS,
-    NotStartedError,
     Setting,
     Terminator,
+    TerminatorError,
 )
 
 from .conftest import Contexts
@@ -332,6 +334,12 @@ def refuse(setting: Setting) -> list[str]:
     return [sys.executable, "-c", "raise SystemExit('no such option')"]
 
 
+def abort(setting: Setting) -> list[str]:
+    address = (HOST, setting.port)
+    code = f"import os, socket; socket.create_server({address}).accept(); os.abort()"
+    return [sys.executable, "-c", code]
+
+
 def test_terminators(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A row for each case, and a column for each terminator that is installed here."""
     missing = Terminator("missing", "ringtls-test-there-is-no-such-program", "a-package", refuse)
@@ -375,5 +383,12 @@ def test_an_end_that_is_forged_is_marked(
 def test_a_terminator_that_does_not_start() -> None:
     terminator = Terminator("strange", sys.executable, "", refuse)
     said = "strange does not start: no such option"
-    with pytest.raises(NotStartedError, match=said), started(terminator):
+    with pytest.raises(TerminatorError, match=said), started(terminator):
         raise AssertionError
+
+
+def test_a_terminator_that_crashes() -> None:
+    terminator = Terminator("strange", sys.executable, "", abort)
+    said = "strange has crashed: SIGABRT"
+    with pytest.raises(TerminatorError, match=said), started(terminator) as running:
+        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)

@@ -35,6 +35,7 @@ def _running(sock: socket.socket, log: Path, *arguments: str) -> Iterator[Any]:
         address = sock.getsockname()
     try:
         yield address
+        assert process.poll() is None, log.read_text()
     finally:
         process.kill()
         process.wait()

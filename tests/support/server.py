@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from ringtls._cli.demo.proxy.terminators import CRASHES
+
 from ..conftest import Contexts
 from .waiting import LIMIT, wait_until
 from .zygote import Program
@@ -110,14 +112,16 @@ class Command:
         return workers
 
     def end(self) -> None:
-        """Kill all of it that is left."""
+        """Kill all of it that is left. None of it may have crashed."""
         if self.process.poll() is None:
             self.workers()
         self.process.kill()
-        self.process.wait()
+        code = self.process.wait()
         for worker in filter(is_alive, self._known):
             os.kill(worker, signal.SIGKILL)
         self.stdout.close()
+        killed = {int(number) for number in re.findall(r"was killed by signal (\d+)", self.log())}
+        assert not CRASHES & {-code, *killed}, self.log()
 
 
 def _start(words: Sequence[str], **options: Any) -> Program | subprocess.Popen[bytes]:

@@ -80,7 +80,7 @@ def started(terminator: Terminator) -> Iterator[Running]:
     """Start one, with a certificate that is kept nowhere, and end it.
 
     Raises:
-      NotStartedError
+      TerminatorError
     """
     with tempfile.TemporaryDirectory(prefix="ringtls-demo-") as name:
         directory = Path(name)

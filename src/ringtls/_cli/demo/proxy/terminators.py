@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,14 +22,17 @@ from pathlib import Path
 
 from .peers import HOST
 
-__all__ = ["OWN", "TERMINATORS", "NotStartedError", "Setting", "Terminator", "running"]
+__all__ = ["CRASHES", "OWN", "TERMINATORS", "Setting", "Terminator", "TerminatorError", "running"]
 
 #: Seconds within which one is to start, and to end.
 PATIENCE = 60.0
 
+#: Signals that a process brings on itself.
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
 
-class NotStartedError(Exception):
-    """A terminator does not start; the text says why."""
+
+class TerminatorError(Exception):
+    """A terminator does not start, or has crashed; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def running(terminator: Terminator, setting: Setting) -> Iterator[subprocess.Pop
     """Start it, and end it.
 
     Raises:
-      NotStartedError
+      TerminatorError
     """
     log = setting.directory / "log"
     with log.open("wb") as output:
@@ -201,7 +205,7 @@ def running(terminator: Terminator, setting: Setting) -> Iterator[subprocess.Pop
         while not _listens(setting.port):
             if process.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text(errors="replace").strip()
-                raise NotStartedError(f"{terminator.name} does not start: {said}")
+                raise TerminatorError(f"{terminator.name} does not start: {said}")
             time.sleep(0.01)
         yield process
     finally:
@@ -211,6 +215,9 @@ def running(terminator: Terminator, setting: Setting) -> Iterator[subprocess.Pop
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if -process.returncode in CRASHES:
+        name = signal.Signals(-process.returncode).name
+        raise TerminatorError(f"{terminator.name} has crashed: {name}")
 
 
 def _listens(port: int) -> bool:
