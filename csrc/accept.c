@@ -7,11 +7,19 @@
  * belongs to the open file, and so to other processes, too. So the request then
  * polls the listener, and accepts when a connection is there; if another
  * process was faster, it polls again.
+ *
+ * The kernel tells one of those who wait of a connection. That may be one who
+ * never takes it: the ring of a process that was killed waits on until the
+ * kernel has taken it apart, and a process that took its place is not told. So
+ * a ring that is young asks again from time to time.
  */
 #include <errno.h>
 #include <poll.h>
 
 #include "internal.h"
+
+#define YOUNG_NS (10 * RTL_NS_PER_SECOND)
+#define AGAIN_NS RTL_NS_PER_SECOND
 
 static void accept_prepare(const struct rtl_ring *r,
 			   const struct rtl_request *req,
@@ -32,19 +40,32 @@ static int accept_attempt(struct rtl_ring *r, struct rtl_request *req,
 	return rtl_accept_now(req->fd);
 }
 
+/* epoll tells all who wait. */
+static int64_t accept_limit(const struct rtl_ring *r,
+			    const struct rtl_request *req)
+{
+	int64_t now = rtl_now_ns();
+
+	(void)req;
+	if (r->backend != &rtl_uring_backend || now - r->opened_ns > YOUNG_NS)
+		return RTL_NO_DEADLINE;
+	return now + AGAIN_NS;
+}
+
 static void accept_complete(struct rtl_ring *r, struct rtl_request *req,
 			    const struct rtl_completion *c,
 			    struct rtl_events *e)
 {
-	bool may_go_on = req->u.wait_first ? c->result > 0 :
-					     c->result == -EAGAIN;
+	bool interrupted = rtl_is_interruption(c->result);
+	bool goes_on = req->u.wait_first ? c->result > 0 :
+					   c->result == -EAGAIN;
 
-	if (!may_go_on) {
+	if (!goes_on && !interrupted) {
 		rtl_request_complete(r, req, c, e);
 	} else if (req->cancelling) {
 		rtl_over(r, req, -ECANCELED, e);
 	} else {
-		req->u.wait_first = !req->u.wait_first;
+		req->u.wait_first = !req->u.wait_first && !interrupted;
 		rtl_queue(r, req);
 	}
 }
@@ -55,6 +76,7 @@ const struct rtl_operation rtl_accept_operation = {
 	.life = RTL_ENDS_AT_CLOSE,
 	.prepare = accept_prepare,
 	.attempt = accept_attempt,
+	.limit = accept_limit,
 	.complete = accept_complete,
 };
 

@@ -205,6 +205,7 @@ struct rtl_backend {
 struct rtl_ring {
 	const struct rtl_backend *backend;
 	int eventfd;
+	int64_t opened_ns;
 	struct rtl_counters stats;
 	bool expedited;			/* close.c */
 

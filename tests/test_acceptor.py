@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -12,7 +13,10 @@ import trio
 import trio.testing
 
 from ringtls import SocketListener, SocketStream
+from ringtls._engine.ring import Ring
 from ringtls._streams.acceptor import AT_ONCE, Acceptor
+
+from .support.rings import drive_until
 
 PATIENCE = 60
 
@@ -187,3 +191,19 @@ async def test_a_listener_that_is_closed_ends_it() -> None:
         nursery.start_soon(accept)
         await trio.testing.wait_all_tasks_blocked()
         await listener.aclose()
+
+
+def test_a_wake_up_that_another_ring_has_swallowed(ring: Ring) -> None:
+    """As that of a process which was killed does, until the kernel has taken it apart."""
+    other = Ring(buffers=4, buffer_size=4096)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        swallowing = [other.accept(listener.fileno()) for _ in range(AT_ONCE)]
+        other.submit()
+        accepting = ring.accept(listener.fileno())
+        ring.submit()
+        with socket.create_connection(listener.getsockname()):
+            drive_until(ring, lambda: accepting.is_over)
+            os.close(accepting.result)
+        for request in swallowing:
+            other.cancel(request)
+        assert other.close(timeout=5.0)
