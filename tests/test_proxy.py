@@ -340,7 +340,6 @@ def test_idle_connections_give_way_when_descriptors_run_short(
         for _ in range(10):
             assert works(proxy, backend)
     assert proxy.stop() == 0
-    assert "Traceback" not in proxy.log()
 
 
 # Where from

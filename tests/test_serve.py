@@ -102,7 +102,6 @@ def shared(
     try:
         yield server
         assert server.stop() == 0
-        assert "Traceback" not in server.log()
     finally:
         server.end()
 
@@ -798,7 +797,6 @@ def test_drain_ends_idle_connections(start: Start, number: signal.Signals) -> No
         assert read_to_end(fresh) == b""
         assert not_even_tls.recv(1) == b""
     assert server.wait() == 0
-    assert "Traceback" not in server.log()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -842,7 +840,6 @@ def test_drain_has_an_end(start: Start, second_signal: bool) -> None:
             server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert "1 connection is cut short" in server.log()
-    assert "Traceback" not in server.log()
 
 
 def test_cut_download_ends_with_close_notify(start: Start, tmp_path: Path) -> None:
@@ -921,7 +918,6 @@ def test_bad_peer_is_logged_in_one_line(start: Start, misbehave: Callable[[Serve
     assert server.works()
     assert server.log().count("\n") == 1
     assert server.stop() == 0
-    assert "Traceback" not in server.log()
 
 
 # Starting

