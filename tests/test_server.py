@@ -20,7 +20,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,7 @@ from cryptography.x509.oid import NameOID
 from ringtls._cli import certificates
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.server import logs
+from ringtls._cli.server.credentials import identity_of
 from ringtls._cli.server.logs import LineHandler
 from ringtls._cli.server.names import names_of as certificate_names
 
@@ -448,19 +449,26 @@ class Authority:
 
     def sign(self, name: str) -> tuple[x509.Certificate, Path]:
         """A certificate, and the file with it and its key."""
+        return self.sign_for(
+            name, {NameOID.ORGANIZATION_NAME: "example", NameOID.COMMON_NAME: name}
+        )
+
+    def sign_for(
+        self,
+        file: str,
+        subject: Mapping[x509.ObjectIdentifier, str],
+        names: Sequence[x509.GeneralName] = (),
+    ) -> tuple[x509.Certificate, Path]:
+        """The same, with this subject and these alternative names."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "example"),
-                x509.NameAttribute(NameOID.COMMON_NAME, name),
-            ]
+        name = x509.Name([x509.NameAttribute(kind, value) for kind, value in subject.items()])
+        builder = certificates._builder(name, self.certificate.subject, key.public_key())
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), not subject)
+        signed = builder.add_extension(self._identifier(), critical=False).sign(
+            self.key, hashes.SHA256()
         )
-        signed = (
-            certificates._builder(subject, self.certificate.subject, key.public_key())
-            .add_extension(self._identifier(), critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-        path = self.directory / f"{name}.pem"
+        path = self.directory / f"{file}.pem"
         path.write_bytes(
             signed.public_bytes(serialization.Encoding.PEM)
             + key.private_bytes(
@@ -550,6 +558,61 @@ def test_clients_may_have_a_certificate(start: Start, contexts: Contexts, tmp_pa
     server = start("--client-ca", str(authority.path), "--client-cert", "optional")
     assert is_served(server, contexts, None)
     assert is_served(server, contexts, good)
+
+
+@pytest.mark.parametrize("mode", ["required", "optional"])
+@pytest.mark.parametrize(
+    ("common_name", "alternative", "said"),
+    [
+        ("", "mallory", "a certificate without a subject"),
+        ("admin,O=Corp", "", r"CN=admin\,O=Corp"),
+        ("CN=admin,O=Corp", "", r"CN=CN=admin\,O=Corp"),
+        ("mallory", "CN=admin,O=Corp", "CN=mallory"),
+    ],
+    ids=["no subject", "comma", "name like a subject", "alternative like a subject"],
+)
+def test_who_is_not_allowed(
+    start: Start,
+    contexts: Contexts,
+    tmp_path: Path,
+    mode: str,
+    common_name: str,
+    alternative: str,
+    said: str,
+) -> None:
+    authority = Authority.make(tmp_path)
+    organization, common = NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME
+    _, admin = authority.sign_for("admin", {common: "admin", organization: "Corp"})
+    subject = {common: common_name} if common_name else {}
+    names = [x509.UniformResourceIdentifier(alternative)] if alternative else []
+    _, other = authority.sign_for("other", subject, names)
+    allow = ["--client-allow", "CN=admin,O=Corp", "--client-allow", ""]
+    server = start("--client-ca", str(authority.path), "--client-cert", mode, *allow)
+    assert is_served(server, contexts, admin)
+    assert not is_served(server, contexts, other)
+    assert is_served(server, contexts, None) == (mode == "optional")
+    server.wait_for_log(f"not allowed: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("subject", "written"),
+    [
+        ([[("commonName", 'a"b+c,d;e<f>g\\h\0i')]], r"CN=a\"b\+c\,d\;e\<f\>g\\h\00i"),
+        ([[("commonName", "  a b  ")]], r"CN=\  a b \ "),
+        ([[("commonName", " ")]], "CN=\\ "),
+        ([[("commonName", "#a#")]], r"CN=\#a#"),
+        (
+            [[("domainComponent", "net")], [("userId", "a"), ("commonName", "b")]],
+            "DC=net,UID=a+CN=b",
+        ),
+        ([], ""),
+    ],
+)
+def test_a_subject_is_written_unambiguously(
+    subject: list[list[tuple[str, str]]], written: str
+) -> None:
+    """RFC 4514, section 2."""
+    assert identity_of({"subject": subject})[0] == written
 
 
 # Sockets

@@ -131,7 +131,8 @@ def add_options(parser: argparse.ArgumentParser, service: type[Service]) -> None
         "--client-cert",
         choices=("optional", "required"),
         default="required",
-        help="with --client-ca: whether a client must have one (default: required)",
+        help="with --client-ca: whether a client must have one (default: required); with optional, "
+        "those without are served, too",
     )
     certificates.add_argument(
         "--client-crl", type=Path, metavar="FILE", help="certificates of clients that are revoked"
@@ -141,8 +142,8 @@ def add_options(parser: argparse.ArgumentParser, service: type[Service]) -> None
         action="append",
         default=[],
         metavar="NAME",
-        help="serve only clients whose certificate has this subject (CN=...,O=...), common name or "
-        "alternative name; may be given several times",
+        help="of clients with a certificate, serve only those with this subject (CN=...,O=..., "
+        "escaped as RFC 4514 has it), common name or alternative name; may be given several times",
     )
     limits = parser.add_argument_group("limits for clients")
     limits.add_argument(

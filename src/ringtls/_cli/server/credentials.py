@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -231,18 +232,27 @@ def by_name(table: Mapping[str, T], name: str) -> T | None:
     return table.get(name) or table.get(f"*.{name.partition('.')[2]}")
 
 
-def identity_of(certificate: Mapping[str, Any] | None) -> tuple[str, list[str]]:
+def identity_of(certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The subject of a client's certificate, as RFC 4514 writes it but in order; and its names.
+
+    A name that looks like a subject is left out: it would pass for one.
 
     Args:
       certificate: as ssl.SSLSocket.getpeercert has it.
     """
-    if not certificate:
-        return "", []
-    subject = [pair for part in certificate.get("subject", ()) for pair in part]
-    names = [value for kind, value in subject if kind == "commonName"]
+    subject = certificate.get("subject", ())
+    names = [value for part in subject for kind, value in part if kind == "commonName"]
     names += [value for _, value in certificate.get("subjectAltName", ())]
-    return ",".join(f"{_SHORT.get(kind, kind)}={value}" for kind, value in subject), names
+    identity = ",".join(
+        "+".join(f"{_SHORT.get(kind, kind)}={_in_subject(value)}" for kind, value in part)
+        for part in subject
+    )
+    return identity, [name for name in names if not _BEGINS_SUBJECT.match(str(name))]
+
+
+def _in_subject(value: str) -> str:
+    """As it is written there (RFC 4514, section 2.4)."""
+    return _SPECIAL.sub(r"\\\g<0>", value).replace("\0", "\\00")
 
 
 def common_name_of(certificate: Mapping[str, Any]) -> str:
@@ -255,11 +265,19 @@ def common_name_of(certificate: Mapping[str, Any]) -> str:
 _SHORT = {
     "commonName": "CN",
     "countryName": "C",
+    "domainComponent": "DC",
     "localityName": "L",
     "organizationName": "O",
     "organizationalUnitName": "OU",
     "stateOrProvinceName": "ST",
+    "streetAddress": "STREET",
+    "userId": "UID",
 }
+
+#: What has a backslash before it there.
+_SPECIAL = re.compile(r'["+,;<>\\]|\A[ #]| \Z')
+
+_BEGINS_SUBJECT = re.compile(r"[\w. -]+=")
 
 
 # Files

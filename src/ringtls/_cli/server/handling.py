@@ -230,12 +230,13 @@ async def _shake_hands(handler: Handler, connection: Connection) -> bool:
         return False
     connection.server_name = credentials.asked_for.get(stream.ssl_object, "")
     handler.figures.count_handshake(stream)
-    if stream.context.verify_mode is not ssl.CERT_NONE:
-        connection.identity, names = identity_of(stream.getpeercert())
-        known = {connection.identity, *names}
-        if connection.identity and handler.allowed and not known & handler.allowed:
+    if stream.context.verify_mode is not ssl.CERT_NONE and (given := stream.getpeercert()):
+        connection.identity, names = identity_of(given)
+        known = filter(None, (connection.identity, *names))
+        if handler.allowed and handler.allowed.isdisjoint(known):
             handler.figures.failures.add("not allowed")
-            logger.warning("%s: not allowed: %s", connection.peer, connection.identity)
+            who = connection.identity or "a certificate without a subject"
+            logger.warning("%s: not allowed: %s", connection.peer, who)
             return False
     return True
 
