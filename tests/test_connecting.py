@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from ringtls import blocking, open_tcp_stream, open_tls_over_tcp_stream
 from ringtls._connecting import connect, connect_now
 from ringtls._engine.address import Address
+from ringtls._streams.self_connection import refuse_itself
 
-from .support.streams import open_fds
-from .support.waiting import cut_off, until
+from .support.hosts import Host
+from .support.streams import open_fds, reset, tcp_pair
+from .support.waiting import LIMIT, cut_off, until
 
 #: Connections that a cancellation meets.
 ROUNDS = 64
@@ -140,3 +145,93 @@ async def _cancel_later(scope: trio.CancelScope, checkpoints: int) -> None:
     for _ in range(checkpoints):
         await trio.lowlevel.checkpoint()
     scope.cancel()
+
+
+# A port at which nobody listens, and which the kernel chooses for the caller
+
+PORT = 50000
+NOBODY = "127.0.0.1", PORT
+
+
+@pytest.fixture
+def lonely_host() -> Iterator[Host]:
+    """A host on which each connection to PORT would meet itself."""
+    if shutil.which("ip") is None:
+        pytest.skip("there is no ip: install the package iproute2")
+    try:
+        host = Host()
+    except PermissionError as error:
+        pytest.skip(f"no host can be made: {error}")
+    ports = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    try:
+        host.ip("link set lo up")
+        try:
+            host.call(ports.write_text, f"{PORT} {PORT}")
+        except OSError as error:
+            pytest.skip(f"its ports can't be set: {error}")
+        with host.call(socket.create_connection, NOBODY) as sock:
+            assert sock.getsockname() == sock.getpeername()
+            reset(sock)
+        yield host
+    finally:
+        host.shut_down()
+
+
+async def at_once() -> None:
+    connect_now(socket.AF_INET, NOBODY)
+
+
+async def in_a_thread() -> None:
+    blocking.open_tls_over_tcp_stream(*NOBODY, timeout=LIMIT)
+
+
+@pytest.mark.parametrize(
+    "open_it",
+    [
+        partial(connect, socket.AF_INET, NOBODY),
+        at_once,
+        partial(open_tcp_stream, *NOBODY),
+        partial(open_tls_over_tcp_stream, *NOBODY),
+        in_a_thread,
+    ],
+    ids=["connect", "connect_now", "open_tcp_stream", "open_tls_over_tcp_stream", "blocking"],
+)
+def test_who_would_meet_itself_is_refused(
+    lonely_host: Host, open_it: Callable[[], Awaitable[object]]
+) -> None:
+    async def main() -> None:
+        before = None
+        for _ in range(2):
+            with pytest.raises(ConnectionRefusedError):
+                await open_it()
+            before = before or open_fds()
+        assert open_fds() == before
+
+    lonely_host.call(trio.run, main)
+    with lonely_host.call(socket.socket) as sock:
+        sock.bind(NOBODY)  # nothing holds the port, not even TIME_WAIT
+
+
+@pytest.mark.parametrize(
+    ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_a_connection_to_itself(family: socket.AddressFamily, host: str) -> None:
+    with socket.socket(family) as sock:
+        sock.bind((host, 0))
+        name = sock.getsockname()
+        sock.connect(name)
+        with pytest.raises(ConnectionRefusedError, match="met itself"):
+            refuse_itself(sock)
+    with listening(family, name), socket.create_connection(name[:2]) as sock:
+        refuse_itself(sock)
+        assert sock.fileno() >= 0
+
+
+def test_a_connection_that_is_broken_already() -> None:
+    ours, theirs = tcp_pair()
+    with ours:
+        reset(theirs)
+        with pytest.raises(ConnectionResetError):
+            ours.recv(1)
+        refuse_itself(ours)
+        assert ours.fileno() >= 0

@@ -17,6 +17,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._drivers.trio import TrioDriver
 from ._engine.handle import Handle
+from ._streams.self_connection import refuse_itself
 from ._streams.socket import SocketStream
 from ._transports.owned_socket import OwnedSocket
 
@@ -44,6 +45,7 @@ async def connect(family: socket.AddressFamily, address: Address) -> SocketStrea
     with socket.socket(family) as sock:
         sock.setblocking(True)  # the ring waits (socket.setdefaulttimeout may say otherwise)
         await driver.wait(Handle(ring, ring.connect(sock.fileno(), family, address)))
+        refuse_itself(sock)
         return SocketStream(sock)
 
 
@@ -70,6 +72,7 @@ def connect_now(family: socket.AddressFamily, address: Address) -> SocketStream 
             return None
         if failure:
             raise OSError(failure, os.strerror(failure))
+        refuse_itself(sock)
         if family is not socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(None)

@@ -18,6 +18,7 @@ import trio
 from ._accepting import accept_by_callbacks
 from ._drivers.trio import TrioDriver
 from ._statistics import Statistics
+from ._streams.self_connection import refuse_itself
 from ._streams.socket import SocketListener, SocketStream
 from ._streams.tls import TlsStream
 from ._streams.tls_listener import TlsListener
@@ -63,6 +64,7 @@ async def open_tcp_stream(
     stream = await trio.open_tcp_stream(
         host, port, happy_eyeballs_delay=happy_eyeballs_delay, local_address=local_address
     )
+    refuse_itself(stream.socket)
     return SocketStream(stream.socket)
 
 

@@ -13,6 +13,7 @@ from .._streams import socket as _socket
 from .._streams import tls as _tls
 from .._streams.closing import SHUTDOWN_TIMEOUT, checked_timeout
 from .._streams.hostnames import ascii_hostname
+from .._streams.self_connection import refuse_itself
 from .._streams.tls_info import TlsInfo
 from .._streams.uncopyable import Uncopyable
 
@@ -414,7 +415,9 @@ def open_tls_over_tcp_stream(
     BlockingDriver.current()  # raises before there is anything to be closed
     context = ssl_context or ssl.create_default_context()
     address = ascii_hostname(host), port
-    stream = SocketStream(socket.create_connection(address, timeout))
+    sock = socket.create_connection(address, timeout)
+    refuse_itself(sock)
+    stream = SocketStream(sock)
     try:
         return TlsStream(stream, context, server_hostname=host, https_compatible=https_compatible)
     except BaseException:
