@@ -526,6 +526,45 @@ async def test_what_a_server_says_idle_does_not_end_a_connection_of_http2(
             assert (await client.post(f"https://localhost:{port}")).text == "ok"
 
 
+#: Frames of HTTP/2: an empty one, which says nothing, and a request.
+EMPTY_FRAME = bytes(9)
+GET_FRAME = bytes.fromhex("000001 01 05 00000003 82")
+
+
+async def test_who_looks_does_not_meet_who_reads(http2_contexts: Contexts) -> None:
+    """1. The server has said something, and nobody reads.
+
+    2. A request begins, and takes that in.
+    3. Amid that another one reads. Which of the two goes on first is up to trio.
+    """
+    rounds = 20
+    is_idle = threading.Event()
+
+    def script(peer: Peer) -> None:
+        Http2Server(peer).answer_next()
+        assert is_idle.wait(LIMIT)
+        for _ in range(rounds):
+            peer.send(EMPTY_FRAME)
+            received = b""
+            while not received.endswith(GET_FRAME):
+                received += peer.receive(1)
+        peer.end()
+
+    async def read(stream: httpcore.AsyncNetworkStream) -> None:
+        assert await stream.read(1000) == EMPTY_FRAME
+
+    with playing(http2_contexts, script) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            response = await client.get(f"https://localhost:{port}")
+            stream = response.extensions["network_stream"]
+            is_idle.set()
+            for _ in range(rounds):
+                await until(lambda: stream.get_extra_info("is_readable"))
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read, stream)
+                    await stream.write(GET_FRAME)
+
+
 @pytest.mark.parametrize("end", HTTP2_ENDS[2:], ids=HTTP2_END_NAMES[2:])
 @pytest.mark.parametrize("count", [1, 3])
 async def test_requests_of_http2_that_met_the_end_are_sent_again(

@@ -7,7 +7,8 @@ Rules:
 2. A pool looks at HTTP/1.1 only, and some time before the request is sent. So a connection looks
    again when a request begins; if it has ended, nothing is sent, and the pool is told to take
    another one. In HTTP/2 a server may have said more than that: this is taken in, and kept for
-   httpcore, which sees to GOAWAY.
+   httpcore, which sees to GOAWAY. Who looks never meets who reads: one task receives at a time, and
+   while one waits for what comes, there is nothing to look at.
 3. A server may end an idle connection while a request is on its way. If that may be sent again
    (``_requests``), the pool is told so.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpcore
@@ -107,23 +108,27 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._tls = tls
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
         self._requests: Requests | None = None  # before the first
-        self._is_reading = False
+        self._receiving = trio.Lock()
         self._ahead = b""  # was taken in, and not asked for yet
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._ahead:
-            await trio.lowlevel.checkpoint()
-            data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
-            return data
-        self._is_reading = True
         try:
             with _mapped(timeout, httpcore.ReadTimeout, httpcore.ReadError):
-                data = await self._stream.receive_some(max_bytes)
+                try:
+                    self._receiving.acquire_nowait()
+                except trio.WouldBlock:
+                    await self._receiving.acquire()
+                try:
+                    if self._ahead:
+                        await trio.lowlevel.checkpoint()
+                        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+                        return data
+                    data = await self._stream.receive_some(max_bytes)
+                finally:
+                    self._receiving.release()
         except httpcore.ReadError as error:
             await self._send_again(error)
             raise
-        finally:
-            self._is_reading = False
         if not data:
             await self._send_again()
         elif self._requests is not None:
@@ -157,22 +162,33 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def _is_gone(self, requests: Requests) -> bool:
         """Rule 2."""
-        if self._is_reading or not requests.may_go_elsewhere:
+        if not requests.may_go_elsewhere:
             return False
         if not requests.server_may_speak:
             return self._is_readable()
-        with suppress(trio.BrokenResourceError):
-            while self._is_readable() and len(self._ahead) < MOST_AHEAD:
-                with trio.CancelScope() as scope:
-                    scope.deadline = trio.current_time()  # what has come, and no waiting
-                    if not (data := await self._stream.receive_some(RECEIVE_SIZE)):
-                        return True
-                    self._ahead += data
-                    requests.received(data)
-                if scope.cancelled_caught:  # it is for TLS alone
-                    break
+        try:
+            self._receiving.acquire_nowait()
+        except trio.WouldBlock:
             return False
-        return True
+        try:
+            return await self._has_ended(requests)
+        except trio.BrokenResourceError:
+            return True
+        finally:
+            self._receiving.release()
+
+    async def _has_ended(self, requests: Requests) -> bool:
+        """Take in what has come, without waiting for more."""
+        while self._is_readable() and len(self._ahead) < MOST_AHEAD:
+            with trio.CancelScope() as scope:
+                scope.deadline = trio.current_time()
+                if not (data := await self._stream.receive_some(RECEIVE_SIZE)):
+                    return True
+                self._ahead += data
+                requests.received(data)
+            if scope.cancelled_caught:  # it is for TLS alone
+                break
+        return False
 
     async def aclose(self) -> None:
         await self._stream.aclose()
