@@ -129,7 +129,13 @@ class Command:
 
 
 def _start(words: Sequence[str], **options: Any) -> Program | subprocess.Popen[bytes]:
-    """A command, from a process of its own if the options are for that."""
+    """A command, from a process of its own if the options are for that.
+
+    With the option ``patch``, source of Python is run before it.
+    """
+    if (patch := options.pop("patch", None)) is not None:
+        source = f"{patch}\nimport sys\nfrom ringtls._cli import main\nsys.exit(main())"
+        return subprocess.Popen([sys.executable, "-c", source, *words], **options)
     if options.keys() <= {"stdout", "stderr", "cwd", "env"}:
         return Program(words, **options)
     return subprocess.Popen([sys.executable, "-m", "ringtls", *words], **options)

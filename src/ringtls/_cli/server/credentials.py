@@ -365,7 +365,7 @@ def _names_of(pair: Pair) -> list[str]:
 
     try:
         return names_of(pair.certificate)
-    except ValueError as error:
+    except Exception as error:  # those of cryptography have nothing in common
         raise StartError(f"can't read the names in {pair.certificate_name}: {error}") from error
 
 

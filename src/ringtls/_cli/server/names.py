@@ -15,7 +15,7 @@ def names_of(chain: bytes) -> list[str]:
       chain: in PEM form.
 
     Raises:
-      ValueError: it can't be read.
+      Exception: it can't be read; cryptography's errors are of many kinds.
     """
     certificate = x509.load_pem_x509_certificates(chain)[0]
     try:

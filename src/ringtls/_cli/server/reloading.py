@@ -10,7 +10,6 @@ import logging
 import pickle
 
 from .credentials import Bundle, Credentials, Files
-from .errors import StartError
 
 __all__ = ["READ_TIMEOUT", "Reloader"]
 
@@ -32,19 +31,20 @@ class Reloader:
         result: Bundle | str
         try:
             result = self._files.read()
-        except OSError as error:
-            result = str(error)
+        except Exception as error:
+            result = _reason(error)
         return pickle.dumps(result)
 
     def use(self, data: bytes) -> bool:
-        """Use what was read by this program; False if it can't be used: all stays as it was."""
-        result = pickle.loads(data) if data else "reading the files failed"
-        if isinstance(result, str):
-            return self._keep(result)
+        """Use what was read by this program; False if it can't be used, for whatever reason: all
+        stays as it was."""
         try:
+            result = pickle.loads(data) if data else "reading the files failed"
+            if isinstance(result, str):
+                return self._keep(result)
             self._credentials.use(result)
-        except StartError as error:
-            return self._keep(str(error))
+        except Exception as error:
+            return self._keep(_reason(error))
         logger.info("SIGHUP: the certificates were loaded anew")
         return True
 
@@ -55,3 +55,7 @@ class Reloader:
     def _keep(self, reason: str) -> bool:
         logger.error("SIGHUP: the certificates stay as they were: %s", reason)
         return False
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError) else repr(error)
