@@ -8,17 +8,16 @@
  * polls the listener, and accepts when a connection is there; if another
  * process was faster, it polls again.
  *
- * The kernel tells one of those who wait of a connection. That may be one who
- * never takes it: the ring of a process that was killed waits on until the
- * kernel has taken it apart, and a process that took its place is not told. So
- * a ring that is young asks again from time to time.
+ * The kernel tells one of those who wait of a connection, and that one may never
+ * take it: another process that hangs, that stops waiting in this moment, or that
+ * was killed, until the kernel has taken its ring apart. So all ask again from
+ * time to time.
  */
 #include <errno.h>
 #include <poll.h>
 
 #include "internal.h"
 
-#define YOUNG_NS (10 * RTL_NS_PER_SECOND)
 #define AGAIN_NS RTL_NS_PER_SECOND
 
 static void accept_prepare(const struct rtl_ring *r,
@@ -44,12 +43,9 @@ static int accept_attempt(struct rtl_ring *r, struct rtl_request *req,
 static int64_t accept_limit(const struct rtl_ring *r,
 			    const struct rtl_request *req)
 {
-	int64_t now = rtl_now_ns();
-
 	(void)req;
-	if (r->backend != &rtl_uring_backend || now - r->opened_ns > YOUNG_NS)
-		return RTL_NO_DEADLINE;
-	return now + AGAIN_NS;
+	return r->backend == &rtl_uring_backend ? rtl_now_ns() + AGAIN_NS :
+						  RTL_NO_DEADLINE;
 }
 
 static void accept_complete(struct rtl_ring *r, struct rtl_request *req,

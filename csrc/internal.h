@@ -113,7 +113,7 @@ struct rtl_request {
 	int64_t deadline_ns;
 	union {				/* what the backend notes */
 		struct {
-			struct __kernel_timespec limit;	/* of this try */
+			struct __kernel_timespec limit;	/* of this try, from its start */
 		} uring;
 		struct {
 			struct rtl_completion answer;
@@ -164,6 +164,7 @@ struct rtl_fifo {
 /* What there is to know of a descriptor's number. */
 struct rtl_fd {
 	struct rtl_request *requests;
+	unsigned int minding;	/* of them, those with fd_changed() */
 	uint32_t watched;	/* what epoll looks at it for; 0: it does not */
 };
 
@@ -205,7 +206,6 @@ struct rtl_backend {
 struct rtl_ring {
 	const struct rtl_backend *backend;
 	int eventfd;
-	int64_t opened_ns;
 	struct rtl_counters stats;
 	bool expedited;			/* close.c */
 

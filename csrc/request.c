@@ -157,6 +157,8 @@ static void fd_changed(struct rtl_ring *r, int fd)
 {
 	struct rtl_request *req, *next;
 
+	if (!r->fds[fd].minding)
+		return;
 	for (req = r->fds[fd].requests; req; req = next) {
 		next = req->fd_next;
 		if (req->op->fd_changed)

@@ -38,7 +38,6 @@ int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 		return -ENOMEM;
 	r->backend = backends[engine];
 	r->eventfd = eventfd;
-	r->opened_ns = rtl_now_ns();
 	rtl_requests_init(r);
 	ret = rtl_table_init(r);
 	if (ret)

@@ -127,6 +127,7 @@ int rtl_table_add(struct rtl_ring *r, uint64_t id,
 	if (req->fd_next)
 		req->fd_next->fd_link = &req->fd_next;
 	r->fds[fd].requests = req;
+	r->fds[fd].minding += !!op->fd_changed;
 	place(r->table, r->table_size, req);
 	r->stats.in_flight++;
 	*out = req;
@@ -173,6 +174,7 @@ void rtl_table_remove(struct rtl_ring *r, struct rtl_request *req)
 	*req->fd_link = req->fd_next;
 	if (req->fd_next)
 		req->fd_next->fd_link = req->fd_link;
+	r->fds[req->fd].minding -= !!req->op->fd_changed;
 	close_gap(r, cell_of(r, req->id));
 	r->stats.in_flight--;
 	free(req);

@@ -160,18 +160,22 @@ static void prepare(struct rtl_ring *r, struct rtl_request *req, bool limited)
 		return;
 	sqe->flags |= IOSQE_IO_LINK;
 	sqe = io_uring_get_sqe(&r->uring);
-	io_uring_prep_link_timeout(sqe, &req->at.uring.limit, IORING_TIMEOUT_ABS);
+	io_uring_prep_link_timeout(sqe, &req->at.uring.limit, 0);
 	io_uring_sqe_set_data64(sqe, req->id | CONTROL);
 	r->stats.control_in_flight++;
 }
 
-/* Until when the kernel may take for the next try of a request, if limited. */
+/*
+ * How long the kernel may take for the next try of a request, if limited. Of a
+ * point in time it would not know that this process may be in a time namespace.
+ */
 static bool is_limited(const struct rtl_ring *r, struct rtl_request *req)
 {
 	int64_t limit = rtl_limit_of(r, req);
+	int64_t now = rtl_now_ns();
 
 	if (limit >= 0)
-		req->at.uring.limit = rtl_timespec(limit);
+		req->at.uring.limit = rtl_timespec(limit > now ? limit - now : 0);
 	return limit >= 0;
 }
 

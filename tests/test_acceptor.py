@@ -194,7 +194,7 @@ async def test_a_listener_that_is_closed_ends_it() -> None:
 
 
 def test_a_wake_up_that_another_ring_has_swallowed(ring: Ring) -> None:
-    """As that of a process which was killed does, until the kernel has taken it apart."""
+    """As that of a process which hangs, or which was killed until the kernel has taken it apart."""
     other = Ring(buffers=4, buffer_size=4096)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         swallowing = [other.accept(listener.fileno()) for _ in range(AT_ONCE)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -180,3 +182,33 @@ def test_c3_c16_a_patched_clock(
     thread.join()
     assert outcomes == [CloseOutcome.CRASHED if how == "crashed" else CloseOutcome.TIMED_OUT]
     assert peer.end().transport is Transport.RST
+
+
+#: A timer of the ring that ends when it should, and not before.
+TIMER = """
+from ringtls._clock import now
+from ringtls._engine.ring import Ring
+ring = Ring()
+deadline = now() + 0.1
+timer = ring.timer(deadline)
+while not timer.is_over:
+    ring.wait(60)
+    ring.reap()
+    assert timer.is_over or now() < deadline + 30
+assert now() >= deadline
+"""
+
+
+@pytest.mark.parametrize("offset", [100_000, -1])
+def test_c3_in_a_time_namespace(offset: int) -> None:
+    """Whose clock is another than the kernel's (time_namespaces(7))."""
+    apart = ["unshare", "--user", "--map-root-user", "--time", "--fork", f"--monotonic={offset}"]
+    try:
+        possible = (
+            subprocess.run([*apart, "true"], capture_output=True, check=False).returncode == 0
+        )
+    except FileNotFoundError:
+        possible = False
+    if not possible:
+        pytest.skip("no time namespace can be made here")
+    subprocess.run([*apart, sys.executable, "-c", TIMER], check=True)
