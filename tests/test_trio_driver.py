@@ -8,8 +8,9 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 
 import outcome
 import pytest
@@ -18,6 +19,7 @@ import trio.testing
 
 from ringtls import (
     CloseOutcome,
+    Operation,
     SocketListener,
     SocketStream,
     TlsStream,
@@ -35,7 +37,7 @@ from .support.clogging import SMALL, clog, clog_socket
 from .support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from .support.peer import Peer, Transport, meet
 from .support.processes import in_child
-from .support.streams import open_fds, socket_streams, tcp_pair
+from .support.streams import handshaken, open_fds, socket_streams, tcp_pair
 from .support.waiting import LIMIT, closed_while_it_waits, until, wait_until
 
 NS_PER_SECOND = 10**9
@@ -363,6 +365,40 @@ def test_guest_mode() -> None:
         assert callable(function)
         function()
     assert outcomes[0].unwrap() == b"guest"
+
+
+def test_guest_mode_where_the_host_sends(contexts: Contexts) -> None:
+    """While trio sleeps, and nothing else would wake it."""
+    todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+    outcomes: list[outcome.Outcome[None]] = []
+    sends: list[Callable[[], Operation[int] | int]] = []
+    started: list[Operation[int] | int] = []
+
+    async def main() -> None:
+        client, server = await handshaken(contexts)
+        left, right = await socket_streams()
+        async with client, server, left, right:
+            await server.send_all(b"no session ticket is on its way after this")
+            await client.receive_some()
+            sends.append(partial(client.send_nowait, b"one"))
+            assert await server.receive_some() == b"one"
+            sends.append(partial(left.start_send, b"two"))
+            assert await right.receive_some() == b"two"
+            operation = started.pop()
+            assert isinstance(operation, Operation)
+            assert await operation == 3
+
+    trio.lowlevel.start_guest_run(
+        main,
+        run_sync_soon_threadsafe=todo.put,
+        done_callback=outcomes.append,
+    )
+    while not outcomes:
+        try:
+            todo.get(timeout=0.05 if sends else LIMIT)()
+        except queue.Empty:  # trio sleeps
+            started.append(sends.pop()())
+    outcomes[0].unwrap()
 
 
 async def test_listener_and_open_tcp_stream() -> None:

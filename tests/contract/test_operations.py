@@ -801,3 +801,22 @@ def test_h7_in_a_hurry_trickling_input_is_not_waited_for(ring: Ring, pair: Pair)
         return operation.done
 
     drive_until(ring, is_over_despite_the_trickle)
+
+
+def test_c14_a_child_that_was_forked_while_another_thread_woke_the_ring(ring: Ring) -> None:
+    """That thread, which would give the lock back, is not in the child."""
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ring._wake_lock:
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        in_child(ring.wake)
+    finally:
+        over.set()
+        thread.join()

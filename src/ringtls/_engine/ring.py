@@ -120,6 +120,7 @@ _open_rings: set[Ring] = set()
 def _die_in_child() -> None:
     for ring in _open_rings:
         ring.forked = ring._unusable = True
+        ring._wake_lock = threading.RLock()  # another thread may have had it, which is not here
     _open_rings.clear()
 
 
@@ -198,6 +199,7 @@ class Ring:
         self._closed = False
         self._unusable = False  # forked, closed or failed
         self._reaping = False
+        self._armed = False  # nothing is submitted before somebody wakes up
         self._enough = 0  # bytes moved at which a reap is over
         self._thread = get_ident()
         self._last_id = 0
@@ -300,6 +302,8 @@ class Ring:
                 self._borrowed.pop(segment, None)
             if unsent < 0:
                 raise OSError(-unsent, f"{outbox.label}: {os.strerror(-unsent)}")
+        if self._armed:
+            self.wake()
         return unsent
 
     def outbox_notify_below(self, outbox: Request, below: int) -> int:
@@ -403,6 +407,8 @@ class Ring:
         if request.state is not State.CANCELLING:
             return
         self._enough = 0  # the kernel hears of it at the next submit
+        if self._armed:
+            self.wake()
         unknown = _lib.rtl_cancel(engine, request.id) == -errno.ENOENT
         if unknown and not self._reaping:  # it never got to the engine: see rule 1
             request.complete(-errno.ECANCELED)
@@ -432,6 +438,8 @@ class Ring:
         if result < 0:
             del self._in_flight[request.id]
             raise OSError(-result, f"{request.label}: {os.strerror(-result)}")
+        if self._armed:
+            self.wake()
         return request
 
     # Driving
@@ -455,11 +463,13 @@ class Ring:
         return bool(result)
 
     def arm(self) -> None:
-        """Have completions make ``sleep_fd`` readable, until the next ``reap``.
+        """Have completions make ``sleep_fd`` readable, until the next ``reap``; and what is
+        asked for meanwhile, as by the host of a trio in guest mode, which has to be submitted.
 
         Raises:
           OSError: io_uring_enter(2) or timerfd_settime(2) failed.
         """
+        self._armed = True
         result = _lib.rtl_arm(self._usable())
         if result < 0:
             raise OSError(-result, f"{self.engine} arm: {os.strerror(-result)}")
@@ -487,6 +497,7 @@ class Ring:
         failures: list[BaseException] = []
         in_flight, pool, events = self._in_flight, self._pool, self._events
         found = False
+        self._armed = False
         try:
             self._reaping = True
             self._enough = _lib.rtl_moved(engine) + self._flood
