@@ -16,6 +16,7 @@ import trio.testing
 
 from ringtls import (
     CloseOutcome,
+    SocketListener,
     SocketStream,
     TlsStream,
     TruncationError,
@@ -26,6 +27,8 @@ from ringtls import (
 )
 from ringtls._drivers.trio import TrioDriver
 from ringtls._engine.descriptors import has_unacknowledged
+from ringtls._engine.request import Request
+from ringtls._engine.ring import Ring
 from ringtls._streams.acceptor import Acceptor
 from ringtls._streams.session import TlsSession
 
@@ -124,6 +127,41 @@ async def test_c16_an_exception_in_the_end(
     assert (end.close_notify, end.transport) == (False, Transport.RST)
     await good.aclose()
     assert (await trio.to_thread.run_sync(good_peer.end)).is_clean
+
+
+async def test_c16_an_exception_in_an_end_that_a_closed_socket_begins(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could catch it: it would end the run."""
+    stream, peer = await meet(contexts)
+    good, good_peer = await meet(contexts)
+
+    def fail(self: TlsSession, *, keep_unread: bool) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(TlsSession, "close_output", fail)
+    stream.transport_stream.socket.close()
+    await until(lambda: stream.close_outcome is not None)
+    monkeypatch.undo()
+    assert stream.close_outcome is CloseOutcome.CRASHED
+    end = await trio.to_thread.run_sync(peer.end)
+    assert (end.close_notify, end.transport) == (False, Transport.RST)
+    await good.aclose()
+    assert (await trio.to_thread.run_sync(good_peer.end)).is_clean
+
+
+async def test_c16_an_exception_where_a_listener_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(ring: Ring, fd: int, **options: object) -> Request:
+        monkeypatch.undo()
+        raise MemoryError
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = SocketListener(sock)
+        monkeypatch.setattr(Ring, "close_fd", fail)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(closed_while_it_waits, listener.accept)
+            await trio.testing.wait_all_tasks_blocked()
+            listener.socket.close()
 
 
 def test_c16_an_end_that_never_comes_is_given_up(

@@ -244,8 +244,12 @@ class Closing:
         if self.started or (self.owner and self.owner.postpone(self.start_as_orphan)):
             return
         self.transport.driver.tally.orphans_adopted += 1
-        with suppress(BaseException):  # it has crashed, which is logged; nobody else is here
-            self.start(after_error=True)
+        self.start_unawaited(after_error=True)
+
+    def start_unawaited(self, *, after_error: bool = False) -> None:
+        """Begin the end where nobody would catch an exception."""
+        with suppress(BaseException):  # it has crashed, which is logged
+            self.start(after_error=after_error)
 
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of a stream that nobody closed."""

@@ -7,6 +7,7 @@ for it, it would lose the operation's result.
 from __future__ import annotations
 
 import errno
+import logging
 import operator
 import select
 import socket
@@ -22,6 +23,7 @@ from .._clock import now
 from .._drivers.trio import TrioDriver
 from .._engine.descriptors import close_now
 from .._engine.handle import Handle
+from .._log import log
 from .._transports.base import RECEIVE_SIZE, broken
 from .._transports.owned_socket import OwnedSocket
 from .._transports.ring import RingTransport, as_count
@@ -91,7 +93,7 @@ def _end_soon(closing: Closing, sock: OwnedSocket) -> None:
         sock.close_descriptor()  # the parent has its own
         return
     with suppress(trio.RunFinishedError):  # which ends it itself
-        driver.call_soon(closing.start)
+        driver.call_soon(closing.start_unawaited)
 
 
 @final
@@ -441,7 +443,9 @@ class _Listening:
         if not self.ring.is_usable:
             self.socket.close_descriptor()
             return
-        request = self.ring.close_fd(self.socket.fileno(), discard_limit=0, deadline=now())
+        fd = self.socket.fileno()
+        request = self.ring.close_request_of(fd)  # of a call that an exception has ended
+        request = request or self.ring.close_fd(fd, discard_limit=0, deadline=now())
         fd = self.socket.take_descriptor()  # before the ring may close it
         if not self.ring.release(request):
             close_now(fd)
@@ -450,9 +454,17 @@ class _Listening:
         """Somebody has closed the socket."""
         if self.ring.is_usable:
             with suppress(trio.RunFinishedError):
-                self.driver.call_soon(self.stop)
+                self.driver.call_soon(self._stop_unawaited)
         else:  # the run has ended, or the ring has failed, or is the parent's
             self.stop()
+
+    def _stop_unawaited(self) -> None:
+        try:
+            self.stop()
+        except BaseException as failure:  # nobody would catch it: the run would end
+            log(logging.ERROR, "closing a listener: %r, once more", failure, failure=failure)
+            with suppress(BaseException):
+                self.stop()
 
 
 @final
