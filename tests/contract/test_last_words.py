@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,6 +16,8 @@ import trio.testing
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, SocketListener, TlsListener, TlsStream
+from ringtls._engine.descriptors import has_unacknowledged
+from ringtls._transports import ring as transport
 
 from ..conftest import Contexts
 from ..support.clogging import SMALL
@@ -22,6 +26,9 @@ from ..support.peer import End, Meet, Peer, Transport, meet
 from ..support.waiting import until
 
 WORDS = b"goodbye"
+
+#: Of linux/sockios.h: bytes that TCP has not sent.
+SIOCOUTQNSD = 0x894B
 
 
 class HandlerError(Exception):
@@ -55,6 +62,27 @@ async def test_c21_an_exception_breaks_off(contexts: Contexts, meet: Meet, size:
     assert not end.close_notify
     assert end.transport is Transport.RST
     assert len(end.data) == size
+
+
+async def test_c21_the_last_bytes_are_not_held_back(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before FIN, with which they share a segment (MSG_MORE in send(2))."""
+    stream, peer = await meet(contexts)
+    stream.reset_on_error = True
+    unsent: list[int] = []
+
+    def look(fd: int) -> bool:
+        unsent.append(struct.unpack("i", fcntl.ioctl(fd, SIOCOUTQNSD, bytes(4)))[0])
+        return has_unacknowledged(fd)
+
+    monkeypatch.setattr(transport, "has_unacknowledged", look)
+    with pytest.raises(HandlerError):
+        async with stream:
+            stream.send_nowait(bytes(10))
+            raise HandlerError
+    assert len((await end_of(peer)).data) == 10
+    assert unsent[0] == 0
 
 
 async def test_c21_a_peer_that_reads_late_gets_all(contexts: Contexts, meet: Meet) -> None:

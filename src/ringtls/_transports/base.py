@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .._interfaces import Driver, OnClosed, WaitQueue
 
 __all__ = [
-    "ACKNOWLEDGEMENT_PAUSE",
     "ACKNOWLEDGE_ONCE",
     "ANSWER_LIMIT",
     "DISCARD_LIMIT",
@@ -26,6 +25,7 @@ __all__ = [
     "RECEIVE_SIZE",
     "RESET_AT_CLOSE",
     "BaseTransport",
+    "acknowledgement_pauses",
     "broken",
     "reset_met",
 ]
@@ -57,8 +57,18 @@ ACKNOWLEDGE_ONCE = 2
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
-#: Seconds between two looks at what the peer's TCP has acknowledged: no event tells of it.
-ACKNOWLEDGEMENT_PAUSE = 0.01
+#: Seconds; see acknowledgement_pauses().
+FIRST_PAUSE = 0.01
+LONGEST_PAUSE = 0.25
+
+
+def acknowledgement_pauses() -> Iterator[float]:
+    """Seconds between the looks at what the peer's TCP has acknowledged: no event tells of it.
+    What takes long is looked at less often."""
+    pause = FIRST_PAUSE
+    while True:
+        yield pause
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _nothing() -> None:

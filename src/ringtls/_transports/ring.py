@@ -18,12 +18,12 @@ from .._engine.handle import Handle
 from .._engine.request import ignore
 from .base import (
     ACKNOWLEDGE_ONCE,
-    ACKNOWLEDGEMENT_PAUSE,
     DISCARD_LIMIT,
     INPUT_LIMIT,
     LARGEST_TRANSFER,
     RESET_AT_CLOSE,
     BaseTransport,
+    acknowledgement_pauses,
     broken,
     reset_met,
 )
@@ -374,29 +374,34 @@ class RingTransport(BaseTransport):
             on_closed(acknowledged=request.result <= 0)
 
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
+        pauses = acknowledgement_pauses()
+
         def look(timer: Request | None = None) -> None:
             time = now()
             failed = timer is not None and timer.failure is not None
             if failed or time >= deadline or self._is_delivered():
                 on_delivered()
                 return
-            again = self._ring.timer(min(time + ACKNOWLEDGEMENT_PAUSE, deadline), on_done=look)
+            again = self._ring.timer(min(time + next(pauses), deadline), on_done=look)
             again.on_failure = self.on_crash
 
+        with suppress(OSError):  # no FIN follows, which would push the last bytes out: tcp(7)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         look()
 
     async def wait_acknowledged(self) -> None:
         await self.wait_sent(below=1)
+        pauses = acknowledgement_pauses()
         while self._has_unacknowledged():
             if is_gone(self.socket.fileno()):
                 raise broken(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
-            await self._pause()
+            await self._pause(next(pauses))
             self.check_open()
             self.check_sendable()
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         """By the ring's clock: that of a run may stand still (trio.testing.MockClock)."""
-        timer = self._ring.timer(now() + ACKNOWLEDGEMENT_PAUSE)
+        timer = self._ring.timer(now() + seconds)
         try:
             await self.driver.wait(Handle(self._ring, timer))
         except OSError as error:

@@ -45,9 +45,9 @@ from .._log import log
 from .._task import Task
 from .base import (
     ACKNOWLEDGE_ONCE,
-    ACKNOWLEDGEMENT_PAUSE,
     RECEIVE_SIZE,
     BaseTransport,
+    acknowledgement_pauses,
     broken,
     reset_met,
 )
@@ -328,12 +328,13 @@ class StreamTransport(BaseTransport):
         """Return when the peer's TCP, if there is one, has all that was sent, or it is too late."""
         if not isinstance(self._stream, trio.SocketStream):
             return
+        pauses = acknowledgement_pauses()
         with self.driver.move_on_at(self._deadline):
             while self._last_step is None:
                 fd = self._stream.socket.fileno()
                 if is_gone(fd) or not has_unacknowledged(fd):
                     return
-                with self.driver.move_on_at(now() + ACKNOWLEDGEMENT_PAUSE):
+                with self.driver.move_on_at(now() + next(pauses)):
                     await trio.sleep_forever()
 
     def _start_discarding(self) -> None:
