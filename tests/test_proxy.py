@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -29,8 +30,10 @@ from ringtls._cli.proxy import backends
 from ringtls._cli.proxy.connection import _connect, _connect_now
 from ringtls._cli.server.listening import Address
 from ringtls._drivers.trio import TrioDriver
+from ringtls._engine.descriptors import is_gone
 
 from .conftest import Contexts, contexts_of
+from .support.authority import Authority
 from .support.processes import in_child
 from .support.proxy import Backend, Proxy, StartProxy, starting_proxies
 from .support.server import PATIENCE, fails, read_metrics, wait_until_refused
@@ -706,12 +709,63 @@ def test_who_waits_for_its_handshake_gives_way(
         with proxy.tcp() as slow:
             begin_handshake(slow, contexts.client)
             pairs.append(connected())
-            while slow.recv(65536):
-                pass
+            assert is_reset(slow)
         pairs.append(connected())
         for client, theirs in pairs:
             exchange(client, theirs)
     assert proxy.stop() == 0
+
+
+# Those that are turned away
+
+
+def test_who_takes_in_nothing_of_its_handshake_is_reset(
+    start: StartProxy, backend: Backend, contexts: Contexts, tmp_path: Path
+) -> None:
+    """Else it would keep its place for ever, or could complete its handshake and read an end."""
+    long = make_certificate(tmp_path, [f"{number}.example" for number in range(1000)])
+    files = ("--certfile", str(long.certificate), "--keyfile", str(long.key))
+    options = ("--handshake-timeout", "0.1", "--max-connections", "2")
+    proxy = start("--backend", backend.name, *files, *options, certificates=False)
+    with ExitStack() as stack:
+        for _ in range(2):
+            sock = stack.enter_context(proxy.tcp(receive_buffer=1))
+            _, _, outgoing = hello(contexts)
+            sock.sendall(outgoing.read())
+            assert select.select([sock], [], [], PATIENCE)[0]
+            wait_until(partial(is_gone, sock.fileno()))
+            assert is_reset(sock)
+        context = client_context(long.ca)
+        with context.wrap_socket(proxy.tcp(), server_hostname="1.example") as client:
+            exchange(client, stack.enter_context(backend.accept()))
+    assert proxy.stop() == 0
+    assert proxy.log().count("handshake not complete after 0.1 s") == 2
+
+
+def test_a_drain_resets_who_waits_for_its_handshake(
+    start: StartProxy, backend: Backend, contexts: Contexts
+) -> None:
+    proxy = start("--backend", backend.name)
+    with proxy.tcp() as sock:
+        begin_handshake(sock, contexts.client)
+        assert proxy.stop() == 0
+        assert is_reset(sock)
+
+
+def test_who_is_not_allowed_is_reset(
+    start: StartProxy, backend: Backend, contexts: Contexts, tmp_path: Path
+) -> None:
+    authority = Authority.make(tmp_path)
+    _, mallory = authority.sign("mallory")
+    options = ("--client-ca", str(authority.path), "--client-allow", "admin")
+    proxy = start("--backend", backend.name, *options)
+    context = ssl.create_default_context(cafile=str(contexts.ca))
+    context.load_cert_chain(mallory)
+    with context.wrap_socket(
+        proxy.tcp(), server_hostname="localhost", suppress_ragged_eofs=False
+    ) as client:
+        assert is_reset(client)
+    proxy.wait_for_log("not allowed: O=example,CN=mallory")
 
 
 # Ends

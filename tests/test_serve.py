@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import re
 import shlex
@@ -44,7 +45,7 @@ from ringtls._cli.server.listening import Address, Inherited, open_sockets, pars
 from ringtls._cli.server.metrics import Metrics
 from ringtls._cli.server.timeouts import OF_REQUESTS
 
-from .conftest import Contexts
+from .conftest import Contexts, contexts_of
 from .support.hostile import TABLE, Hostile, answers
 from .support.server import (
     MIB,
@@ -1051,6 +1052,22 @@ async def test_handshake_timeout(
         both.client.close_unclean()
     assert [record.levelname for record in server_log.records] == ["WARNING"]
     assert "handshake not complete after 0.05 s" in server_log.text
+
+
+async def test_who_takes_in_nothing_of_its_handshake_is_not_waited_for(tmp_path: Path) -> None:
+    names = [f"{number}.example" for number in range(6000)]  # more than the kernel takes
+    made = make_certificate(tmp_path, names)
+    contexts = contexts_of(made.ca, made.certificate, made.key)
+    outgoing = ssl.MemoryBIO()
+    tls = contexts.client.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="1.example")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, tmp_path, nursery, 1024, HANDSHAKE=0.05, ROOM=math.inf)
+            both.client.transport_stream.socket.send(outgoing.read())
+            await both.ended.wait()
+        both.client.close_unclean()
 
 
 @pytest.mark.parametrize("leaves", [True, False])

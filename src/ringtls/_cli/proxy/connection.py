@@ -124,9 +124,6 @@ class ProxyService(Service):
             logger.warning("%s: no PROXY header: %s", connection.peer, error)
             connection.transport.close_unclean()
             return False
-        except BaseException:
-            connection.transport.close_unclean()
-            raise
         if header is None:
             await connection.transport.aclose()
             return False
@@ -138,7 +135,7 @@ class ProxyService(Service):
 
     async def handle(self, connection: Connection) -> None:
         connection.begin(Wait.NOTHING)
-        client = connection.stream if connection.is_tls else connection.transport
+        client = _client_of(connection)
         began = time.monotonic()
         try:
             backend, stream = await self._reach(connection)
@@ -157,6 +154,9 @@ class ProxyService(Service):
         finally:
             backend.connections -= 1
         self._accounts.note(connection, backend, outcome, time.monotonic() - began)
+
+    def turn_away(self, connection: Connection) -> None:
+        _client_of(connection).close_unclean()  # rule 1
 
     async def _reach(self, connection: Connection) -> tuple[Backend, SocketStream | TlsStream]:
         """A backend, and a connection to it (rule 2).
@@ -215,6 +215,10 @@ class ProxyService(Service):
             stream.close_unclean()
             raise
         return stream
+
+
+def _client_of(connection: Connection) -> SocketStream | TlsStream:
+    return connection.stream if connection.is_tls else connection.transport
 
 
 def _reason(error: OSError) -> str:

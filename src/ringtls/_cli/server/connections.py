@@ -108,6 +108,7 @@ class Connection:
       stream: after its handshake.
       server_name: what the client asked for (SNI), if it did.
       identity: the subject of the certificate that the client gave, if any.
+      is_admitted: its handshake is complete, and its client allowed.
       cut: why it was cut, if it was.
     """
 
@@ -119,6 +120,7 @@ class Connection:
     is_tls: bool = False
     server_name: str = ""
     identity: str = ""
+    is_admitted: bool = False
     cut: Cut | None = None
     waits_for: Wait = Wait.NOTHING
     deadline: float = NEVER

@@ -5,10 +5,14 @@ Rules:
 1. Whatever a peer does, it ends no connection but its own, and causes one line in the log. The
    line is at level DEBUG for a peer that ends without having said anything, as a health check
    does; a PROXY header, which comes before TLS, is nothing said.
-2. The end of a stream has little time, and can't be cut short. So the server first waits until the
-   peer has all that it was sent (``_until_taken``), which can be cut short, and then ends it.
+2. The end of a stream has little time, and can't be cut short. So once a connection was handled,
+   the server first waits until the peer has all that it was sent (``_until_taken``), which can be
+   cut short, and then ends it.
 3. A connection has a task from its handshake on, or when it is cut: a client that only connects
    costs none. Where something comes before TLS, it has one from the start.
+4. A connection that was cut before it could be handled, or whose client is not allowed, is turned
+   away: the service says how, and nothing more is waited for. One whose handshake failed ends with
+   the alert that says why.
 """
 
 from __future__ import annotations
@@ -42,8 +46,8 @@ logger = logging.getLogger("ringtls.server")
 #: Seconds that the end of a stream may take while the server drains.
 DRAIN_CLOSE_TIMEOUT = 1.0
 
-#: The same where another connection waits for its descriptor.
-SHORTAGE_CLOSE_TIMEOUT = 0.1
+#: The same where another connection waits for its descriptor, or its time was over before that.
+HURRIED_CLOSE_TIMEOUT = 0.1
 
 #: Where tcpi_bytes_received is in struct tcp_info of linux/tcp.h. A FIN counts as a byte there.
 BYTES_RECEIVED = struct.Struct("128xQ")
@@ -114,6 +118,9 @@ class Service:
         """
         raise NotImplementedError
 
+    def turn_away(self, connection: Connection) -> None:
+        """End one that is not handled (rule 4). What this does not end, ends in order."""
+
     async def say_last(self, connection: Connection) -> None:
         """Send something to a connection that was cut for being slow with a request.
 
@@ -164,30 +171,38 @@ async def _serve(handler: Handler, connection: Connection) -> None:
         except Exception:
             logger.exception("%s: unexpected error", connection.peer)
         finally:
-            await _end(connection)
+            await _end(handler, connection)
     finally:
         connections.remove(connection)
 
 
-async def _end(connection: Connection) -> None:
+async def _end(handler: Handler, connection: Connection) -> None:
+    if not connection.is_admitted and not _handshake_has_failed(connection):
+        handler.service.turn_away(connection)
     if not connection.is_tls:
         await connection.transport.aclose()
         return
-    if connection.cut is Cut.SHORTAGE:
-        connection.stream.shutdown_timeout = SHORTAGE_CLOSE_TIMEOUT
+    if connection.cut is Cut.SHORTAGE or (connection.cut and not connection.is_admitted):
+        connection.stream.shutdown_timeout = HURRIED_CLOSE_TIMEOUT
     elif connection.draining:
         connection.stream.shutdown_timeout = DRAIN_CLOSE_TIMEOUT
     if connection.stream.close_outcome is None:  # else it has ended, and need not be waited for
         await connection.stream.aclose()
 
 
+def _handshake_has_failed(connection: Connection) -> bool:
+    return connection.is_tls and connection.cut is None and not is_shaken(connection.stream)
+
+
 async def _serve_until_cut(handler: Handler, connection: Connection) -> None:
     service = handler.service
     with connection.scope:
+        await trio.lowlevel.checkpoint_if_cancelled()  # the handshake may be complete since
         if service.has_preface and not await service.begin(connection):
             return
         if service.is_tls and not await _shake_hands(handler, connection):
             return
+        connection.is_admitted = True
         await service.handle(connection)
     if connection.cut is Cut.TIMEOUT:
         _log_timeout(connection)
@@ -197,6 +212,7 @@ async def _serve_until_cut(handler: Handler, connection: Connection) -> None:
             await service.say_last(connection)
     if (
         connection.is_tls
+        and connection.is_admitted
         and connection.stream.close_outcome is None
         and connection.cut is not Cut.SHORTAGE
         and not _takes_nothing(connection)
