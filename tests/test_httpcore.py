@@ -42,7 +42,14 @@ REQUESTS = int(os.environ.get("RINGTLS_POOL_REQUESTS", "20"))
 KEEP_ALIVE = 0.05
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 TIMEOUT_ANSWER = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+#: How HTTP/2 begins; and frames of it: one that says nothing, a request and its answer.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+EMPTY_FRAME = bytes(9)
+GET_FRAME = bytes.fromhex("000001 01 05 00000003 82")
+ANSWER_FRAME = bytes.fromhex("000001 01 05 00000003 88")
 
 #: More than the buffers of a connection take in.
 PIECES, PIECE = 64, bytes(65536)
@@ -362,6 +369,60 @@ async def test_nor_is_the_first_of_a_connection(
                 await client.get(f"https://localhost:{port}")
 
 
+#: How SOCKS begins, and its answer: RFC 1928, section 3.
+SOCKS, SOCKS_ANSWER = b"\5\1\0", b"\5\0"
+
+
+def begin_with_socks(sock: socket.socket, contexts: Contexts) -> Peer:
+    assert sock.recv(len(SOCKS)) == SOCKS
+    sock.sendall(SOCKS_ANSWER)
+    return Peer(sock, contexts, server_side=True)
+
+
+def receive_plainly(peer: Peer, count: int) -> None:
+    while count:
+        count -= len(peer.sock.recv(count))
+
+
+async def through_socks(port: int) -> httpcore.AsyncNetworkStream:
+    stream = await RingBackend().connect_tcp("127.0.0.1", port)
+    await stream.write(SOCKS)
+    assert await stream.read(len(SOCKS_ANSWER)) == SOCKS_ANSWER
+    return stream
+
+
+async def test_nor_is_the_first_after_socks(contexts: Contexts) -> None:
+    def take_and_end(peer: Peer) -> None:
+        receive_plainly(peer, len(REQUEST))
+        peer.sock.shutdown(socket.SHUT_WR)
+        assert peer.sock.recv(1) == b""
+
+    with playing(contexts, take_and_end, begin=begin_with_socks) as port:
+        stream = await through_socks(port)
+        await stream.write(REQUEST)
+        assert await stream.read(1) == b""
+        await stream.aclose()
+
+
+async def test_http2_after_socks_is_known(contexts: Contexts) -> None:
+    """With prior knowledge: a request does not begin where the end has come."""
+
+    def answer_and_end(peer: Peer) -> None:
+        receive_plainly(peer, len(PREFACE + GET_FRAME))
+        peer.sock.sendall(ANSWER_FRAME)
+        peer.sock.shutdown(socket.SHUT_WR)
+        assert peer.sock.recv(1) == b""
+
+    with playing(contexts, answer_and_end, begin=begin_with_socks) as port:
+        stream = await through_socks(port)
+        await stream.write(PREFACE)
+        await stream.write(GET_FRAME)
+        assert await stream.read(len(ANSWER_FRAME)) == ANSWER_FRAME
+        await until(lambda: stream.get_extra_info("is_readable"))
+        with pytest.raises(httpcore.ConnectionNotAvailable):
+            await stream.write(GET_FRAME)
+
+
 async def test_nor_is_one_whose_answer_has_begun(contexts: Contexts) -> None:
     def send_half(peer: Peer) -> None:
         peer.send(ANSWER[:-1])
@@ -524,11 +585,6 @@ async def test_what_a_server_says_idle_does_not_end_a_connection_of_http2(
             info = response.extensions["network_stream"].get_extra_info
             await until(lambda: info("is_readable"))
             assert (await client.post(f"https://localhost:{port}")).text == "ok"
-
-
-#: Frames of HTTP/2: an empty one, which says nothing, and a request.
-EMPTY_FRAME = bytes(9)
-GET_FRAME = bytes.fromhex("000001 01 05 00000003 82")
 
 
 async def test_who_looks_does_not_meet_who_reads(http2_contexts: Contexts) -> None:

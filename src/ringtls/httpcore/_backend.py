@@ -107,7 +107,7 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._below = below
         self._tls = tls
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
-        self._requests: Requests | None = None  # before the first
+        self._requests: Requests | None = None  # before HTTP begins
         self._receiving = trio.Lock()
         self._ahead = b""  # was taken in, and not asked for yet
 
@@ -142,9 +142,10 @@ class _Stream(httpcore.AsyncNetworkStream):
             self._requests = requests_of(buffer)
         try:
             with _mapped(timeout, httpcore.WriteTimeout, httpcore.WriteError):
-                if self._requests.begins(buffer) and await self._is_gone(self._requests):
-                    await self._give_up()
-                self._requests.sent(buffer)
+                if (requests := self._requests) is not None:
+                    if requests.begins(buffer) and await self._is_gone(requests):
+                        await self._give_up()
+                    requests.sent(buffer)
                 await self._stream.send_all(buffer)
         except httpcore.WriteError as error:
             await self._send_again(error)

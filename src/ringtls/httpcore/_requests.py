@@ -9,16 +9,22 @@ Rules:
    has no number of its own for them (RFC 7541, appendix A).
 2. Nothing is sent again on a connection that has answered nothing yet. So there is an end to it
    with a server that ends all connections.
+3. A connection may carry something else before HTTP: SOCKS (RFC 1928). That is no request, and what
+   comes for it no answer.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 __all__ = ["Requests", "requests_of"]
 
-#: How a head begins in HTTP/1.1; see rule 1.
+#: How a request begins in HTTP/1.1: RFC 9112, section 3.
+_REQUEST_LINE = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n")
+
+#: How the head of one begins that may be sent twice; see rule 1.
 _MAY_BE_SENT_TWICE = (b"GET ", b"HEAD ", b"OPTIONS ")
 
 #: What a client says first in HTTP/2: RFC 9113, section 3.4.
@@ -58,9 +64,11 @@ class Requests(Protocol):
         """Note what has come."""
 
 
-def requests_of(data: bytes) -> Requests:
-    """Those of a connection on which the client says this first."""
-    return _Http2() if data.startswith(_PREFACE) else _Http1()
+def requests_of(data: bytes) -> Requests | None:
+    """Those of a connection on which the client says this, if HTTP begins with it (rule 3)."""
+    if data.startswith(_PREFACE):
+        return _Http2()
+    return _Http1() if _REQUEST_LINE.match(data) else None
 
 
 class _Http1:
@@ -85,7 +93,7 @@ class _Http1:
         return self._has_answered
 
     def begins(self, data: bytes) -> bool:
-        return self._request is None and b" HTTP/1.1\r\n" in data  # what is upgraded has none
+        return self._request is None and _REQUEST_LINE.match(data) is not None
 
     def sent(self, data: bytes) -> None:
         self._request = data if self._request is None else b""
