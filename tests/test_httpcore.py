@@ -321,6 +321,42 @@ async def test_what_is_upgraded_is_no_request(contexts: Contexts) -> None:
             await stream.write(b"i")
 
 
+ASKING = {
+    "CONNECT": ({"Host": "far:80"}, b"HTTP/1.1 200 OK\r\n\r\n"),
+    "GET": (
+        {"Connection": "upgrade", "upgrade": "greetings"},
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ASKING)
+async def test_nor_is_one_of_the_users_own(contexts: Contexts, method: str) -> None:
+    """It goes out where something lies unread, and the end of the tunnel is an end."""
+    headers, answer = ASKING[method]
+    is_begun = threading.Event()
+
+    def switch(peer: Peer) -> None:
+        receive_request(peer)
+        peer.send(answer)
+        assert is_begun.wait(LIMIT)
+        peer.send(b"welcome")
+        assert receive_request(peer) == REQUEST
+        end_by_close_notify(peer)
+
+    with playing(contexts, switch) as port:
+        async with (
+            connecting(contexts) as client,
+            client.stream(method, f"https://localhost:{port}", headers=headers) as response,
+        ):
+            is_begun.set()
+            stream = response.extensions["network_stream"]
+            await until(lambda: stream.get_extra_info("is_readable"))
+            await stream.write(REQUEST)
+            assert await stream.read(7) == b"welcome"
+            assert await stream.read(7) == b""
+
+
 def answer_once_then(peer: Peer, end: Callable[[Peer], None]) -> None:
     """Take the second request, and end."""
     receive_request(peer)

@@ -11,6 +11,9 @@ Rules:
    with a server that ends all connections.
 3. A connection may carry something else before HTTP: SOCKS (RFC 1928). That is no request, and what
    comes for it no answer.
+4. After the answer to CONNECT, or to a request with Upgrade, a connection of HTTP/1.1 may carry
+   anything (RFC 9110, sections 7.8 and 9.3.6). From then on nothing is taken for a request, even if
+   it looks like one, and even if the server has declined.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ _REQUEST_LINE = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n")
 
 #: How the head of one begins that may be sent twice; see rule 1.
 _MAY_BE_SENT_TWICE = (b"GET ", b"HEAD ", b"OPTIONS ")
+
+#: The head of one that asks for something else than HTTP; see rule 4.
+_ASKS_FOR_ANOTHER = re.compile(rb"\ACONNECT |\r\nUpgrade:", re.IGNORECASE)
 
 #: What a client says first in HTTP/2: RFC 9113, section 3.4.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -78,14 +84,17 @@ class _Http1:
 
     def __init__(self) -> None:
         self._has_answered = False
-        self._request: bytes | None = None  # sent since then; b"" if that was a body, too
+        self._is_over = False  # rule 4
+        self._head: bytes | None = None  # of the request that nothing has come for yet
+        self._has_body = False
 
     @property
     def may_be_sent_again(self) -> bool:
         return (
             self._has_answered
-            and self._request is not None
-            and self._request.startswith(_MAY_BE_SENT_TWICE)
+            and self._head is not None
+            and self._head.startswith(_MAY_BE_SENT_TWICE)
+            and not self._has_body
         )
 
     @property
@@ -93,14 +102,19 @@ class _Http1:
         return self._has_answered
 
     def begins(self, data: bytes) -> bool:
-        return self._request is None and _REQUEST_LINE.match(data) is not None
+        return not self._is_over and self._head is None and _REQUEST_LINE.match(data) is not None
 
     def sent(self, data: bytes) -> None:
-        self._request = data if self._request is None else b""
+        if self.begins(data):
+            self._head, self._has_body = data, False
+        else:
+            self._has_body = True
 
     def received(self, data: bytes) -> None:
+        if self._head is not None and _ASKS_FOR_ANOTHER.search(self._head):
+            self._is_over = True
         self._has_answered = True
-        self._request = None
+        self._head = None
 
 
 class _Http2:
