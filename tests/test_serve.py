@@ -1005,7 +1005,7 @@ class Served:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.connections.sweep)
             begin_connection(self._handler, self._server, nursery)
-            await self.connections._has_room.wait()  # it has ended
+            await self.connections._waiting_for_room.park()  # it has ended
             nursery.cancel_scope.cancel()
         self.ended.set()
 

@@ -26,11 +26,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.server import logs
+from ringtls._cli.server.connections import Connection, Connections, Limits
 from ringtls._cli.server.credentials import identity_of
 from ringtls._cli.server.logs import LineHandler
 from ringtls._cli.server.names import names_of as certificate_names
@@ -49,6 +52,7 @@ from .support.server import (
     read_to_end,
     starting,
 )
+from .support.streams import socket_streams
 from .support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +112,20 @@ def test_the_longest_waiting_give_way_to_others(start: Start) -> None:
             poll.register(sock, select.POLLIN)
         wait_until(lambda: len(poll.poll(0)) >= 4)  # these have ended
     assert server.stop() == 0
+
+
+async def test_there_is_room_for_all_listeners_again() -> None:
+    limited = Connections(Limits({}, connections=0))
+    client, transport = await socket_streams()
+    async with client, transport:
+        connection = Connection(transport, "", limited)
+        limited.add(connection)
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as listeners:
+                for _ in range(2):
+                    listeners.start_soon(limited.until_there_is_room)
+                await trio.testing.wait_all_tasks_blocked()
+                limited.remove(connection)
 
 
 @pytest.mark.parametrize("option", ["--handshake-timeout", "--idle-timeout"])

@@ -197,7 +197,7 @@ class Connections:
         self.timeouts = [limits.timeouts.get(wait, NEVER) for wait in Wait]  # they are its indexes
         self._limit = limits.connections
         self._open: set[Connection] = set()
-        self._has_room = trio.Event()
+        self._waiting_for_room = trio.lowlevel.ParkingLot()
         self.draining = False
 
     @property
@@ -212,16 +212,16 @@ class Connections:
 
     def remove(self, connection: Connection) -> None:
         self._open.discard(connection)
-        self._has_room.set()
+        self._waiting_for_room.unpark_all()
 
     def has_room(self) -> bool:
         """Whether another connection may be accepted."""
         return len(self._open) <= self._limit
 
     async def until_there_is_room(self) -> None:
+        """Several tasks, each of a listener, may wait at once."""
         while not self.has_room():
-            self._has_room = trio.Event()
-            await self._has_room.wait()
+            await self._waiting_for_room.park()
 
     def drain(self) -> None:
         """See rule 3."""
