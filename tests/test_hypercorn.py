@@ -20,7 +20,7 @@ from ringtls.hypercorn import serve
 
 from .conftest import Contexts, contexts_of
 from .support.application import application, unwilling
-from .support.peer import Peer
+from .support.peer import Peer, Transport
 from .support.waiting import LIMIT
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -55,6 +55,13 @@ async def raw_peer(contexts: Contexts, url: str) -> Peer:
     peer = Peer(sock, contexts, server_side=False)
     await trio.to_thread.run_sync(peer.handshake)
     return peer
+
+
+def receive_until(peer: Peer, text: bytes) -> bytes:
+    data = b""
+    while not data.endswith(text):
+        data += peer.receive(1)
+    return data
 
 
 @pytest.mark.parametrize("http2", [False, True])
@@ -92,6 +99,67 @@ async def test_the_server_ends_amid_an_answer(contexts: Contexts) -> None:
         peer.send(GET.replace(b"/", b"/for-ever", 1))
         await trio.to_thread.run_sync(peer.receive, 1)
         ended.set()
+        assert (await trio.to_thread.run_sync(peer.end)).is_clean
+
+
+# An answer that only the end of its connection delimits
+
+
+def half_request(path: str) -> bytes:
+    return b"GET %s HTTP/1.0\r\n\r\n" % path.encode()
+
+
+@pytest.mark.parametrize("path", ["/half", "/stop"])
+async def test_c21_half_an_answer_is_no_whole_one(contexts: Contexts, path: str) -> None:
+    """The application fails, or the server ends."""
+    async with serving(config_of(contexts, graceful_timeout=0)) as (url, ended):
+        peer = await raw_peer(contexts, url)
+        peer.send(half_request(path))
+        data = await trio.to_thread.run_sync(partial(receive_until, peer, b"half"))
+        ended.set()
+        end = await trio.to_thread.run_sync(peer.end)
+    assert b"half" in data + end.data
+    assert (end.close_notify, end.transport) == (False, Transport.RST)
+
+
+async def test_c21_half_an_answer_to_a_client_that_ends_first(contexts: Contexts) -> None:
+    async with serving(config_of(contexts)) as (url, _):
+        peer = await raw_peer(contexts, url)
+        peer.send(half_request("/stop"))
+        await trio.to_thread.run_sync(partial(receive_until, peer, b"half"))
+        peer.send_close_notify()
+        end = await trio.to_thread.run_sync(peer.end)
+    assert (end.close_notify, end.transport) == (False, Transport.RST)
+
+
+async def test_half_an_answer_without_tls(contexts: Contexts) -> None:
+    config = config_of(contexts, certfile=None, keyfile=None, graceful_timeout=0)
+    async with serving(config) as (url, ended):
+        stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+        await stream.send_all(half_request("/stop"))
+        data = b""
+        while not data.endswith(b"half"):
+            data += await stream.receive_some()
+        ended.set()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /early HTTP/1.0\r\n\r\n",
+        b"GET /unsized HTTP/1.0\r\n\r\n",
+        b"HEAD /half HTTP/1.0\r\n\r\n",
+        b"GET /half HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+async def test_what_delimits_itself_ends_in_order(contexts: Contexts, request_head: bytes) -> None:
+    """It has a length, is whole, has no body, or tells its pieces."""
+    async with serving(config_of(contexts)) as (url, _):
+        peer = await raw_peer(contexts, url)
+        peer.send(request_head)
         assert (await trio.to_thread.run_sync(peer.end)).is_clean
 
 

@@ -75,6 +75,11 @@ async def _answer_early(scope: dict[str, Any], receive: Receive, send: Send) -> 
     await send({"type": "http.response.body", "body": b"early"})
 
 
+async def _answer_unsized(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    await _start(send)
+    await send({"type": "http.response.body", "body": b"whole"})
+
+
 async def _cancel_sends(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """Each send is cancelled before it begins."""
     await _start(send)
@@ -93,6 +98,12 @@ async def _fail_amid_an_answer(scope: dict[str, Any], receive: Receive, send: Se
     await _start(send)
     await send({"type": "http.response.body", "body": b"half", "more_body": True})
     raise ValueError("this application has a fault")
+
+
+async def _stop_amid_an_answer(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    await _start(send)
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    await trio.sleep_forever()
 
 
 async def _tell_of_tls(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -121,9 +132,11 @@ _PATHS = {
     "/for-ever": _send_for_ever,
     "/much": _send_much,
     "/early": _answer_early,
+    "/unsized": _answer_unsized,
     "/cancelled": _cancel_sends,
     "/fail": _fail,
     "/half": _fail_amid_an_answer,
+    "/stop": _stop_amid_an_answer,
     "/tls": _tell_of_tls,
     "/talk": _talk,
 }

@@ -10,6 +10,8 @@ Rules:
    application; what cancels the connection itself cancels the watching task, and that the sends.
 3. A connection says farewell however it ends (``Protocols.last_words``).
 4. What a client does ends no more than its own connection.
+5. An answer that only the end of the connection delimits, and that is not whole, is broken off by
+   rule C21 instead: however that end comes, and without TLS too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from hypercorn.events import Closed, RawData, Updated
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from .._streams.broken_off import break_off
 from .._streams.socket import SocketStream
 from .._streams.tls import TlsStream
 from ._applications import Applications, tls_extension
@@ -69,7 +72,7 @@ class HypercornConnection:
 
     async def run(self) -> None:
         """Serve it until it ends. Where the client has not ended it first, its stream is closed. If
-        this is cancelled, that is left to the caller."""
+        this is cancelled, that is left to the caller, but for what rule 5 has broken off."""
         stream = self._stream
         tls = stream if isinstance(stream, TlsStream) else None
         sock = stream.transport_stream.socket if isinstance(stream, TlsStream) else stream.socket
@@ -78,37 +81,52 @@ class HypercornConnection:
             server = parse_socket_addr(sock.family, sock.getsockname())
         except OSError:  # it is gone
             return
-        async with trio.open_nursery() as watching:
-            watching.start_soon(self._watch)
-            async with Applications(None if tls is None else tls_extension(tls)) as tasks:
-                self._protocol = Protocols(
-                    self._app,
-                    self._config,
-                    self._context,
-                    tasks,
-                    ConnectionState(self._state),
-                    tls is not None,
-                    client,
-                    server,
-                    self._send,
-                    None if tls is None else tls.selected_alpn_protocol(),
-                )
-                if tls is not None:
-                    tls.farewell = self._last_words
-                await self._protocol.initiate()
-                self.note(is_idle=True)
-                await self._receive()
-                await self._protocol.handle(Closed())
-                if self._is_over:
-                    await self.close()
-            watching.cancel_scope.cancel()
+        tasks = Applications(None if tls is None else tls_extension(tls))
+        self._protocol = Protocols(
+            self._app,
+            self._config,
+            self._context,
+            tasks,
+            ConnectionState(self._state),
+            tls is not None,
+            client,
+            server,
+            self._send,
+            None if tls is None else tls.selected_alpn_protocol(),
+        )
+        if tls is not None:
+            tls.farewell = self._last_words
+        try:
+            async with trio.open_nursery() as watching:
+                watching.start_soon(self._watch)
+                async with tasks:
+                    await self._protocol.initiate()
+                    self.note(is_idle=True)
+                    await self._receive()
+                    await self._protocol.handle(Closed())
+                    if self._is_over or self._protocol.is_cut_short:
+                        await self.wait_taken()
+                        await self._end()
+                watching.cancel_scope.cancel()
+        finally:
+            if self._protocol.is_cut_short:
+                await self._end()
 
-    async def close(self) -> None:
-        """End it once the client has taken in what was sent, or has had the time for it."""
+    async def _end(self) -> None:
+        if self._protocol.is_cut_short:
+            await self.break_off()
+        else:
+            await self._stream.aclose()
+
+    async def wait_taken(self) -> None:
+        """Wait until the client has taken in what was sent, or has had the time for it."""
         if isinstance(self._stream, TlsStream):
             with trio.move_on_after(ROOM_TIMEOUT), suppress(trio.BrokenResourceError):
                 await self._stream.wait_acknowledged()
-        await self._stream.aclose()
+
+    async def break_off(self) -> None:
+        """Rule 5."""
+        await break_off(self._stream)
 
     def note(self, *, is_idle: bool) -> None:
         """No request is being served, or one is."""

@@ -1,4 +1,4 @@
-"""hypercorn's protocols, and what they leave open at an end.
+"""The protocol that a connection speaks, and hypercorn's HTTP/2 with what it leaves open at an end.
 
 Rules:
 
@@ -29,6 +29,8 @@ from wsproto.connection import ConnectionState as WebSocketState
 from wsproto.events import CloseConnection
 from wsproto.frame_protocol import CloseReason
 
+from ._http1 import Http1
+
 if TYPE_CHECKING:
     from hypercorn.protocol.events import Event
 
@@ -36,29 +38,31 @@ __all__ = ["Protocols"]
 
 
 class Protocols(ProtocolWrapper):
-    """The one that a connection speaks: hypercorn's choice, with our HTTP/2."""
+    """The one that a connection speaks: hypercorn's choice, each of our kind."""
 
     @property
-    def protocol(self) -> H11Protocol | _Http2:
+    def protocol(self) -> Http1 | _Http2:
         return self._protocol
 
     @protocol.setter
     def protocol(self, chosen: H11Protocol | H2Protocol) -> None:
-        self._protocol: H11Protocol | _Http2
-        if isinstance(chosen, H11Protocol):
-            self._protocol = chosen
-        else:
-            self._protocol = _Http2(
-                chosen.app,
-                chosen.config,
-                chosen.context,
-                chosen.task_group,
-                chosen.connection_state,
-                chosen.ssl,
-                chosen.client,
-                chosen.server,
-                chosen.send,
-            )
+        kind = Http1 if isinstance(chosen, H11Protocol) else _Http2
+        self._protocol: Http1 | _Http2 = kind(
+            chosen.app,
+            chosen.config,
+            chosen.context,
+            chosen.task_group,
+            chosen.connection_state,
+            chosen.ssl,
+            chosen.client,
+            chosen.server,
+            chosen.send,
+        )
+
+    @property
+    def is_cut_short(self) -> bool:
+        """True if the end of the connection would make a part of an answer look whole."""
+        return isinstance(self._protocol, Http1) and self._protocol.is_cut_short
 
     def last_words(self) -> bytes:
         """What the client is to hear at the end (rule 1)."""

@@ -31,7 +31,16 @@ from hypercorn.utils import LifespanFailureError, LifespanTimeoutError, wrap_app
 
 from ringtls.hypercorn import HypercornConnection, lifespan
 
-from ..server import Connection, Metrics, Service, StartError, Wait, is_logging, log_request
+from ..server import (
+    Connection,
+    Metrics,
+    Service,
+    StartError,
+    Wait,
+    is_logging,
+    limit_end,
+    log_request,
+)
 
 __all__ = ["ApplicationService"]
 
@@ -148,12 +157,15 @@ class _Connection(HypercornConnection):
         if connection.waits_for is Wait.ROOM:
             connection.waits_for, connection.deadline = before
 
-    async def close(self) -> None:
+    async def wait_taken(self) -> None:
         connection = self._connection
         connection.begin(Wait.ROOM)
         with suppress(trio.BrokenResourceError):
             await connection.stream.wait_acknowledged()
-        await connection.stream.aclose()
+
+    async def break_off(self) -> None:
+        limit_end(self._connection)
+        await super().break_off()
 
 
 class _Log(Logger):

@@ -11,7 +11,7 @@ from .access import is_logging, log_request
 from .command import add_options, run_server, seconds
 from .connections import Connection, Cut, Wait
 from .errors import StartError
-from .handling import Service
+from .handling import Service, limit_end
 from .metrics import Metrics
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Wait",
     "add_options",
     "is_logging",
+    "limit_end",
     "log_request",
     "run_server",
     "seconds",

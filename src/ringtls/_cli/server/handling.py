@@ -22,7 +22,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from .figures import Figures
 from .metrics import Metrics
 from .timeouts import OF_REQUESTS, Timeout
 
-__all__ = ["Handler", "Service", "begin_connection"]
+__all__ = ["Handler", "Service", "begin_connection", "limit_end"]
 
 logger = logging.getLogger("ringtls.server")
 
@@ -182,12 +182,17 @@ async def _end(handler: Handler, connection: Connection) -> None:
     if not connection.is_tls:
         await connection.transport.aclose()
         return
+    limit_end(connection)
+    if connection.stream.close_outcome is None:  # else it has ended, and need not be waited for
+        await connection.stream.aclose()
+
+
+def limit_end(connection: Connection) -> None:
+    """Say how long the end of its stream may take (rule 2)."""
     if connection.cut is Cut.SHORTAGE or (connection.cut and not connection.is_admitted):
         connection.stream.shutdown_timeout = HURRIED_CLOSE_TIMEOUT
     elif connection.draining:
         connection.stream.shutdown_timeout = DRAIN_CLOSE_TIMEOUT
-    if connection.stream.close_outcome is None:  # else it has ended, and need not be waited for
-        await connection.stream.aclose()
 
 
 def _handshake_has_failed(connection: Connection) -> bool:
@@ -303,7 +308,8 @@ def _is_silent(connection: Connection) -> bool:
 
 async def _until_taken(connection: Connection) -> None:
     """Wait until the peer's kernel has taken all (rule 2)."""
-    with trio.move_on_after(connection.timeout_of(Wait.ROOM)):
+    ended = suppress(trio.ClosedResourceError)  # by the service, which broke it off
+    with trio.move_on_after(connection.timeout_of(Wait.ROOM)), ended:
         await connection.stream.wait_acknowledged()
 
 

@@ -1,0 +1,46 @@
+"""hypercorn's HTTP/1, and what it leaves open at an end.
+
+Rules:
+
+1. An answer to a client of HTTP/1.0 that does not tell its length is over when its connection is
+   (RFC 9112, section 6.3). Where that ends before, the client must not read an end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import h11
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.utils import suppress_body
+
+if TYPE_CHECKING:
+    from hypercorn.protocol.events import Event
+
+__all__ = ["Http1"]
+
+
+class Http1(H11Protocol):
+    _lasts_until_the_end = False  # the answer, by its head
+
+    async def stream_send(self, event: Event) -> None:
+        if isinstance(event, Response):
+            self._lasts_until_the_end = self._tells_no_length(event)
+        await super().stream_send(event)
+
+    def _tells_no_length(self, response: Response) -> bool:
+        if not isinstance(self.stream, HTTPStream):
+            return False
+        if self.stream.scope["http_version"] >= "1.1":
+            return False
+        if suppress_body(self.stream.scope["method"], response.status_code):
+            return False
+        names = {name.lower() for name, _ in response.headers}
+        return b"content-length" not in names or b"transfer-encoding" in names
+
+    @property
+    def is_cut_short(self) -> bool:
+        """True if the end of the connection would make a part of an answer look whole."""
+        return self._lasts_until_the_end and self.connection.our_state is h11.SEND_BODY
