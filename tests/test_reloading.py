@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,24 +18,29 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID
 
 from ringtls._cli import certificates
+from ringtls._cli.server.reloading import KEPT
+from ringtls._cli.server.supervisor import PassedSignals, _Content
 
 from .conftest import Contexts
-from .support.server import TEXT, Server, Start, both_modes, fails, starting
+from .support.server import (
+    TEXT,
+    Server,
+    Start,
+    both_modes,
+    certificate_of,
+    copied,
+    fails,
+    replace_certificate,
+    starting,
+)
 
 #: A SubjectAltName with an ediPartyName (RFC 5280, section 4.2.1.6), which OpenSSL takes.
 EDI_PARTY_NAME = bytes.fromhex("3007a505a1030c0178")
 
-KEPT = "SIGHUP: the certificates stay as they were: "
-
 
 @pytest.fixture
 def files(contexts: Contexts, tmp_path: Path) -> Contexts:
-    """The same certificate and key, in files that a test may replace."""
-    return dataclasses.replace(
-        contexts,
-        certificate=Path(shutil.copy(contexts.certificate, tmp_path / "certificate.pem")),
-        key=Path(shutil.copy(contexts.key, tmp_path / "key.pem")),
-    )
+    return copied(contexts, tmp_path)
 
 
 @pytest.fixture
@@ -79,7 +84,7 @@ def test_names_that_can_not_be_read(
     odd = directory / "odd.pem"
     write_odd_certificate(odd)
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for_log(f"{KEPT}can't read the names in {odd}: ")
+    server.wait_for_log(f"{KEPT}: can't read the names in {odd}: ")
     assert server.works()
     assert server.stop() == 0
     said = fails("--cert-dir", str(directory))
@@ -105,4 +110,53 @@ def test_a_shortage_of_descriptors(start: Start, number: int) -> None:
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_log(KEPT)
     assert server.works()
+    assert server.stop() == 0
+
+
+def test_a_worker_that_is_short_of_descriptors_tries_again(
+    start: Start, files: Contexts, tmp_path: Path
+) -> None:
+    server: Server = start("--workers", "1")
+    (worker,) = server.workers()
+    new = replace_certificate(files, tmp_path / "new")
+    with free_descriptors(worker, 0):
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_log(f"worker 1: {KEPT}: ")
+        files.key.unlink()  # what was read is what is used
+    server.wait_for_log("worker 1: SIGHUP: the certificates were loaded anew")
+    assert server.workers() == [worker]
+    assert certificate_of(server) == new
+    assert server.stop() == 0
+
+
+async def test_a_worker_that_meets_a_write_waits_for_what_is_written() -> None:
+    """1. The first is put, and told. 2. The second is being put when the worker looks."""
+    ours, theirs = socket.socketpair()
+    content = _Content()
+    with ours, theirs:
+        orders = PassedSignals(theirs, content)
+        content.put(b"first")
+        ours.send(bytes([signal.SIGHUP]))
+        os.pwrite(content._descriptor, b"second", os.fstat(content._descriptor).st_size - 5)
+        ours.send(bytes([signal.SIGINT]))
+        assert await anext(orders) == signal.SIGINT
+        content.put(b"second")
+        ours.send(bytes([signal.SIGHUP]))
+        assert await anext(orders) == b"second"
+    os.close(content._descriptor)
+
+
+NO_THREADS = """
+import threading
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+"""
+
+
+def test_no_thread_can_be_started(start: Start) -> None:
+    server: Server = start(patch=NO_THREADS)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log(f"{KEPT}: can't start new thread")
+    assert certificate_of(server)
     assert server.stop() == 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -22,7 +20,6 @@ from typing import IO
 import pytest
 
 from ringtls._cli import main
-from ringtls._cli.certificates import make_certificate
 from ringtls._cli.server.errors import StartError
 from ringtls._cli.server.listening import Address, Bind, Inherited, open_sockets
 from ringtls._cli.server.supervisor import FIRST_PAUSE
@@ -36,10 +33,13 @@ from .support.server import (
     Server,
     Start,
     both_modes,
+    certificate_of,
+    copied,
     fails,
     head,
     is_alive,
     read_to_end,
+    replace_certificate,
     starting,
     wait_until_refused,
 )
@@ -65,12 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(contexts: Contexts, tmp_path: Path) -> Contexts:
-    """The same certificate and key, in files that a test may replace."""
-    return dataclasses.replace(
-        contexts,
-        certificate=Path(shutil.copy(contexts.certificate, tmp_path / "certificate.pem")),
-        key=Path(shutil.copy(contexts.key, tmp_path / "key.pem")),
-    )
+    return copied(contexts, tmp_path)
 
 
 @pytest.fixture
@@ -250,25 +245,6 @@ def test_workers_drain_when_the_supervisor_is_killed(start: Start) -> None:
 
 
 # SIGHUP
-
-
-def certificate_of(server: Server) -> bytes:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    with context.wrap_socket(server.tcp()) as sock:
-        certificate = sock.getpeercert(binary_form=True)
-        assert certificate is not None
-        return certificate
-
-
-def replace_certificate(files: Contexts, directory: Path) -> bytes:
-    """Put another certificate and its key into the files."""
-    directory.mkdir()
-    made = make_certificate(directory)
-    made.certificate.replace(files.certificate)
-    made.key.replace(files.key)
-    return ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
 
 
 @both_modes

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from ringtls._cli.certificates import make_certificate
 from ringtls._cli.demo.proxy.terminators import CRASHES
 
 from ..conftest import Contexts
@@ -212,6 +215,34 @@ def starting(contexts: Contexts, site: Path, log_directory: Path) -> Iterator[St
         for server in servers:
             server.end()
             print(server.log())  # pytest shows it where the test has failed
+
+
+def copied(contexts: Contexts, directory: Path) -> Contexts:
+    """The same certificate and key, in files that a test may replace."""
+    return dataclasses.replace(
+        contexts,
+        certificate=Path(shutil.copy(contexts.certificate, directory / "certificate.pem")),
+        key=Path(shutil.copy(contexts.key, directory / "key.pem")),
+    )
+
+
+def certificate_of(server: Server) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with context.wrap_socket(server.tcp()) as sock:
+        certificate = sock.getpeercert(binary_form=True)
+        assert certificate is not None
+        return certificate
+
+
+def replace_certificate(files: Contexts, directory: Path) -> bytes:
+    """Put another certificate and its key into the files."""
+    directory.mkdir()
+    made = make_certificate(directory)
+    made.certificate.replace(files.certificate)
+    made.key.replace(files.key)
+    return ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
 
 
 def wait_until_refused(server: Command) -> None:

@@ -11,12 +11,15 @@ import pickle
 
 from .credentials import Bundle, Credentials, Files
 
-__all__ = ["READ_TIMEOUT", "Reloader"]
+__all__ = ["KEPT", "READ_TIMEOUT", "Reloader"]
 
 logger = logging.getLogger("ringtls.server")
 
 #: Seconds that reading may take.
 READ_TIMEOUT = 30
+
+#: What the log says before the reason.
+KEPT = "SIGHUP: the certificates stay as they were"
 
 
 class Reloader:
@@ -53,7 +56,7 @@ class Reloader:
         self._keep(f"reading the files takes more than {READ_TIMEOUT} s")
 
     def _keep(self, reason: str) -> bool:
-        logger.error("SIGHUP: the certificates stay as they were: %s", reason)
+        logger.error("%s: %s", KEPT, reason)
         return False
 
 

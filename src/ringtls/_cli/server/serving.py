@@ -31,7 +31,7 @@ from .errors import StartError
 from .figures import Figures
 from .handling import Handler, Service, begin_connection
 from .notify import notify, notify_reloading, watchdog_interval
-from .reloading import READ_TIMEOUT, Reloader
+from .reloading import KEPT, READ_TIMEOUT, Reloader
 from .supervisor import SIGNALS
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ __all__ = ["Orders", "Server", "own_signals", "serve"]
 
 #: Seconds between two samples of what the streams count.
 SAMPLE_INTERVAL = 1.0
+
+#: Seconds until a worker tries again to use certificates.
+RETRY_INTERVAL = 1.0
 
 logger = logging.getLogger("ringtls.server")
 
@@ -105,6 +108,7 @@ class _Process:
         self._accepting = trio.CancelScope()
         self._reloading = trio.Lock()
         self._to_be_read = False
+        self._latest = b""
 
     async def run(
         self, orders: AbstractContextManager[Orders], on_ready: Callable[[], object]
@@ -169,17 +173,24 @@ class _Process:
             notify_reloading()
             self._to_be_read = False  # what changes from now on is for the next time
             reloader = self._server.reloader
-            with trio.move_on_after(READ_TIMEOUT):
-                data = await trio.to_thread.run_sync(reloader.read, abandon_on_cancel=True)
-                await trio.to_thread.run_sync(reloader.use, data)
-                notify("READY=1")
-                return
-            reloader.give_up()
+            with _counting_on_a_thread():
+                with trio.move_on_after(READ_TIMEOUT) as reading:
+                    data = await trio.to_thread.run_sync(reloader.read, abandon_on_cancel=True)
+                if reading.cancelled_caught:
+                    reloader.give_up()
+                else:
+                    await trio.to_thread.run_sync(reloader.use, data)
             notify("READY=1")
 
     async def _use(self, data: bytes) -> None:
+        """The supervisor has found it good: if it can't be used here, something is short."""
+        self._latest = data
         async with self._reloading:
-            await trio.to_thread.run_sync(self._server.reloader.use, data)
+            while self._latest is data:
+                with _counting_on_a_thread():
+                    if await trio.to_thread.run_sync(self._server.reloader.use, data):
+                        return
+                await trio.sleep(RETRY_INTERVAL)
 
     # Figures
 
@@ -190,6 +201,15 @@ class _Process:
 
     def _is_healthy(self) -> bool:
         return not self._accepting.cancel_called
+
+
+@contextmanager
+def _counting_on_a_thread() -> Iterator[None]:
+    """If there can't be another thread, the certificates stay as they were, too."""
+    try:
+        yield
+    except RuntimeError as error:
+        logger.error("%s: %s", KEPT, error)
 
 
 async def _feed_watchdog(interval: float) -> None:

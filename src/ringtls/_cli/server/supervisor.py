@@ -19,7 +19,9 @@ Rules:
    end soon. At the start there is no such patience: if one can't begin, all end.
 7. The supervisor waits for nothing but the kernel's signals. So it has files read by a process
    of its own, which ends with what it read, or when it took too long.
-8. A worker that does not end when it should (it is stopped, or hangs) is killed: while draining,
+8. What was read is handed on in memory that all workers have from their start (``_Content``): to
+   take it out needs no descriptor, of which a worker may have none left.
+9. A worker that does not end when it should (it is stopped, or hangs) is killed: while draining,
    when the graceful timeout and the time that ends of connections take have passed.
 
 What happens to the supervisor, and what it does:
@@ -34,7 +36,7 @@ What happens to the supervisor, and what it does:
     SIGINT, SIGTERM      closes the sockets, tells the       tells the workers: they
                          workers: they drain                 cut short what is left
     a worker ends        starts another after a pause        notes it
-    time is up (8)                                           kills the workers
+    time is up (9)                                           kills the workers
     the last one ends    the same                            ends; 1 if one crashed
     SIGKILL              the workers drain                   they cut short what is left
     ===================  ==================================  =========================
@@ -42,6 +44,7 @@ What happens to the supervisor, and what it does:
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import select
@@ -75,7 +78,7 @@ LONGEST_PAUSE = 5.0
 #: Seconds after which a worker that has not begun is taken for stuck.
 START_TIMEOUT = 30.0
 
-#: Seconds that the ends of connections take at most, and some more; see rule 8.
+#: Seconds that the ends of connections take at most, and some more; see rule 9.
 END_TIMEOUT = 10.0
 
 #: What a worker reports when it has begun. Anything else is why it can't.
@@ -89,8 +92,9 @@ class PassedSignals:
     That is the numbers of signals, and what the supervisor had read after SIGHUP.
     """
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, content: _Content) -> None:
         self._channel = channel
+        self._content = content
         self._ended = False
 
     def __aiter__(self) -> PassedSignals:
@@ -99,15 +103,39 @@ class PassedSignals:
     async def __anext__(self) -> int | bytes:
         if self._ended:
             await trio.sleep_forever()
-        await trio.lowlevel.wait_readable(self._channel)
-        number, descriptors = _receive(self._channel, 1)
-        if descriptors:
-            return _take_content(descriptors[0])
-        if number:
-            return number[0]
-        logger.error("the supervisor is gone")
-        self._ended = True
-        return signal.SIGTERM
+        while True:
+            await trio.lowlevel.wait_readable(self._channel)
+            number = _receive(self._channel, 1)
+            if not number:
+                logger.error("the supervisor is gone")
+                self._ended = True
+                return signal.SIGTERM
+            if number[0] != signal.SIGHUP:
+                return number[0]
+            if (content := self._content.take()) is not None:
+                return content
+
+
+class _Content:
+    """What was read after SIGHUP, for all workers (rule 8).
+
+    A worker may come upon it while it is being replaced. The digest tells, and the signal for what
+    is new is still to come.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = os.memfd_create("ringtls")
+
+    def put(self, data: bytes) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.pwritev(self._descriptor, [hashlib.sha256(data).digest(), data], 0)
+
+    def take(self) -> bytes | None:
+        """None if it is being replaced."""
+        found = _read_all(self._descriptor)
+        size = hashlib.sha256().digest_size
+        digest, data = found[:size], found[size:]
+        return data if hashlib.sha256(data).digest() == digest else None
 
 
 class Loader(Protocol):
@@ -159,8 +187,9 @@ def supervise(
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody can be waited for
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
-    places = [_Place(number, sockets) for number, sockets in enumerate(shares, 1)]
-    supervisor = _Supervisor(places, work, loader, graceful_timeout)
+    content = _Content()
+    places = [_Place(number, sockets, content) for number, sockets in enumerate(shares, 1)]
+    supervisor = _Supervisor(places, content, work, loader, graceful_timeout)
     supervisor.start()
     on_ready()
     return supervisor.run()
@@ -181,11 +210,6 @@ class _Process:
         with suppress(BlockingIOError, ConnectionError):
             self.channel.send(bytes([number]))
 
-    def pass_on(self, descriptor: int) -> None:
-        """Pass on what was read."""
-        with suppress(BlockingIOError, ConnectionError):
-            socket.send_fds(self.channel, [bytes([signal.SIGHUP])], [descriptor])
-
     def kill(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
 
@@ -199,7 +223,7 @@ class _Process:
         poll.register(self.channel, select.POLLIN)
         if not poll.poll(START_TIMEOUT * 1000):
             raise StartError(f"process {self._pid} of a worker is stuck at its start")
-        report, _ = _receive(self.channel, REPORT_SIZE)
+        report = _receive(self.channel, REPORT_SIZE)
         self._has_begun = report == READY
         if not self._has_begun:
             text = f"process {self._pid} of a worker ended at its start"
@@ -221,7 +245,7 @@ class _Process:
 
     def obituary(self, code: int) -> str:
         """How it ended."""
-        report, _ = _receive(self.channel, REPORT_SIZE)
+        report = _receive(self.channel, REPORT_SIZE)
         self.channel.close()
         if text := report.decode().strip():
             return text
@@ -230,32 +254,28 @@ class _Process:
         return f"process {self._pid} ended with exit status {code}"
 
 
-def _take_content(descriptor: int) -> bytes:
-    """What a file in memory holds, which is closed then."""
-    try:
-        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-    finally:
-        os.close(descriptor)
+def _read_all(descriptor: int) -> bytes:
+    """What a file in memory holds."""
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def _receive(channel: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    """What has come from the other end, and a descriptor with it; b"" if that is gone."""
+def _receive(channel: socket.socket, size: int) -> bytes:
+    """What has come from the other end; b"" if that is gone."""
     try:
-        data, descriptors, *_ = socket.recv_fds(channel, size, 1)
+        return channel.recv(size)
     except ConnectionResetError:  # it has gone, and did not read all of ours before
-        return b"", []
-    return data, descriptors
+        return b""
 
 
 class _Reading:
     """The process that reads files (rule 7); the file in memory gets what it has read."""
 
     def __init__(self, loader: Loader, places: list[_Place]) -> None:
-        self.descriptor = os.memfd_create("ringtls")
+        self._descriptor = os.memfd_create("ringtls")
         try:
             self._pid = os.fork()
         except OSError:
-            os.close(self.descriptor)
+            os.close(self._descriptor)
             raise
         if self._pid == 0:
             self._become(loader, places)
@@ -266,7 +286,7 @@ class _Reading:
             for place in places:
                 place.abandon()
             signal.alarm(READ_TIMEOUT)  # its default action ends this process
-            os.writev(self.descriptor, [loader.read()])
+            os.writev(self._descriptor, [loader.read()])
             status = 0
         finally:
             os._exit(status)
@@ -276,20 +296,28 @@ class _Reading:
         pid, status = os.waitpid(self._pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
+    def take(self) -> bytes:
+        """What it has read, or the part of it if it was ended. Nothing is left of it."""
+        try:
+            return _read_all(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
     def kill(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        os.close(self.descriptor)
+        os.close(self._descriptor)
 
 
 class _Place:
     """One of the workers: its sockets stay, while processes come and go."""
 
-    def __init__(self, number: int, sockets: list[socket.socket]) -> None:
+    def __init__(self, number: int, sockets: list[socket.socket], content: _Content) -> None:
         self.number = number
         self.process: _Process | None = None
         self.start_at = 0.0  # on the monotonic clock, if there is no process
         self._sockets = sockets
+        self._content = content
         self._started_at = 0.0
         self._next_pause = FIRST_PAUSE
 
@@ -329,7 +357,8 @@ class _Place:
             for place in places:
                 if place is not self:
                     place.abandon()
-            work(self.number, self._sockets, PassedSignals(channel), lambda: report(READY))
+            orders = PassedSignals(channel, self._content)
+            work(self.number, self._sockets, orders, lambda: report(READY))
             status = 0
         except StartError as error:
             report(str(error).encode())
@@ -362,9 +391,15 @@ class _Place:
 
 class _Supervisor:
     def __init__(
-        self, places: list[_Place], work: Work, loader: Loader, graceful_timeout: float
+        self,
+        places: list[_Place],
+        content: _Content,
+        work: Work,
+        loader: Loader,
+        graceful_timeout: float,
     ) -> None:
         self._places = places
+        self._content = content
         self._work = work
         self._loader = loader
         self._graceful_timeout = graceful_timeout
@@ -457,14 +492,12 @@ class _Supervisor:
                 logger.error("SIGHUP: can't start a process: %s", error.strerror)
 
     def _end_reading(self, reading: _Reading, code: int) -> None:
-        descriptor = os.dup(reading.descriptor)
-        data = _take_content(reading.descriptor)
+        data = reading.take()
         if code == -signal.SIGALRM:
             self._loader.give_up()
         elif self._loader.use(data):
-            for process in self._processes():
-                process.pass_on(descriptor)
-        os.close(descriptor)
+            self._content.put(data)
+            self._tell(signal.SIGHUP)
         notify("READY=1")
 
     def _tell(self, number: int) -> None:
