@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from .support.server import (
     replace_certificate,
     starting,
 )
+from .support.waiting import wait_until
 
 #: A SubjectAltName with an ediPartyName (RFC 5280, section 4.2.1.6), which OpenSSL takes.
 EDI_PARTY_NAME = bytes.fromhex("3007a505a1030c0178")
@@ -160,3 +162,26 @@ def test_no_thread_can_be_started(start: Start) -> None:
     server.wait_for_log(f"{KEPT}: can't start new thread")
     assert certificate_of(server)
     assert server.stop() == 0
+
+
+HASTE = """
+from ringtls._cli.server import serving
+serving.READ_TIMEOUT = 0.01
+"""
+
+#: Threads that trio has for all who do not bring a limit of their own.
+DEFAULT_THREADS = 40
+
+
+def test_a_file_that_hangs_takes_no_thread_from_requests(start: Start, files: Contexts) -> None:
+    server: Server = start(patch=HASTE)
+    files.certificate.unlink()
+    os.mkfifo(files.certificate)
+
+    def is_given_up(turn: int) -> bool:
+        return server.log().count(f"{KEPT}: reading the files takes") == turn
+
+    for turn in range(1, DEFAULT_THREADS + 2):
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(partial(is_given_up, turn))
+    assert server.works()

@@ -6,7 +6,8 @@ Rules:
    being served has the graceful timeout to finish. A second one, or the end of that time, cancels
    what is left. Every connection ends with close_notify all the same.
 2. SIGHUP loads the certificates anew, for connections that are accepted from then on. That is
-   done in threads: neither files that are slow nor certificates that are many stop the loop.
+   done in threads: neither files that are slow nor certificates that are many stop the loop. A
+   file that hangs keeps one thread at most, and none of those that requests need.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class _Process:
         )
         self._accepting = trio.CancelScope()
         self._reloading = trio.Lock()
+        self._reader = trio.CapacityLimiter(1)
         self._to_be_read = False
         self._latest = b""
 
@@ -175,7 +177,9 @@ class _Process:
             reloader = self._server.reloader
             with _counting_on_a_thread():
                 with trio.move_on_after(READ_TIMEOUT) as reading:
-                    data = await trio.to_thread.run_sync(reloader.read, abandon_on_cancel=True)
+                    data = await trio.to_thread.run_sync(
+                        reloader.read, abandon_on_cancel=True, limiter=self._reader
+                    )
                 if reading.cancelled_caught:
                     reloader.give_up()
                 else:
