@@ -24,6 +24,7 @@ from ringtls._cli.server.supervisor import PassedSignals, _Content
 
 from .conftest import Contexts
 from .support.server import (
+    PATIENCE,
     TEXT,
     Server,
     Start,
@@ -185,3 +186,30 @@ def test_a_file_that_hangs_takes_no_thread_from_requests(start: Start, files: Co
         server.process.send_signal(signal.SIGHUP)
         wait_until(partial(is_given_up, turn))
     assert server.works()
+
+
+FORK_ONCE = """
+import os
+fork, forked = os.fork, []
+def fork_once():
+    if forked:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    forked.append(fork())
+    return forked[0]
+os.fork = fork_once
+"""
+
+
+def test_systemd_hears_of_a_reload_that_could_not_begin(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(PATIENCE)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
+        server: Server = start("--workers", "1", patch=FORK_ONCE, env=environment)
+        assert manager.recv(1000) == b"READY=1"
+        server.process.send_signal(signal.SIGHUP)
+        assert manager.recv(1000).startswith(b"RELOADING=1\n")
+        assert manager.recv(1000) == b"READY=1"
+        assert f"{KEPT}: can't start a process: " in server.log()
+        assert server.works()

@@ -59,7 +59,7 @@ import trio
 
 from .errors import StartError
 from .notify import notify, notify_reloading, watchdog_interval
-from .reloading import READ_TIMEOUT
+from .reloading import KEPT, READ_TIMEOUT
 
 __all__ = ["SIGNALS", "Loader", "PassedSignals", "Work", "supervise"]
 
@@ -489,7 +489,8 @@ class _Supervisor:
             try:
                 self._reading = _Reading(self._loader, self._places)
             except OSError as error:
-                logger.error("SIGHUP: can't start a process: %s", error.strerror)
+                logger.error("%s: can't start a process: %s", KEPT, error.strerror)
+                notify("READY=1")
 
     def _end_reading(self, reading: _Reading, code: int) -> None:
         data = reading.take()
