@@ -567,6 +567,20 @@ def test_local_socket(
     assert not path.exists()
 
 
+def test_local_socket_of_a_server_whose_queue_is_full(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as other, ExitStack() as stack:
+        other.bind(path)
+        other.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(path)
+        said = fails("--bind", f"unix:{path}")
+    assert said.startswith(f"ringtls: can't listen on unix:{path}: Address already in use; ")
+
+
 @both_modes
 def test_systemd_is_told(start: Start, tmp_path: Path, mode: tuple[str, ...]) -> None:
     path = tmp_path / "notify"

@@ -154,11 +154,12 @@ def _local(bind: Local, stack: ExitStack) -> socket.socket:
 
 def _is_left_behind(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
         try:
             sock.connect(path)
         except ConnectionRefusedError:
             return stat.S_ISSOCK(os.lstat(path).st_mode)
-        except OSError:
+        except OSError:  # as EAGAIN, if as many wait there as may (unix(7))
             return False
     return False
 
