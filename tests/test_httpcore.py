@@ -737,6 +737,42 @@ async def test_nor_is_the_first_of_a_connection_of_http2(http2_contexts: Context
                 await client.get(f"https://localhost:{port}")
 
 
+# In several runs
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.parametrize("leaves_one", [False, True])
+def test_a_client_outlives_a_run(http2_contexts: Contexts, leaves_one: bool) -> None:
+    """Also with a request on its way that could not be sent twice."""
+    has_come = threading.Event()
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.answer_next()
+        if leaves_one:
+            server.receive(1)
+            has_come.set()
+        peer.end()
+
+    async def begin() -> None:
+        await client.get(url)
+        if leaves_one:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.post, url)
+                await until(has_come.is_set)
+                nursery.cancel_scope.cancel()
+
+    async def go_on() -> None:
+        assert (await client.post(url)).text == "ok"
+        await client.aclose()
+
+    with playing(http2_contexts, first, http2_answer_until_the_end) as port:
+        url = f"https://localhost:{port}"
+        client = connecting(http2_contexts, http2=True)
+        trio.run(begin)
+        trio.run(go_on)
+
+
 # Against a server that ends idle connections
 
 

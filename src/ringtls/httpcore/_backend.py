@@ -9,7 +9,9 @@ Rules:
    another one. In HTTP/2 a server may have said more than that: this is taken in, and kept for
    httpcore, which sees to GOAWAY. Who looks never meets who reads: one task receives at a time, and
    while one waits for what comes, there is nothing to look at.
-3. A server may end an idle connection while a request is on its way. If that may be sent again
+3. A connection ends with the trio run that it was made in, a pool need not. So a request of a later
+   run takes another one, whatever was on its way: nobody waits for that any more.
+4. A server may end an idle connection while a request is on its way. If that may be sent again
    (``_requests``), the pool is told so.
 """
 
@@ -108,6 +110,7 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._tls = tls
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
         self._requests: Requests | None = None  # before HTTP begins
+        self._run = trio.lowlevel.current_trio_token()
         self._receiving = trio.Lock()
         self._ahead = b""  # was taken in, and not asked for yet
 
@@ -152,7 +155,7 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise
 
     async def _send_again(self, error: Exception | None = None) -> None:
-        """Rule 3: have that done, if it may be."""
+        """Rule 4: have that done, if it may be."""
         if self._requests is not None and self._requests.may_be_sent_again:
             await self._give_up(error)
 
@@ -162,7 +165,9 @@ class _Stream(httpcore.AsyncNetworkStream):
         raise httpcore.ConnectionNotAvailable from error
 
     async def _is_gone(self, requests: Requests) -> bool:
-        """Rule 2."""
+        """Rules 2 and 3."""
+        if self._run is not trio.lowlevel.current_trio_token():
+            return True
         if not requests.may_go_elsewhere:
             return False
         if not requests.server_may_speak:
