@@ -278,6 +278,9 @@ async def test_connections_that_fail(contexts: Contexts) -> None:
         port = gone.getsockname()[1]
     with pytest.raises(OSError, match="all attempts"):
         await connect_tcp("127.0.0.1", port)
+    for host in ("no..name", f"{'x' * 64}.example"):
+        with pytest.raises(socket.gaierror):
+            await connect_tcp(host, port)
     async with tls_server(contexts) as port:
         with pytest.raises(ssl.SSLCertVerificationError):
             await connect(port)  # the default context does not trust it

@@ -263,9 +263,10 @@ async def test_unwrap_while_the_peer_sends(contexts: Contexts) -> None:
         assert await server.receive_some() == b"nexpected"
 
 
-async def test_a_certificate_that_does_not_fit(contexts: Contexts) -> None:
+@pytest.mark.parametrize("name", ["other.example", "no..name"])
+async def test_a_certificate_that_does_not_fit(contexts: Contexts, name: str) -> None:
     client, server = await socket_streams()
-    stream = TlsStream(client, contexts.client, server_hostname="other.example")
+    stream = TlsStream(client, contexts.client, server_hostname=name)
     acceptor = TlsStream(server, contexts.server, server_side=True)
 
     async def serve() -> None:

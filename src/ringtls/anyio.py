@@ -45,6 +45,7 @@ from ._highlevel import HAPPY_EYEBALLS_DELAY, open_tcp_stream
 from ._streams import socket as _socket
 from ._streams import tls as _tls
 from ._streams import tls_listener as _tls_listener
+from ._streams.hostnames import ascii_hostname
 from ._streams.trio_socket import StandIn
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ async def connect_tcp(
       RuntimeError: anyio runs on another backend than trio.
     """
     below = await open_tcp_stream(
-        str(remote_host),
+        ascii_hostname(str(remote_host)).encode("ascii"),  # bytes: what is no name is not found
         remote_port,
         happy_eyeballs_delay=happy_eyeballs_delay,
         local_address=None if local_host is None else str(local_host),

@@ -118,8 +118,10 @@ class TlsSession:
         if context.check_hostname and not server_side and not server_hostname:
             raise ValueError("the context checks the hostname: server_hostname is needed")
         self._bios = bios = _this_thread.bios
+        # As bytes: of a str ssl makes a name of IDNA 2003, and refuses what is none.
+        name = None if server_hostname is None else server_hostname.encode("ascii")
         self.object = context.wrap_bio(
-            bios.incoming, bios.outgoing, server_side=server_side, server_hostname=server_hostname
+            bios.incoming, bios.outgoing, server_side=server_side, server_hostname=name
         )
         self._is_server = server_side
         self.https_compatible = https_compatible
