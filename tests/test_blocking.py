@@ -350,20 +350,36 @@ def test_a_thread_that_ends_waits_for_what_lingers(contexts: Contexts) -> None:
     assert end.data == b"last words"
 
 
-@pytest.mark.parametrize("how", ["open", "closing"])
-def test_at_the_interpreters_exit(contexts: Contexts, how: str) -> None:
+#: How a program leaves its stream.
+LEAVING = {
+    "open": "leave_open()",
+    "closing": "leave_open(); stream.close()",
+    "of a forked worker": """if True:
+        import multiprocessing
+        worker = multiprocessing.get_context("fork").Process(target=leave_open)
+        worker.start()
+        ours.close()
+        worker.join()
+        sys.exit(worker.exitcode)""",
+}
+
+
+@pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
+def test_at_the_interpreters_exit(contexts: Contexts, leave: str) -> None:
     ours, theirs = tcp_pair(32768)
     program = f"""if True:
-        import socket, ssl
+        import socket, ssl, sys
         from ringtls import blocking
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain({str(contexts.certificate)!r}, {str(contexts.key)!r})
-        sock = blocking.SocketStream(socket.socket(fileno={ours.fileno()}))
-        stream = blocking.TlsStream(sock, context, server_side=True)
-        stream.send_all(b"last words")
-        if {how!r} == "closing":
-            stream.close()
+        ours = socket.socket(fileno={ours.fileno()})
+
+        def leave_open():
+            global stream
+            stream = blocking.TlsStream(blocking.SocketStream(ours), context, server_side=True)
+            stream.send_all(b"last words")
         """
+    program = f"{program.rstrip()}\n{leave}"
     child = subprocess.Popen([sys.executable, "-c", program], pass_fds=[ours.fileno()])
     with child, theirs:
         ours.close()

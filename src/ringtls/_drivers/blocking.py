@@ -16,7 +16,8 @@ Rules:
 5. A finalizer may run in any thread, in the middle of any call, also of its first and last
    steps. It only queues work, unless the thread is in no call.
 6. At the thread's end, streams that are still open are closed as if they had been dropped, and
-   every close that has begun is waited for. The main thread ends when the interpreter exits.
+   every close that has begun is waited for. The main thread ends when the interpreter exits. In a
+   process of multiprocessing it ends with that's finalizers: a forked one then leaves by os._exit.
 7. Under gevent's monkey patching, a thread is expected to run other greenlets while one waits. A
    wait for the ring would stop all of them, so the driver refuses to be made.
 """
@@ -205,6 +206,7 @@ class BlockingDriver:
         if end is None:
             _this_thread.end = end = _ThreadEnd()
         if end.driver is None or end.driver.is_forked or end.driver.has_ended:
+            _end_with_multiprocessing()
             end.driver = cls()
         return end.driver
 
@@ -375,6 +377,15 @@ def _end_this_thread() -> None:
     end: _ThreadEnd | None = getattr(_this_thread, "end", None)
     if end is not None:
         end()
+
+
+def _end_with_multiprocessing() -> None:
+    """If this is the main thread of a process of multiprocessing (rule 6)."""
+    process: Any = sys.modules.get("multiprocessing.process")
+    is_its_own = process is not None and process.parent_process() is not None
+    if is_its_own and get_ident() == threading.main_thread().ident:
+        util: Any = sys.modules["multiprocessing.util"]
+        util.Finalize(None, _end_this_thread, exitpriority=0)
 
 
 # Before the rings are closed: _engine.ring was imported, and registered itself, earlier.

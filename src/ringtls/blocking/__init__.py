@@ -13,9 +13,10 @@ What holds for all of them:
 - Ctrl-C, like anything else that SIGINT's handler raises, comes out of a call where it waits, or at
   its end. A close does not wait any less for that. (What handlers of other signals raise comes out
   anywhere, as in all of Python.)
-- When a thread ends, and for the main thread at the interpreter's exit, its streams that are still
-  open are closed, and all ends are waited for. Python kills a daemon thread at the interpreter's
-  exit, and its streams with it.
+- When a thread ends, and for the main thread at the interpreter's exit (in a process of
+  multiprocessing: when its target has returned), its streams that are still open are closed, and
+  all ends are waited for. Python kills a daemon thread at the interpreter's exit, and its streams
+  with it.
 - The exceptions are those of the asynchronous streams, trio's.
 - Asynchronous code that was written for ringtls' streams, a protocol's client say, runs in a plain
   thread, too: see ``call``.
