@@ -304,6 +304,7 @@ void rtl_report_ended(struct rtl_ring *r, struct rtl_events *e);
 bool rtl_has_ended(const struct rtl_ring *r);
 bool rtl_is_passing(int result);
 bool rtl_is_interruption(int result);
+bool rtl_is_cut_off(const struct rtl_request *req, int result);
 
 /* How long to sleep at most when the kernel could not do all. */
 #define RTL_SHORTAGE_NS (RTL_NS_PER_SECOND / 100)

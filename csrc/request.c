@@ -245,12 +245,22 @@ bool rtl_is_interruption(int result)
 	return result == -ECANCELED || result == -EINTR;
 }
 
+/* Cancelled, or at its deadline: a try that begins past it is interrupted. */
+bool rtl_is_cut_off(const struct rtl_request *req, int result)
+{
+	if (req->cancelling)
+		return rtl_is_interruption(result) || rtl_is_passing(result);
+	return !req->parted && (result == -ECANCELED ||
+				(result == -EINTR && rtl_is_past(req)));
+}
+
 static bool try_again(struct rtl_ring *r, struct rtl_request *req, int result)
 {
 	bool is_dry = result == -ENOBUFS && req->op->uses_pool;
 	bool was_parted = req->parted && rtl_is_interruption(result);
 
-	if (req->cancelling || !(was_parted || rtl_is_passing(result)) ||
+	if (rtl_is_cut_off(req, result) ||
+	    !(was_parted || rtl_is_passing(result)) ||
 	    (!is_dry && !was_parted && ++req->tries > RTL_MAX_TRIES))
 		return false;
 	r->stats.retries++;
@@ -276,7 +286,7 @@ void rtl_request_complete(struct rtl_ring *r, struct rtl_request *req,
 		rtl_event(e, req->id, result, c->buffer);
 	if (c->more || try_again(r, req, result))
 		return;
-	if (req->cancelling && rtl_is_passing(result))
+	if (rtl_is_cut_off(req, result))
 		result = -ECANCELED;
 	rtl_over(r, req, result, e);
 }

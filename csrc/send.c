@@ -39,17 +39,7 @@ static int send_attempt(struct rtl_ring *r, struct rtl_request *req,
 	return rtl_result(send(req->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
-/* Cancelled, or at its deadline, or by our FIN. */
-static bool is_cut_off(const struct rtl_request *req, int result)
-{
-	if (result == -EPIPE)
-		return true;
-	return req->cancelling ?
-		       rtl_is_interruption(result) || rtl_is_passing(result) :
-		       result == -ECANCELED && !req->parted;
-}
-
-/* What was sent counts, whatever ends it but an error. */
+/* What was sent counts, whatever ends it but an error. -EPIPE: our own FIN. */
 static void send_complete(struct rtl_ring *r, struct rtl_request *req,
 			  const struct rtl_completion *c, struct rtl_events *e)
 {
@@ -64,7 +54,9 @@ static void send_complete(struct rtl_ring *r, struct rtl_request *req,
 			return;
 		}
 	}
-	if (c->result > 0 || (req->u.buf.done && is_cut_off(req, c->result)))
+	if (c->result > 0 || (req->u.buf.done &&
+			      (c->result == -EPIPE ||
+			       rtl_is_cut_off(req, c->result))))
 		all.result = (int)req->u.buf.done;
 	rtl_request_complete(r, req, &all, e);
 }

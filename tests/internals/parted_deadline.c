@@ -25,8 +25,8 @@ static void submit_parted(struct rtl_ring *r)
 	assert(io_uring_submit(&r->uring) == 1);
 
 	sqe = io_uring_get_sqe(&r->uring);
-	req->at.uring.limit = rtl_timespec(req->deadline_ns);
-	io_uring_prep_link_timeout(sqe, &req->at.uring.limit, IORING_TIMEOUT_ABS);
+	req->at.uring.limit = rtl_timespec(3600 * RTL_NS_PER_SECOND);
+	io_uring_prep_link_timeout(sqe, &req->at.uring.limit, 0);
 	io_uring_sqe_set_data64(sqe, ID | CONTROL);
 	r->stats.control_in_flight++;
 	assert(io_uring_submit(&r->uring) == 1);
