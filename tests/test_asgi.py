@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -388,6 +389,31 @@ def test_an_application_that_sends_for_ever(contexts: Contexts, start: Start) ->
     peer.send(GET.replace(b"/", b"/for-ever", 1))
     read_head(peer)
     reset(peer.sock)
+    assert server.stop() == 0
+    assert "Error" not in server.log()
+
+
+def test_an_answer_to_head_that_has_no_end(contexts: Contexts, start: Start) -> None:
+    """Nothing of it is sent, and the others go on."""
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    peer = peer_of(server, contexts)
+    peer.send(GET.replace(b"GET /", b"HEAD /for-ever", 1))
+    read_head(peer)
+    assert server.request("GET", "/")[1] == b"1.1"
+    reset(peer.sock)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("path", ["/tell", "/listen"])
+@pytest.mark.parametrize("end", [reset, socket.socket.close])
+def test_websockets_that_do_not_look_for_an_end(
+    contexts: Contexts, start: Start, path: str, end: Callable[[socket.socket], None]
+) -> None:
+    """Their applications end when their client is gone, without an error, and disturb nobody."""
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    websocket = WebSocketPeer(peer_of(server, contexts), path)
+    end(websocket.peer.sock)
+    assert server.request("GET", "/")[1] == b"1.1"
     assert server.stop() == 0
     assert "Error" not in server.log()
 

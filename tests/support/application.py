@@ -122,6 +122,24 @@ async def _talk(scope: dict[str, Any], receive: Receive, send: Send) -> None:
             await send({"type": "websocket.close", "code": 3000})
 
 
+async def _tell_for_ever(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """A WebSocket that only sends. Closing it afterwards is no error."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    try:
+        while True:
+            await send({"type": "websocket.send", "text": "tick"})
+    finally:
+        await send({"type": "websocket.close"})
+
+
+async def _listen_for_ever(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """A WebSocket whose application does not look at what it receives."""
+    await send({"type": "websocket.accept"})
+    while True:
+        await receive()
+
+
 async def _start(send: Send, *headers: tuple[bytes, bytes]) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
 
@@ -139,4 +157,6 @@ _PATHS = {
     "/stop": _stop_amid_an_answer,
     "/tls": _tell_of_tls,
     "/talk": _talk,
+    "/tell": _tell_for_ever,
+    "/listen": _listen_for_ever,
 }

@@ -4,9 +4,13 @@ Rules:
 
 1. An application hears that its client is gone, even if it has not taken what came before. What it
    sends afterwards raises ClientDisconnectedError, an OSError as ASGI asks for: one that sends for
-   ever would never stop. Where that comes out of the application it is no error.
+   ever would never stop. So does a WebSocket's ``receive`` once it has told that, for one that only
+   receives. Where that comes out of the application it is no error.
 2. A WSGI application is called with a whole request, so it is not called if the client is gone
    before that.
+3. ``send`` and ``receive`` are checkpoints, also where nothing is sent (the body of an answer to
+   HEAD) or nobody is there: an application may call them for ever, and has others beside it.
+4. To close a WebSocket that is gone is no error, nor is what its application sends after that.
 """
 
 from __future__ import annotations
@@ -51,6 +55,8 @@ class Applications(TaskGroup):
     ) -> Callable[[Any], Awaitable[None]]:
         messages, received = trio.open_memory_channel[Any](config.max_app_queue_size)
         disconnect: dict[str, Any] | None = None
+        is_websocket = scope["type"] == "websocket"
+        has_heard = has_closed = False
         if self._tls is not None:
             scope["extensions"]["tls"] = self._tls
 
@@ -64,17 +70,26 @@ class Applications(TaskGroup):
                 messages.close()
 
         async def receive() -> Any:
+            nonlocal has_heard
             try:
                 return await received.receive()
             except trio.EndOfChannel:
-                if isinstance(app, WSGIWrapper) and scope["type"] == "http":
-                    raise ClientDisconnectedError("the client is gone") from None  # rule 2
-                return disconnect
+                pass
+            await trio.lowlevel.checkpoint()
+            if has_heard if is_websocket else isinstance(app, WSGIWrapper):  # rules 1 and 2
+                raise ClientDisconnectedError("the client is gone")
+            has_heard = True
+            return disconnect
 
         async def send_unless_gone(message: Any) -> None:
-            if disconnect is not None and scope["type"] == "http":
+            nonlocal has_closed
+            has_closed = has_closed or message["type"] == "websocket.close"
+            is_gone = disconnect is not None
+            if not is_gone:
+                await send(message)
+            await trio.lowlevel.checkpoint()  # rule 3
+            if is_gone and not has_closed:
                 raise ClientDisconnectedError("the client is gone")
-            await send(message)
 
         async def finish(message: None) -> None:
             """The application has returned; or was cancelled with the connection: then the last
