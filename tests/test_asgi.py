@@ -393,6 +393,23 @@ def test_an_application_that_sends_for_ever(contexts: Contexts, start: Start) ->
     assert "Error" not in server.log()
 
 
+@pytest.mark.parametrize("path", [b"/for-ever", b"/wait"])
+@pytest.mark.parametrize("end", [reset, socket.socket.close])
+def test_a_client_that_goes_with_another_request_on_its_way(
+    contexts: Contexts, start: Start, path: bytes, end: Callable[[socket.socket], None]
+) -> None:
+    """Its application hears of that although the other request is still to be served."""
+    server = start(APPLICATION, "--graceful-timeout", "600", "--send-timeout", "600")
+    peer = peer_of(server, contexts)
+    peer.send(2 * GET.replace(b"/", path, 1))
+    if path == b"/for-ever":
+        read_head(peer)
+    end(peer.sock)
+    assert server.request("GET", "/")[1] == b"1.1"
+    assert server.stop() == 0
+    assert "Error" not in server.log()
+
+
 def test_an_answer_to_head_that_has_no_end(contexts: Contexts, start: Start) -> None:
     """Nothing of it is sent, and the others go on."""
     server = start(APPLICATION, "--graceful-timeout", "600")

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
@@ -19,7 +20,7 @@ from ringtls.httpcore import transport
 from ringtls.hypercorn import serve
 
 from .conftest import Contexts, contexts_of
-from .support.application import application, unwilling
+from .support.application import PIECE, application, unwilling
 from .support.peer import Peer, Transport
 from .support.waiting import LIMIT
 
@@ -69,6 +70,31 @@ async def test_requests(contexts: Contexts, http2: bool) -> None:
     async with serving(config_of(contexts)) as (url, _), client_of(contexts, http2=http2) as client:
         for _ in range(2):
             assert (await client.get(url)).text == ("2" if http2 else "1.1")
+
+
+async def test_requests_that_come_before_the_answer(contexts: Contexts) -> None:
+    """In one piece, one by one, and with more behind them than is read ahead."""
+    answered = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") == "/":
+            await answered.wait()
+        await application(scope, receive, send)
+
+    body = PIECE * 8
+    post = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    post += b"Content-Length: %d\r\n\r\n" % len(body)
+    async with serving(config_of(contexts), app) as (url, _):
+        peer = await raw_peer(contexts, url)
+        peer.send(2 * GET)
+        for data in (GET, post, body):
+            await trio.to_thread.run_sync(peer.send, data)
+            await trio.testing.wait_all_tasks_blocked()
+        answered.set()
+        end = await trio.to_thread.run_sync(peer.end)
+    assert end.is_clean
+    assert end.data.count(b"\r\n\r\n1.1") == 3
+    assert end.data.count(b"\0") == len(body)
 
 
 async def test_plain(contexts: Contexts) -> None:

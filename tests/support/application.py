@@ -70,6 +70,11 @@ async def _send_much(scope: dict[str, Any], receive: Receive, send: Send) -> Non
         await send({"type": "http.response.body", "body": PIECE, "more_body": True})
 
 
+async def _wait_for_the_end(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _answer_early(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     await _start(send, (b"content-length", b"5"))
     await send({"type": "http.response.body", "body": b"early"})
@@ -149,6 +154,7 @@ _PATHS = {
     "/echo": _echo,
     "/for-ever": _send_for_ever,
     "/much": _send_much,
+    "/wait": _wait_for_the_end,
     "/early": _answer_early,
     "/unsized": _answer_unsized,
     "/cancelled": _cancel_sends,

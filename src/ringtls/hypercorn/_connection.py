@@ -10,15 +10,18 @@ Rules:
    application; what cancels the connection itself cancels the watching task, and that the sends.
 3. A connection says farewell however it ends (``Protocols.last_words``).
 4. What a client does ends no more than its own connection.
-5. An answer that only the end of the connection delimits, and that is not whole, is broken off by
+5. While a request waits for the answer to the one before it, what comes behind it is read ahead,
+   as far as RECEIVE_SIZE: a client that is gone then is noticed.
+6. An answer that only the end of the connection delimits, and that is not whole, is broken off by
    rule C21 instead: however that end comes, and without TLS too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 from hypercorn.events import Closed, RawData, Updated
@@ -37,12 +40,18 @@ if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
     from hypercorn.typing import AppWrapper
 
+    T = TypeVar("T")
+
 __all__ = ["HypercornConnection"]
 
 RECEIVE_SIZE = 65536
 
 #: Seconds in which a client has to take in what was sent to it, before the end begins.
 ROOM_TIMEOUT = 60.0
+
+
+class _InputOverError(Exception):
+    """There is nothing more to be received, or nobody for it."""
 
 
 class HypercornConnection:
@@ -65,6 +74,7 @@ class HypercornConnection:
         self._is_idle = True
         self._is_over = False  # the protocol has nothing more to say
         self._receiving = trio.CancelScope()
+        self._ahead = b""
         self._idling = trio.CancelScope()
         self._turn = trio.Lock()
         self._sends: set[trio.CancelScope] = set()
@@ -72,7 +82,7 @@ class HypercornConnection:
 
     async def run(self) -> None:
         """Serve it until it ends. Where the client has not ended it first, its stream is closed. If
-        this is cancelled, that is left to the caller, but for what rule 5 has broken off."""
+        this is cancelled, that is left to the caller, but for what rule 6 has broken off."""
         stream = self._stream
         tls = stream if isinstance(stream, TlsStream) else None
         sock = stream.transport_stream.socket if isinstance(stream, TlsStream) else stream.socket
@@ -83,6 +93,7 @@ class HypercornConnection:
             return
         tasks = Applications(None if tls is None else tls_extension(tls))
         self._protocol = Protocols(
+            self._read_ahead,
             self._app,
             self._config,
             self._context,
@@ -125,7 +136,7 @@ class HypercornConnection:
                 await self._stream.wait_acknowledged()
 
     async def break_off(self) -> None:
-        """Rule 5."""
+        """Rule 6."""
         await break_off(self._stream)
 
     def note(self, *, is_idle: bool) -> None:
@@ -163,19 +174,34 @@ class HypercornConnection:
 
     async def _receive(self) -> None:
         """Pass on what comes, until an end of any kind."""
+        with suppress(_InputOverError):
+            while not self._is_over:
+                data = self._ahead or await self._until_over(self.receive)
+                self._ahead = b""
+                if not data:
+                    await trio.lowlevel.checkpoint()  # an answer may just be ending
+                await self._protocol.handle(RawData(data))
+                if not data:
+                    return
+
+    async def _read_ahead(self) -> None:
+        """Rule 5: until this is cancelled, or raises _InputOverError."""
         while not self._is_over:
-            try:
-                with trio.CancelScope() as self._receiving:
-                    data = await self.receive()
-            except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-            if self._receiving.cancelled_caught:
-                return
+            if len(self._ahead) >= RECEIVE_SIZE:
+                await self._until_over(trio.sleep_forever)
+            data = await self._until_over(self.receive)
             if not data:
-                await trio.lowlevel.checkpoint()  # who has just sent the last of an answer goes on
-            await self._protocol.handle(RawData(data))
-            if not data:
-                return
+                break
+            self._ahead += data
+        raise _InputOverError
+
+    async def _until_over(self, wait: Callable[[], Awaitable[T]]) -> T:
+        with (
+            suppress(trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError),
+            trio.CancelScope() as self._receiving,
+        ):
+            return await wait()
+        raise _InputOverError
 
     async def _end_soon(self) -> None:
         self._is_over = True

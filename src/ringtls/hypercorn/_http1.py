@@ -4,16 +4,21 @@ Rules:
 
 1. An answer to a client of HTTP/1.0 that does not tell its length is over when its connection is
    (RFC 9112, section 6.3). Where that ends before, the client must not read an end.
+2. While an answer is on its way, what the client has sent behind its request waits (RFC 9112,
+   section 9.3.2). Reading goes on, or nobody would notice that the client is gone.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import h11
+import trio
 from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.utils import suppress_body
 
 if TYPE_CHECKING:
@@ -23,7 +28,18 @@ __all__ = ["Http1"]
 
 
 class Http1(H11Protocol):
+    """HTTP/1.
+
+    Args:
+      read_ahead: goes on reading until it is cancelled; what it raises at an end comes out of
+        ``handle``.
+    """
+
     _lasts_until_the_end = False  # the answer, by its head
+
+    def __init__(self, read_ahead: Callable[[], Awaitable[None]], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.can_read = _Turn(read_ahead)
 
     async def stream_send(self, event: Event) -> None:
         if isinstance(event, Response):
@@ -44,3 +60,20 @@ class Http1(H11Protocol):
     def is_cut_short(self) -> bool:
         """True if the end of the connection would make a part of an answer look whole."""
         return self._lasts_until_the_end and self.connection.our_state is h11.SEND_BODY
+
+
+class _Turn(EventWrapper):
+    """That of the next request (rule 2)."""
+
+    def __init__(self, read_ahead: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self._read_ahead = read_ahead
+        self._waiting = trio.CancelScope()
+
+    async def set(self) -> None:
+        await super().set()
+        self._waiting.cancel()
+
+    async def wait(self) -> None:
+        with trio.CancelScope() as self._waiting:
+            await self._read_ahead()

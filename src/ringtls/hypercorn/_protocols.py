@@ -14,7 +14,9 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import h2.exceptions
@@ -40,14 +42,18 @@ __all__ = ["Protocols"]
 class Protocols(ProtocolWrapper):
     """The one that a connection speaks: hypercorn's choice, each of our kind."""
 
+    def __init__(self, read_ahead: Callable[[], Awaitable[None]], *arguments: Any) -> None:
+        self._read_ahead = read_ahead
+        super().__init__(*arguments)
+
     @property
     def protocol(self) -> Http1 | _Http2:
         return self._protocol
 
     @protocol.setter
     def protocol(self, chosen: H11Protocol | H2Protocol) -> None:
-        kind = Http1 if isinstance(chosen, H11Protocol) else _Http2
-        self._protocol: Http1 | _Http2 = kind(
+        make = partial(Http1, self._read_ahead) if isinstance(chosen, H11Protocol) else _Http2
+        self._protocol: Http1 | _Http2 = make(
             chosen.app,
             chosen.config,
             chosen.context,
