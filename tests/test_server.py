@@ -238,6 +238,50 @@ def test_a_log_that_nobody_reads_stops_nothing(start: Start, tmp_path: Path) -> 
         assert server.stop() == 0
 
 
+def test_names_that_are_not_ascii_stop_nothing(start: Start, contexts: Contexts) -> None:
+    """ssl has Python write about each to stderr, which nobody reads."""
+    outgoing = ssl.MemoryBIO()
+    client = contexts.client.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="a" * 20)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    hello = outgoing.read().replace(b"a" * 20, b"\xff" * 20)
+    reading, writing = os.pipe()
+    with open(reading, "rb") as log, open(writing, "wb") as pipe:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        server = start(stderr=pipe)
+        for _ in range(40):
+            with server.tcp() as sock:
+                sock.sendall(hello)
+                while sock.recv(100):
+                    pass
+        assert server.works()
+        said = os.read(log.fileno(), 65536).splitlines()
+        assert server.stop() == 0
+    assert all(b"handshake failed: the name that it asks for is not ASCII" in line for line in said)
+
+
+UNRAISABLE = """
+from ringtls._cli.server import logs
+logs.set_up("text", "worker 1")
+class Faulty:
+    def __repr__(self):
+        return "an object"
+    def __del__(self):
+        raise ValueError("a fault")
+Faulty()
+logs.logger.warning("%d", "no number")
+"""
+
+
+def test_what_python_would_say_itself_is_in_the_log() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", UNRAISABLE], capture_output=True, text=True, timeout=PATIENCE
+    )
+    ignored, unformatted = run.stderr.splitlines()
+    assert re.search(r" ERROR worker 1: exception ignored in .*: ValueError\('a fault'\)$", ignored)
+    assert " WARNING worker 1: a line can't be formatted: TypeError(" in unformatted
+
+
 @pytest.fixture
 def record() -> logging.LogRecord:
     return logging.makeLogRecord({"name": "a", "levelname": "INFO", "msg": "forged\r\n\x1b[1m"})

@@ -239,14 +239,15 @@ async def _shake_hands(handler: Handler, connection: Connection) -> bool:
         if not is_shaken(stream):
             await stream.do_handshake()
     except trio.BrokenResourceError as error:
-        connection.server_name = credentials.asked_for.get(stream.ssl_object, "")
+        asked_for = credentials.asked_for.get(stream.ssl_object)
+        connection.server_name = asked_for or ""
         if _is_silent(connection):
             handler.figures.failures.add("silent")
             level = logging.DEBUG
         else:
             handler.figures.count_failure(error.__cause__)
             level = logging.WARNING
-        failure = _handshake_failure(connection, error)
+        failure = _handshake_failure(asked_for, error)
         logger.log(level, "%s: handshake failed: %s", connection.peer, failure)
         return False
     connection.server_name = credentials.asked_for.get(stream.ssl_object, "")
@@ -272,13 +273,15 @@ def _encrypt(handler: Handler, connection: Connection) -> None:
     connection.is_tls = True
 
 
-def _handshake_failure(connection: Connection, error: trio.BrokenResourceError) -> str:
+def _handshake_failure(asked_for: str | None, error: trio.BrokenResourceError) -> str:
     # Only errors that OpenSSL itself raised have a reason.
     match getattr(error.__cause__, "reason", None):
         case "HTTP_REQUEST":
             return "plain HTTP sent to the TLS port"
+        case "CALLBACK_FAILED" if asked_for is None:
+            return "the name that it asks for is not ASCII"
         case "CALLBACK_FAILED":
-            return f"nothing is served for the name {connection.server_name!r}"
+            return f"nothing is served for the name {asked_for!r}"
     return str(error)
 
 

@@ -9,6 +9,9 @@ Rules:
    MSG_DONTWAIT. Where neither is possible, as for a pipe of another user, poll(2) is asked first;
    between the two somebody else may take the room.
 3. What is in a message may come from a peer: control characters are escaped in it.
+4. What Python would write to stderr itself, and wait, about exceptions that it ignores, is a line
+   of the log. ssl causes that for a peer whose SNI is not ASCII: it asks nobody, and the handshake
+   fails, which has a line of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from functools import partial
 
 __all__ = ["FORMATS", "LineHandler", "access_logger", "escaped", "set_up"]
 
+logger = logging.getLogger("ringtls.log")
 access_logger = logging.getLogger("ringtls.access")
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(worker)s%(message)s"
@@ -103,6 +107,15 @@ def set_up(form: str, worker: str = "") -> None:
         logger.handlers[:] = [handler]
     access_logger.propagate = False
     access_logger.setLevel(logging.WARNING)
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """See rule 4. The object is the name, if it is about that."""
+    error, origin = unraisable.exc_value, unraisable.object
+    is_about_a_name = isinstance(error, UnicodeDecodeError) and isinstance(origin, bytes)
+    level = logging.DEBUG if is_about_a_name else logging.ERROR
+    logger.log(level, "%s %r: %r", unraisable.err_msg or "exception ignored in", origin, error)
 
 
 class LineHandler(logging.Handler):
@@ -123,19 +136,18 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception:
-            self.handleError(record)
-            return
+        except Exception as error:
+            line = self._format_own(f"a line can't be formatted: {error!r}")
         self._rest = self._write_some(self._rest)
-        if self._lost and not self._rest and self._begin(self._format_loss()):
+        loss = f"log lines lost, as nobody read them in time: {self._lost}"
+        if self._lost and not self._rest and self._begin(f"{self._format_own(loss)}\n"):
             self._lost = 0
         if self._lost or self._rest or not self._begin(f"{line}\n"):
             self._lost += 1
 
-    def _format_loss(self) -> str:
-        text = f"log lines lost, as nobody read them in time: {self._lost}"
+    def _format_own(self, text: str) -> str:
         values = {"msg": text, "levelno": logging.WARNING, "levelname": "WARNING"}
-        return f"{self.format(logging.makeLogRecord({'name': 'ringtls.log', **values}))}\n"
+        return self.format(logging.makeLogRecord({"name": logger.name, **values}))
 
     def _begin(self, line: str) -> bool:
         """False if there is no room for any of it."""
