@@ -343,13 +343,95 @@ def test_lost_lines_are_counted(
         handler.emit(record)
         handler.emit(record)
         rest = b"".join(iter(lambda: log.read(1 << 20) or b"", b"")).splitlines()
-        whole = [line for line in lines if line.endswith(b"1m")]
-        assert len(lines) - len(whole) <= 1  # the last is torn where the room ended
+        assert all(line.endswith(b"1m") for line in lines)
         lost = re.search(rb"log lines lost, as nobody read them in time: (\d+)$", rest[-3])
         assert lost
         assert int(lost[1]) + len(lines) == 20_000
         assert all(line.endswith(b"1m") for line in rest[-2:])
         assert not os.get_blocking(reading) or os.get_blocking(writing)
+
+
+#: What a client might want to have in the log.
+FORGED = "2026-11-27 16:00:00,000 WARNING not allowed: CN=somebody else. "
+
+
+def test_no_text_of_a_client_begins_a_line() -> None:
+    """1. A line is longer than the pipe has room for. 2. Another handler writes to it. 3. The
+    reader makes room, and the first writes again."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    long = logging.makeLogRecord({"levelname": "INFO", "msg": f"client says: {FORGED * 100}"})
+    other = logging.makeLogRecord({"levelname": "INFO", "msg": "other"})
+    with (
+        open(reading, "rb", buffering=0) as log,
+        open(writing, "wb"),
+        handler_to(writing) as first,
+        handler_to(writing) as second,
+    ):
+        first.emit(long)
+        second.emit(other)
+        said = log.read(65536)
+        second.emit(other)
+        first.emit(long)
+        first.emit(other)
+        said += log.read(65536)
+    lines = said.decode().splitlines()
+    assert all(re.match(r"[^ ]+ [^ ]+ (INFO|WARNING) worker 1: ", line) for line in lines)
+    assert any("client says: " in line and "..." in line for line in lines)
+    assert lines[-1].endswith("other") or "lost" in lines[-1]
+
+
+def test_a_torn_line_is_ended(
+    record: logging.LogRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A terminal takes parts of lines: the next one begins on a line of its own."""
+    screen = bytearray()
+    room = 10
+
+    def take(data: bytes) -> int:
+        if room == 0:
+            raise BlockingIOError
+        screen.extend(data[:room])
+        return len(data[:room])
+
+    with (tmp_path / "file").open("wb") as file, handler_to(file.fileno()) as handler:
+        monkeypatch.setattr(handler, "_write", take)
+        handler.emit(record)
+        room = 0
+        handler.emit(record)
+        room = 1000
+        handler.emit(record)
+        handler.emit(record)
+    torn, loss, *whole = bytes(screen).splitlines()
+    assert len(torn) == 10
+    assert loss.endswith(b"log lines lost, as nobody read them in time: 2")
+    assert len(whole) == 2
+    assert all(line.endswith(b"1m") for line in whole)
+
+
+@pytest.mark.parametrize("text", ["a" * 10_000, "\N{SNOWMAN}" * 10_000])
+def test_a_long_object_is_shortened(text: str) -> None:
+    fields = {"target": text, "status": 200, "agent": text}
+    ours, theirs = socket.socketpair()
+    with ours, theirs, handler_to(ours.fileno(), "json") as handler:
+        handler.emit(logging.makeLogRecord({"name": "a", "levelname": "INFO", "fields": fields}))
+        line = json.loads(theirs.recv(10_000))
+    assert line["status"] == 200
+    assert re.fullmatch(f"{text[0]}+\\.\\.\\.{text[0]}+", line["target"])
+
+
+def test_lines_of_an_exception_are_indented() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, handler_to(ours.fileno()) as handler:
+        try:
+            raise ValueError(f"what a client sent\n{FORGED}\r\x1b")
+        except ValueError:
+            info = sys.exc_info()
+        handler.emit(logging.makeLogRecord({"levelname": "INFO", "msg": "a", "exc_info": info}))
+        first, *others = theirs.recv(10_000).decode().splitlines()
+    assert first.endswith("worker 1: a")
+    assert others[-2:] == ["  ValueError: what a client sent", f"  {FORGED}\\x0d\\x1b"]
+    assert all(line.startswith("  ") for line in others)
 
 
 # Commands

@@ -127,7 +127,7 @@ class Command:
         log = self.log()
         killed = {int(number) for number in re.findall(r"was killed by signal (\d+)", log)}
         assert not CRASHES & {-code, *killed}, log
-        faults = log.count("\nValueError: this application has a fault")
+        faults = log.count("\n  ValueError: this application has a fault")
         assert log.count("Traceback") == faults, log
 
 

@@ -12,6 +12,11 @@ Rules:
 4. What Python would write to stderr itself, and wait, about exceptions that it ignores, is a line
    of the log. ssl causes that for a peer whose SNI is not ASCII: it asks nobody, and the handshake
    fails, which has a line of its own.
+5. No peer's text begins a line. So a line is written whole or not at all: between two parts another
+   handler or process would write. Pipes promise that for PIPE_BUF bytes (pipe(7)), and sockets
+   between processes do the same. So longer lines lose their middle. What does tear a line (a
+   terminal that is full) has the next begin on a new one. An exception's text may have several
+   lines, which are indented.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 __all__ = ["FORMATS", "LineHandler", "access_logger", "escaped", "set_up"]
 
@@ -43,6 +49,19 @@ def escaped(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+#: What the texts of an object that is too long are shortened to, one size after the other.
+_SIZES = (1024, 256, 64)
+
+
+def shortened(text: str, size: int) -> str:
+    """A text of at most so many bytes, without its middle if need be (rule 5)."""
+    data = text.encode(errors="backslashreplace")
+    if len(data) <= size:
+        return text
+    half = (size - len("...")) // 2
+    return (data[:half] + b"..." + data[-half:]).decode(errors="ignore")
+
+
 class _TextFormatter(logging.Formatter):
     def __init__(self, worker: str) -> None:
         super().__init__(TEXT_FORMAT, defaults={"worker": f"{worker}: " if worker else ""})
@@ -50,6 +69,10 @@ class _TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         record.message = escaped(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {escaped(line)}" for line in lines)
 
 
 class _MessageFormatter(logging.Formatter):
@@ -77,7 +100,16 @@ class _JsonFormatter(logging.Formatter):
         line |= {"message": record.getMessage()} if fields is None else fields
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        text = json.dumps(line)
+        for size in _SIZES:
+            if len(text) < select.PIPE_BUF:  # there is a newline, too
+                break
+            line = {
+                name: shortened(value, size) if isinstance(value, str) else value
+                for name, value in line.items()
+            }
+            text = json.dumps(line)
+        return text
 
 
 #: By the names of ``--log-format``: what formats the log, and what the access log.
@@ -119,12 +151,12 @@ def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 class LineHandler(logging.Handler):
-    """Writes lines to a descriptor of this process, and never waits (rules 1 and 2)."""
+    """Writes lines to a descriptor of this process, and never waits (rules 1, 2 and 5)."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._write, self._close = _non_blocking_writer(descriptor)
-        self._rest = b""  # of a line that found room for its beginning
+        self._newline = b""  # that is missing from a torn line
         self._lost = 0
 
     def close(self) -> None:
@@ -138,36 +170,31 @@ class LineHandler(logging.Handler):
             line = self.format(record)
         except Exception as error:
             line = self._format_own(f"a line can't be formatted: {error!r}")
-        self._rest = self._write_some(self._rest)
         loss = f"log lines lost, as nobody read them in time: {self._lost}"
-        if self._lost and not self._rest and self._begin(f"{self._format_own(loss)}\n"):
+        if self._lost and self._write_all(self._format_own(loss)):
             self._lost = 0
-        if self._lost or self._rest or not self._begin(f"{line}\n"):
+        if self._lost or not self._write_all(line):
             self._lost += 1
 
     def _format_own(self, text: str) -> str:
         values = {"msg": text, "levelno": logging.WARNING, "levelname": "WARNING"}
         return self.format(logging.makeLogRecord({"name": logger.name, **values}))
 
-    def _begin(self, line: str) -> bool:
-        """False if there is no room for any of it."""
-        data = line.encode(errors="backslashreplace")
-        rest = self._write_some(data)
-        if len(rest) == len(data):
-            return False
-        self._rest = rest
-        return True
+    def _write_all(self, text: str) -> bool:
+        """False if there is not enough room: a traceback may lack its last lines then."""
+        most = select.PIPE_BUF - len("\n")
+        return all(self._write_line(shortened(line, most)) for line in text.split("\n"))
 
-    def _write_some(self, data: bytes) -> bytes:
-        """Write what there is room for, and return the rest."""
+    def _write_line(self, line: str) -> bool:
+        data = self._newline + f"{line}\n".encode(errors="backslashreplace")
         try:
-            while data:
-                data = data[self._write(data) :]
+            is_whole = self._write(data) == len(data)
         except BlockingIOError:
-            return data
+            return False
         except OSError:  # the reader is gone
-            return b""
-        return data
+            return True
+        self._newline = b"" if is_whole else b"\n"
+        return is_whole
 
 
 def _non_blocking_writer(
@@ -196,4 +223,4 @@ def _write_if_ready(descriptor: int, data: bytes) -> int:
     poll.register(descriptor, select.POLLOUT)
     if not poll.poll(0):
         raise BlockingIOError
-    return os.write(descriptor, data[: select.PIPE_BUF])
+    return os.write(descriptor, data)
