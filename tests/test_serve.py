@@ -19,8 +19,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 
@@ -37,12 +37,13 @@ from ringtls._cli.serve.opening import Directory, OpenFile
 from ringtls._cli.serve.paths import BadTargetError, path_of, quoted, segments_of
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
 from ringtls._cli.server import StartError, Wait, connections, handling
-from ringtls._cli.server.connections import Connections, Limits
+from ringtls._cli.server.connections import Connection, Connections, Cut, Limits
 from ringtls._cli.server.credentials import Credentials, Files
 from ringtls._cli.server.figures import Figures
 from ringtls._cli.server.handling import Handler, begin_connection
 from ringtls._cli.server.listening import Address, Inherited, open_sockets, parse_bind
 from ringtls._cli.server.metrics import Metrics
+from ringtls._cli.server.peers import taken_in
 from ringtls._cli.server.timeouts import OF_REQUESTS
 
 from .conftest import Contexts, contexts_of
@@ -60,7 +61,7 @@ from .support.server import (
     starting,
     wait_until_refused,
 )
-from .support.streams import reset, socket_streams
+from .support.streams import reset, set_buffers, socket_streams, tcp_pair
 from .support.waiting import wait_until
 
 
@@ -975,20 +976,15 @@ def test_certificate_and_key_in_one_file(contexts: Contexts, site: Path, tmp_pat
 # In this process
 
 
-class Served:
-    """A connection of this process: the client's side, and a server task for the other."""
+class ServerSide:
+    """A connection of this process: the server's side."""
 
     def __init__(
-        self,
-        client: TlsStream,
-        server: SocketStream,
-        contexts: Contexts,
-        root: Path,
-        timeouts: dict[Wait, float],
+        self, server: SocketStream, contexts: Contexts, root: Path, timeouts: dict[str, float]
     ) -> None:
-        self.client = client
         usual = {wait: timeout.seconds for wait, timeout in OF_REQUESTS.items()}
-        self.connections = Connections(Limits({**usual, **timeouts}))
+        given = {Wait[name]: value for name, value in timeouts.items()}
+        self.connections = Connections(Limits({**usual, **given}))
         self._server = server
         service = FileService(root, Policy())
         metrics = Metrics()
@@ -1009,6 +1005,21 @@ class Served:
             nursery.cancel_scope.cancel()
         self.ended.set()
 
+
+class Served(ServerSide):
+    """The client's side, too."""
+
+    def __init__(
+        self,
+        client: TlsStream,
+        server: SocketStream,
+        contexts: Contexts,
+        root: Path,
+        timeouts: dict[str, float],
+    ) -> None:
+        super().__init__(server, contexts, root, timeouts)
+        self.client = client
+
     async def receive_to_end(self) -> bytes:
         """All until close_notify; a mere end of the connection raises TruncationError."""
         return b"".join([data async for data in self.client])
@@ -1023,10 +1034,28 @@ async def served(
 ) -> Served:
     below, server = await socket_streams(buffer_size)
     client = TlsStream(below, contexts.client, server_hostname="localhost")
-    by_wait = {Wait[name]: value for name, value in timeouts.items()}
-    both = Served(client, server, contexts, root, by_wait)
+    both = Served(client, server, contexts, root, timeouts)
     nursery.start_soon(both.serve)
     return both
+
+
+@asynccontextmanager
+async def slow_reader(
+    ends: tuple[socket.socket, socket.socket], contexts: Contexts, root: Path, **timeouts: float
+) -> AsyncIterator[tuple[trio.abc.Stream, Connection]]:
+    """A client that receives nothing by itself, and its connection to a server with small buffers.
+    At the end the client resets it."""
+    set_buffers(16384, *ends)
+    end, server = ends
+    transport = trio.SocketStream(trio.socket.from_stdlib_socket(end))
+    client = trio.SSLStream(transport, contexts.client, server_hostname="localhost")
+    side = ServerSide(SocketStream(server), contexts, root, timeouts)
+    async with transport, trio.open_nursery() as nursery:
+        nursery.start_soon(side.serve)
+        await client.do_handshake()
+        [connection] = side.connections._open
+        yield client, connection
+        await transport.aclose()
 
 
 @pytest.fixture
@@ -1124,6 +1153,53 @@ async def test_send_timeout(
                 both.connections.drain()
                 await both.ended.wait()
     assert "takes in nothing, given up after 0.2 s" in server_log.text
+
+
+async def receive_until_it_counts(client: trio.abc.ReceiveStream, connection: Connection) -> None:
+    """Receive until the server's kernel knows that more was taken in."""
+    seen = taken_in(connection.stream)
+    while taken_in(connection.stream) == seen:
+        assert await client.receive_some(1024)
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, socket.socketpair])
+async def test_who_takes_in_something_is_not_cut(
+    contexts: Contexts, site: Path, pair: Callable[[], tuple[socket.socket, socket.socket]]
+) -> None:
+    """However slow it is. The time is that of the calls here: the sweep never comes to it."""
+    async with slow_reader(pair(), contexts, site, ROOM=1e6) as (client, connection):
+        await client.send_all(head("/small"))
+        await client.receive_some(1)
+        now = time.monotonic()
+        for _ in range(4):
+            now += 2e6
+            connection.expire(now)
+            assert connection.cut is None
+            await receive_until_it_counts(client, connection)
+        while connection.cut is None:  # what is on its way still counts
+            now += 2e6
+            connection.expire(now)
+            await trio.testing.wait_all_tasks_blocked()
+    assert connection.cut is Cut.TIMEOUT
+
+
+async def test_who_takes_in_something_is_not_ended_either(
+    contexts: Contexts, tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    """When all was accepted, and its connection is to end."""
+    (tmp_path / "file").write_bytes(os.urandom(120_000))  # the stream accepts it at once
+    async with slow_reader(tcp_pair(), contexts, tmp_path, ROOM=1.0) as (client, connection):
+        await client.send_all(head("/file", "Connection: close"))
+        await client.receive_some(1)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            await receive_until_it_counts(client, connection)
+            mock_clock.jump(1.5)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not connection.stream._closing.started
+        while not connection.stream._closing.started:  # what is on its way still counts
+            mock_clock.jump(1.5)
+            await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_drain_waits_for_what_is_accepted_but_not_taken_in(

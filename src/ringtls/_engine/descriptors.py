@@ -5,24 +5,31 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import sys
 import termios
 from typing import Any
 
 from . import _native
 
-__all__ = ["close_now", "has_unacknowledged", "is_gone", "reset_connection"]
+__all__ = ["close_now", "has_unacknowledged", "is_gone", "reset_connection", "unacknowledged"]
 
 _lib: Any = _native.lib
 
 
-def has_unacknowledged(fd: int) -> bool:
-    """True if the peer's TCP has not acknowledged all that was sent (SIOCOUTQ, tcp(7))."""
-    unacknowledged = bytearray(4)
+def unacknowledged(fd: int) -> int:
+    """Bytes that were sent, and that the peer's TCP has not acknowledged (SIOCOUTQ, tcp(7)); of a
+    local socket, the memory of those that the peer has not received."""
+    count = bytearray(4)
     try:
-        fcntl.ioctl(fd, termios.TIOCOUTQ, unacknowledged)
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
     except OSError:  # not a connection that knows of it
-        return False
-    return any(unacknowledged)
+        return 0
+    return int.from_bytes(count, sys.byteorder)
+
+
+def has_unacknowledged(fd: int) -> bool:
+    """True if the peer's TCP has not acknowledged all that was sent."""
+    return unacknowledged(fd) > 0
 
 
 def is_gone(fd: int) -> bool:

@@ -4,9 +4,9 @@ Rules:
 
 1. Nothing waits for a peer without a limit. A connection says what it waits for, which notes a
    time; a sweep over all connections cuts those whose time has passed. So a request costs no
-   cancel scope and no timer, and a limit is kept to within SWEEP_INTERVAL. An activity that says
-   nothing, as a relay, is looked at LOOKS times within its limit, and has time again whenever it
-   has moved.
+   cancel scope and no timer, and a limit is kept to within SWEEP_INTERVAL. What says nothing, as a
+   relay, or a peer that takes in what was sent, is looked at LOOKS times within its limit, and has
+   time again whenever it has moved. So it may take a quarter more.
 2. A connection is cut by cancelling its scope, once. What was received by then is not answered.
    What was sent is not torn, and the stream ends in order. ``cut`` has the reason.
 3. While the server drains, a connection that waits for a request is cut, and so is one that
@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from ringtls._accepting import SHORTAGE_PAUSE
+
+from .peers import taken_in
 
 if TYPE_CHECKING:
     from ringtls import SocketStream, TlsStream
@@ -145,7 +147,8 @@ class Connection:
     def begin(self, wait: Wait) -> None:
         """Wait for something from now on; ``Wait.NOTHING`` is without a limit."""
         self.waits_for = wait
-        self.deadline = time.monotonic() + self._table.timeouts[wait]
+        self.deadline = time.monotonic() + self._table.first_looks[wait]
+        self._seen = None
         if self._table.draining and wait in _IDLE:
             self.end(Cut.DRAIN)
 
@@ -157,16 +160,21 @@ class Connection:
 
     def expire(self, now: float) -> None:
         """Its deadline is over."""
-        if self._activity is None:
+        if self._activity is not None:
+            if self._is_still(self._activity.moved(), self._limit, now):
+                self.deadline = NEVER
+                self._activity.time_out()
+        elif self.waits_for is not Wait.ROOM or self._is_still(
+            taken_in(self.stream), self.timeout_of(Wait.ROOM), now
+        ):
             self.end(Cut.TIMEOUT)
-            return
-        self.deadline = now + self._limit / LOOKS
-        seen = self._activity.moved()
+
+    def _is_still(self, seen: object, limit: float, now: float) -> bool:
+        """True if nothing has changed for so long. Else it will be looked at again (rule 1)."""
+        self.deadline = now + limit / LOOKS
         if seen != self._seen:
             self._seen, self._seen_at = seen, now
-        elif now >= self._seen_at + self._limit:
-            self.deadline = NEVER
-            self._activity.time_out()
+        return now >= self._seen_at + limit
 
     def end(self, reason: Cut) -> None:
         """Cut it."""
@@ -195,6 +203,9 @@ class Connections:
 
     def __init__(self, limits: Limits) -> None:
         self.timeouts = [limits.timeouts.get(wait, NEVER) for wait in Wait]  # they are its indexes
+        #: Seconds until a connection that waits is looked at (rule 1).
+        self.first_looks = list(self.timeouts)
+        self.first_looks[Wait.ROOM] /= LOOKS
         self._limit = limits.connections
         self._open: set[Connection] = set()
         self._waiting_for_room = trio.lowlevel.ParkingLot()

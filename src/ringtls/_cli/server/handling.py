@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from .connections import Connection, Connections, Cut, Wait
 from .credentials import Credentials, identity_of
 from .figures import Figures
 from .metrics import Metrics
+from .peers import bytes_received, taken_in
 from .timeouts import OF_REQUESTS, Timeout
 
 __all__ = ["Handler", "Service", "begin_connection", "limit_end"]
@@ -48,9 +48,6 @@ DRAIN_CLOSE_TIMEOUT = 1.0
 
 #: The same where another connection waits for its descriptor, or its time was over before that.
 HURRIED_CLOSE_TIMEOUT = 0.1
-
-#: Where tcpi_bytes_received is in struct tcp_info of linux/tcp.h. A FIN counts as a byte there.
-BYTES_RECEIVED = struct.Struct("128xQ")
 
 
 class Service:
@@ -299,21 +296,19 @@ def _log_timeout(connection: Connection) -> None:
 
 def _is_silent(connection: Connection) -> bool:
     """True if the peer has sent nothing (rule 1)."""
-    sock = connection.transport.socket
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED.size)
-    except OSError:  # it is not TCP
-        return False
-    (received,) = BYTES_RECEIVED.unpack(info)
-    assert isinstance(received, int)
-    return received <= connection.preface + 1
+    received = bytes_received(connection.transport.socket)
+    return received is not None and received <= connection.preface + 1
 
 
 async def _until_taken(connection: Connection) -> None:
-    """Wait until the peer's kernel has taken all (rule 2)."""
-    ended = suppress(trio.ClosedResourceError)  # by the service, which broke it off
-    with trio.move_on_after(connection.timeout_of(Wait.ROOM)), ended:
-        await connection.stream.wait_acknowledged()
+    """Wait until the peer's kernel has taken all, or takes in nothing (rule 2)."""
+    taken, before = taken_in(connection.stream), None
+    with suppress(trio.ClosedResourceError):  # by the service, which broke it off
+        while taken != before:
+            with trio.move_on_after(connection.timeout_of(Wait.ROOM)):
+                await connection.stream.wait_acknowledged()
+                return
+            taken, before = taken_in(connection.stream), taken
 
 
 def _peer_name(sock: socket.socket) -> str:
