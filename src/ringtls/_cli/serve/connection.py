@@ -144,7 +144,8 @@ class FileService(Service):
         field = _CLOSE if not keep_alive else _STAYS_OPEN[request.version]
         try:
             if not await self._send(connection, request, response, self._head(response, field)):
-                logger.warning("%s: a file became shorter while it was sent", connection.peer)
+                text = "%s: a file was shorter than its size when it was sent"
+                logger.warning(text, connection.peer)
                 return False
         finally:
             self._note(connection, request, response.status, response.sent)

@@ -8,7 +8,8 @@ Rules:
    size, and the times of its content and its status are the same. For a file that changed a moment
    ago they prove nothing: it may change again within the tick of the clock that the times are from.
 3. What is small is kept in memory; of the rest, pieces are read when they are sent: on the spot
-   if they are in the page cache (RWF_NOWAIT), in a thread if the disk has to be asked.
+   if they are in the page cache (RWF_NOWAIT), in a thread if the disk has to be asked. So are those
+   of what holds less than its size says, as files of sysfs(5) do.
 4. The cache is bounded, in entries and in bytes. The entry that was not asked for longest goes
    first: each check moves an entry to the end of the queue. A file that is being sent stays open.
 5. A target that leads to nothing is not remembered: a client can make up any number of them.
@@ -101,7 +102,9 @@ class Representation:
         self.fields = (fields + more_fields).encode()
         self.content: bytes | None = None
         if self.size <= SMALL:
-            self.content = os.pread(file.descriptor, self.size, 0)
+            content = os.pread(file.descriptor, self.size, 0)
+            if len(content) == self.size:  # else it is found out when a piece is sent
+                self.content = content
         #: The answer to a plain request, and the date in it.
         self.whole: tuple[bytes, bytes] = b"", b""
 
