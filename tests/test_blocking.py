@@ -32,8 +32,9 @@ from .support.clogging import ACCEPTED, SMALL
 from .support.injection import InjectedError
 from .support.peer import End, Peer, Transport
 from .support.processes import in_child
-from .support.signals import signal_in_the_ring
+from .support.signals import SignalAtBytecode, signal_in_the_ring
 from .support.streams import open_fds, tcp_pair
+from .support.tracing import traced_by
 from .support.waiting import LIMIT, is_in_the_ring, wait_until
 
 
@@ -673,6 +674,36 @@ def test_a_finalizer_where_the_handler_is_replaced() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
         assert driver.depth == 0, number
     assert number > 8
+
+
+def receive_into(stream: blocking.TlsStream) -> bytes:
+    buffer = bytearray(100)
+    return bytes(buffer[: stream.receive_into(buffer)])
+
+
+@pytest.mark.parametrize("receive", [blocking.TlsStream.receive_some, receive_into])
+def test_no_interrupt_of_a_receive_loses_anything(
+    contexts: Contexts, receive: Callable[[blocking.TlsStream], bytes]
+) -> None:
+    """At each bytecode of the driver: what it would have returned comes the next time."""
+    stream, peer = meet(contexts)
+    stream.timeout = LIMIT
+    number, interrupts, has_fired = 0, 0, True
+    with stream:
+        while has_fired:
+            number += 1
+            peer.send(b"%d" % number)
+            signaller = SignalAtBytecode(number, inspect.getfile(BlockingDriver))
+            data = b""
+            try:
+                with traced_by(signaller):
+                    data = receive(stream)
+            except KeyboardInterrupt:
+                interrupts += 1
+            assert (data or receive(stream)) == b"%d" % number
+            has_fired = signaller.left <= 0
+    assert interrupts
+    assert peer.end().is_clean
 
 
 def test_what_another_signals_handler_raises(contexts: Contexts) -> None:

@@ -146,6 +146,8 @@ class SocketStream(_Stream):
     def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes (by default 64 KiB); b"" at the end.
 
+        If this is interrupted, what comes at that moment may be lost, as by socket.recv.
+
         Raises:
           TimeoutError: nothing was received.
           trio.BrokenResourceError: the connection broke.
@@ -167,6 +169,8 @@ class SocketStream(_Stream):
 
     def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: see ringtls.SocketStream.receive_into.
+
+        If this is interrupted, what comes at that moment may be lost, as by socket.recv_into.
 
         Raises:
           TimeoutError: nothing was received.
@@ -289,17 +293,29 @@ class TlsStream(TlsInfo, _Stream):
     def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
 
+        If this is interrupted, nothing was received, and nothing is lost.
+
         Raises:
           TimeoutError: nothing was received, and nothing is lost.
           TruncationError: the connection ended without close_notify.
           trio.BrokenResourceError: the connection broke, or TLS failed.
           trio.ClosedResourceError: the stream was closed or unwrapped.
         """
-        with self._call():
-            return complete(self._stream.receive_some(max_bytes))
+        data = b""
+        try:
+            with self._call():
+                data = complete(self._stream.receive_some(max_bytes))
+        except BaseException:  # SIGINT's handler, at the end of the call
+            if data:
+                self._session.put_back(data)
+            raise
+        return data
 
     def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: see ringtls.TlsStream.receive_into.
+
+        If this is interrupted, nothing was received, and nothing is lost. What is in the memory
+        then comes again.
 
         Raises:
           TimeoutError: nothing was received, and nothing is lost.
@@ -308,8 +324,15 @@ class TlsStream(TlsInfo, _Stream):
           trio.BrokenResourceError: the connection broke, or TLS failed.
           trio.ClosedResourceError: the stream was closed or unwrapped.
         """
-        with self._call():
-            return complete(self._stream.receive_into(buffer, nbytes))
+        count = 0
+        try:
+            with self._call():
+                count = complete(self._stream.receive_into(buffer, nbytes))
+        except BaseException:
+            if count:
+                self._session.put_back(bytes(memoryview(buffer).cast("B")[:count]))
+            raise
+        return count
 
     def wait_acknowledged(self) -> None:
         """Wait until the peer's TCP has acknowledged all that was sent: see ringtls.TlsStream.
