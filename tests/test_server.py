@@ -216,6 +216,31 @@ def test_first_starts_at_once_have_one_development_certificate(tmp_path: Path) -
     assert len(digests) == 1
 
 
+NO_HOME = """
+import os, pwd
+for name in ("HOME", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+def getpwuid(uid):
+    raise KeyError(uid)
+pwd.getpwuid = getpwuid
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        (NO_HOME, "this user has no home directory"),
+        ("import os; os.environ['XDG_CACHE_HOME'] = '/dev/null'", ".*Not a directory.*"),
+    ],
+    ids=["no home", "no directory"],
+)
+def test_no_place_for_a_development_certificate(site: Path, patch: str, reason: str) -> None:
+    """As for a container's user that is in no passwd(5)."""
+    said = fails("-d", str(site), patch=patch)
+    start = "ringtls: there is no place for a development certificate: "
+    assert re.fullmatch(f"{start}{reason}; give --certfile, or set XDG_CACHE_HOME to .*\n", said)
+
+
 # Logs
 
 

@@ -45,9 +45,17 @@ class Certificate:
 
 
 def cache_directory() -> Path:
-    """Where this user's programs keep what they can make anew (XDG base directories)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ringtls"
+    """Where this user's programs keep what they can make anew (XDG base directories).
+
+    Raises:
+      OSError: the user has no home.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "ringtls"
+    try:
+        return Path.home() / ".cache" / "ringtls"
+    except RuntimeError as error:
+        raise OSError("this user has no home directory") from error
 
 
 def read_cached_certificate() -> tuple[Path, bytes, bytes]:
@@ -59,7 +67,7 @@ def read_cached_certificate() -> tuple[Path, bytes, bytes]:
       The path of its authority's certificate; its own content, and that of its key.
 
     Raises:
-      OSError: the cache directory can't be written.
+      OSError: there is no cache directory, or it can't be written.
     """
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -107,8 +107,8 @@ class Files:
         """Read them all. May block (rule 1).
 
         Raises:
-          StartError: a file can't be read, or none is in the directory.
-          OSError: there is no place for the development certificate.
+          StartError: a file can't be read, or none is in the directory, or there is no place for
+            the development certificate.
         """
         paths = [*self.pairs, *(() if self.directory is None else _pairs_in(self.directory))]
         client_ca, client_crl = (
@@ -122,7 +122,13 @@ class Files:
             return Bundle(pairs, client_ca, client_crl, others=others)
         from ..certificates import read_cached_certificate  # it imports much
 
-        ca, certificate, key = read_cached_certificate()
+        try:
+            ca, certificate, key = read_cached_certificate()
+        except OSError as error:
+            raise StartError(
+                f"there is no place for a development certificate: {error}; give --certfile, or "
+                "set XDG_CACHE_HOME to a directory that can be written"
+            ) from error
         pair = Pair(certificate, key, "the development certificate", "its key")
         return Bundle((pair,), client_ca, client_crl, ca, others)
 
