@@ -45,7 +45,8 @@ class Statistics:
     """Connections whose end has begun and whose socket is not closed yet."""
 
     closings: Mapping[CloseOutcome, int]
-    """How many connections ended how."""
+    """How many connections ended how. They count neither as open nor as closing any more, so that
+    none turns out later to have ended in another way."""
 
     handshakes: Mapping[tuple[str, str, bool], int]
     """How many handshakes succeeded, by the version, the cipher's name, and whether a session was

@@ -175,6 +175,7 @@ async def test_c3_a_peer_that_never_reads_is_reset(
     assert end.transport is Transport.RST
     assert not end.close_notify
     assert "timed out" in caplog.text
+    await until(lambda: not statistics().connections_closing)
     assert statistics().closings == {CloseOutcome.TIMED_OUT: 1}
 
 

@@ -270,7 +270,7 @@ class Closing:
         self.deadline = min(self.deadline, now())
         self._settled.wake()
         if self.transport.break_off(self._released) and self.outcome in _ENDED_BY_FIN:
-            self._decide(CloseOutcome.CRASHED)
+            self.outcome = CloseOutcome.CRASHED
         log(
             logging.ERROR,
             "connection to %s was reset: %r was raised inside ringtls",
@@ -351,16 +351,9 @@ class Closing:
             self._end_transport()
 
     def _settle(self, event: Event) -> None:
-        self._decide(_OUTCOMES.get(event, self._leave))
+        self.outcome = _OUTCOMES.get(event, self._leave)
         self._step(event)
         self._settled.wake()
-
-    def _decide(self, outcome: CloseOutcome) -> None:
-        closings = self.transport.driver.tally.closings
-        if self.outcome is not None:  # it turned out to be another
-            closings[self.outcome] -= 1
-        self.outcome = outcome
-        closings[outcome] += 1
 
     def _end_transport(self) -> None:
         try:
@@ -370,7 +363,7 @@ class Closing:
                 self.transport.reset()
         except OSError:
             if self.outcome is not CloseOutcome.UNCLEAN:
-                self._decide(CloseOutcome.PEER_RESET)
+                self.outcome = CloseOutcome.PEER_RESET
         self._log_outcome()
 
     def _released(self, *, acknowledged: bool, error: OSError | None = None) -> None:
@@ -380,10 +373,10 @@ class Closing:
             self._step(Event.RELEASED)
         if error is not None and self.outcome in _ENDED_BY_FIN:
             timed_out = error.errno == errno.ETIMEDOUT
-            self._decide(CloseOutcome.TIMED_OUT if timed_out else CloseOutcome.PEER_RESET)
+            self.outcome = CloseOutcome.TIMED_OUT if timed_out else CloseOutcome.PEER_RESET
             self._log_outcome()
         elif self.outcome is CloseOutcome.CLEAN and not acknowledged:
-            self._decide(CloseOutcome.UNACKNOWLEDGED)
+            self.outcome = CloseOutcome.UNACKNOWLEDGED
             self._log_outcome()
         self._let_go()
 
@@ -409,6 +402,8 @@ class Closing:
         )
 
     def _let_go(self) -> None:
+        if self.outcome is not None and self.transport.on_crash is not None:
+            self.transport.driver.tally.closings[self.outcome] += 1  # once it is final
         self.transport.driver.unregister(self)
         self._settled.wake()
         self.transport.on_crash = None  # no reference cycle
