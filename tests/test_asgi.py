@@ -10,17 +10,13 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import h2.config
-import h2.connection
 import h2.errors
 import h2.events
 import httpx
 import pytest
-from wsproto import ConnectionType, WSConnection
-from wsproto.connection import Connection
-from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
+from wsproto.events import CloseConnection
 
 from ringtls._cli import main
 from ringtls._cli.certificates import make_certificate
@@ -28,6 +24,7 @@ from ringtls.httpcore import transport
 
 from .conftest import Contexts, contexts_of
 from .support.application import CANCELLED, PIECE
+from .support.http_peers import Http2Peer, Http2WebSocket, WebSocketPeer, read_head
 from .support.peer import Peer
 from .support.server import Server, fails, read_metrics
 from .support.streams import reset
@@ -36,8 +33,6 @@ from .support.waiting import LIMIT, wait_until
 ROOT = Path(__file__).parent.parent
 
 Start = Callable[..., Server]
-
-Event = TypeVar("Event", bound=h2.events.Event)
 
 
 @pytest.fixture
@@ -64,102 +59,6 @@ def client_of(contexts: Contexts, **options: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport(verify=verify, **options), timeout=LIMIT)
 
 
-class WebSocketPeer:
-    """The client's side of a WebSocket, over a raw peer."""
-
-    def __init__(self, peer: Peer, path: str) -> None:
-        self.peer = peer
-        self.protocol = WSConnection(ConnectionType.CLIENT)
-        peer.send(self.protocol.send(Request(host="localhost", target=path)))
-        self.protocol.receive_data(read_head(peer))
-        (event,) = self.protocol.events()
-        assert isinstance(event, AcceptConnection)
-
-    def say(self, text: str) -> Any:
-        self.peer.send(self.protocol.send(TextMessage(data=text)))
-        return self.receive()
-
-    def receive(self) -> Any:
-        """What is in the next frame: a small one."""
-        head = self.peer.receive(2)
-        self.protocol.receive_data(head + self.peer.receive(head[1]))
-        (event,) = self.protocol.events()
-        return event
-
-
-class Http2Peer:
-    """The client's side of HTTP/2, over a raw peer."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.http2 = h2.connection.H2Connection()
-        self.http2.initiate_connection()
-        self._events: list[h2.events.Event] = []
-
-    def request(self, stream: int, path: str, *, ends: bool = True, **pseudo: str) -> None:
-        known = {"method": "GET", "path": path, "scheme": "https", "authority": "localhost"}
-        headers = [(f":{name}", value) for name, value in (known | pseudo).items()]
-        self.http2.send_headers(stream, [*headers, ("sec-websocket-version", "13")], ends)
-        self.peer.send(self.http2.data_to_send())
-
-    def send(self, stream: int, data: bytes, *, ends: bool = False) -> None:
-        self.http2.send_data(stream, data, ends)
-        self.peer.send(self.http2.data_to_send())
-
-    def receive(self, kind: type[Event], stream: int) -> Event:
-        """The next of its kind, on a stream; what comes before it is dropped."""
-        while True:
-            while self._events:
-                event = self._events.pop(0)
-                if isinstance(event, kind) and event.stream_id == stream:  # type: ignore[attr-defined]
-                    return event
-            self._events += self.http2.receive_data(self.peer.receive(1))
-
-    def get(self, stream: int) -> bytes:
-        self.request(stream, "/")
-        return self.receive(h2.events.DataReceived, stream).data
-
-    def end(self) -> list[h2.events.Event]:
-        """What still comes, until a clean end."""
-        end = self.peer.end()
-        assert end.is_clean
-        return self._events + self.http2.receive_data(end.data)
-
-
-class Http2WebSocket:
-    """The client's side of a WebSocket over HTTP/2: RFC 8441."""
-
-    def __init__(self, peer: Http2Peer, stream: int) -> None:
-        self._peer = peer
-        self._stream = stream
-        self.protocol = Connection(ConnectionType.CLIENT)
-        self._events: list[Any] = []
-        peer.request(stream, "/talk", ends=False, method="CONNECT", protocol="websocket")
-        response = peer.receive(h2.events.ResponseReceived, stream)
-        assert (b":status", b"200") in response.headers
-
-    def send(self, event: Any) -> None:
-        self._peer.send(self._stream, self.protocol.send(event))
-
-    def receive(self) -> Any:
-        while not self._events:
-            self.take(self._peer.receive(h2.events.DataReceived, self._stream))
-        return self._events.pop(0)
-
-    def take(self, event: h2.events.DataReceived) -> None:
-        self.protocol.receive_data(event.data)
-        self._events += self.protocol.events()
-
-    def say(self, text: str) -> str:
-        self.send(TextMessage(data=text))
-        answer: str = self.receive().data
-        return answer
-
-    def receive_end(self) -> None:
-        self._peer.receive(h2.events.StreamEnded, self._stream)
-        self._peer.send(self._stream, b"", ends=True)
-
-
 def peer_of(server: Server, contexts: Contexts, *, alpn: str = "http/1.1") -> Peer:
     own = contexts_of(contexts.ca, contexts.certificate, contexts.key)
     own.client.set_alpn_protocols([alpn])
@@ -169,13 +68,6 @@ def peer_of(server: Server, contexts: Contexts, *, alpn: str = "http/1.1") -> Pe
 
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-def read_head(peer: Peer) -> bytes:
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += peer.receive(1)
-    return head
 
 
 # Frameworks
@@ -355,6 +247,76 @@ def test_an_answer_that_is_left_unfinished(contexts: Contexts, start: Start) -> 
     assert reset.error_code is h2.errors.ErrorCodes.INTERNAL_ERROR
     assert peer.get(3) == b"2"
     peer.peer.sock.close()
+
+
+def test_an_answer_is_whole_although_the_server_ends(contexts: Contexts, start: Start) -> None:
+    """A request that comes meanwhile can be sent elsewhere."""
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    peer.request(1, "/when-told", ends=False)
+    peer.receive(h2.events.ResponseReceived, 1)
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for_log("finishing")
+    peer.request(3, "/")
+    reset = peer.receive(h2.events.StreamReset, 3)
+    assert reset.error_code is h2.errors.ErrorCodes.REFUSED_STREAM
+    peer.send(1, b"", ends=True)
+    events = peer.end()
+    assert any(isinstance(event, h2.events.StreamEnded) for event in events)
+    assert isinstance(events[-1], h2.events.ConnectionTerminated)
+    assert events[-1].last_stream_id == 1
+    assert server.wait() == 0
+
+
+def test_a_client_that_says_goaway(contexts: Contexts, start: Start) -> None:
+    """What is on its way is answered."""
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    peer.request(1, "/when-told", ends=False)
+    peer.receive(h2.events.ResponseReceived, 1)
+    peer.http2.close_connection()
+    peer.send(1, b"", ends=True)
+    events = peer.end()
+    assert any(isinstance(event, h2.events.StreamEnded) for event in events)
+    assert server.stop() == 0
+
+
+def test_an_idle_client_that_says_goaway(contexts: Contexts, start: Start) -> None:
+    peer = Http2Peer(peer_of(start(APPLICATION, "--idle-timeout", "600"), contexts, alpn="h2"))
+    assert peer.get(1) == b"2"
+    peer.receive(h2.events.StreamEnded, 1)
+    peer.http2.close_connection()
+    peer.flush()
+    peer.end()
+
+
+@pytest.mark.parametrize("pseudo", [{}, {":protocol": "other", ":scheme": "https", ":path": "/"}])
+def test_connect_over_http2(contexts: Contexts, start: Start, pseudo: dict[str, str]) -> None:
+    """It is refused, and the other requests go on."""
+    server = start(APPLICATION)
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    headers = {":method": "CONNECT", ":authority": "localhost:1", **pseudo}
+    peer.http2.send_headers(1, list(headers.items()))
+    peer.flush()
+    assert (b":status", b"501") in peer.receive(h2.events.ResponseReceived, 1).headers
+    peer.receive(h2.events.StreamReset, 1)
+    assert peer.get(3) == b"2"
+    server.process.send_signal(signal.SIGTERM)
+    peer.end()
+    assert server.wait() == 0
+    assert "rror" not in server.log()
+
+
+def test_a_request_that_is_reset_keeps_no_connection(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION, "--graceful-timeout", "600")
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    peer.request(1, "/wait")
+    assert peer.get(3) == b"2"
+    peer.http2.reset_stream(1)
+    peer.flush()
+    server.process.send_signal(signal.SIGTERM)
+    peer.end()
+    assert server.wait() == 0
 
 
 # Applications

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import h2.connection
+import h2.events
 import httpx
 import pytest
 import trio
 import trio.testing
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import Request
 
 from ringtls.httpcore import transport
 from ringtls.hypercorn import serve
 
 from .conftest import Contexts, contexts_of
 from .support.application import PIECE, application, unwilling
-from .support.peer import Peer, Transport
+from .support.http_peers import Http2Peer
+from .support.peer import End, Peer, Transport
 from .support.waiting import LIMIT
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -29,7 +37,7 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 def config_of(contexts: Contexts, **options: Any) -> Config:
     files = {"certfile": str(contexts.certificate), "keyfile": str(contexts.key)}
-    return Config.from_mapping(bind="127.0.0.1:0", errorlog=None, **{**files, **options})
+    return Config.from_mapping({"bind": "127.0.0.1:0", "errorlog": None, **files, **options})
 
 
 @asynccontextmanager
@@ -48,12 +56,14 @@ def client_of(contexts: Contexts, **options: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport(verify=verify, **options), timeout=LIMIT)
 
 
-async def raw_peer(contexts: Contexts, url: str) -> Peer:
+async def raw_peer(contexts: Contexts, url: str, *, alpn: str = "http/1.1") -> Peer:
+    own = contexts_of(contexts.ca, contexts.certificate, contexts.key)
+    own.client.set_alpn_protocols([alpn])
     stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
     sock = stream.socket._sock.dup()  # type: ignore[attr-defined]
     await stream.aclose()
     sock.setblocking(True)
-    peer = Peer(sock, contexts, server_side=False)
+    peer = Peer(sock, own, server_side=False)
     await trio.to_thread.run_sync(peer.handshake)
     return peer
 
@@ -187,6 +197,110 @@ async def test_what_delimits_itself_ends_in_order(contexts: Contexts, request_he
         peer = await raw_peer(contexts, url)
         peer.send(request_head)
         assert (await trio.to_thread.run_sync(peer.end)).is_clean
+
+
+# Other ends
+
+
+async def test_the_last_requests_of_an_http2_connection(contexts: Contexts) -> None:
+    """Those that it may have are answered, and the next one can be sent elsewhere."""
+    async with serving(config_of(contexts, keep_alive_max_requests=3)) as (url, _):
+        peer = await raw_peer(contexts, url, alpn="h2")
+        seen = await trio.to_thread.run_sync(use_up, Http2Peer(peer))
+    goaway, *_, last = (e for e in seen if isinstance(e, h2.events.ConnectionTerminated))
+    assert goaway.last_stream_id == last.last_stream_id == 5
+    pieces = [e.data for e in seen if isinstance(e, h2.events.DataReceived)]
+    assert b"".join(pieces) == b"told"
+    (ended,) = (e for e in seen if isinstance(e, h2.events.StreamEnded))
+    assert ended.stream_id == 1
+
+
+def use_up(peer: Http2Peer) -> list[h2.events.Event]:
+    """What comes after the last request."""
+    peer.request(1, "/when-told", ends=False)
+    for stream in (3, 5):
+        assert peer.get(stream) == b"2"
+        peer.receive(h2.events.StreamEnded, stream)
+    peer.request(7, "/")
+    peer.send(1, b"", ends=True)
+    return peer.end()
+
+
+async def test_an_http2_connection_without_requests_left(contexts: Contexts) -> None:
+    config = config_of(contexts, keep_alive_max_requests=1, keep_alive_timeout=10 * LIMIT)
+    async with serving(config) as (url, _):
+        peer = Http2Peer(await raw_peer(contexts, url, alpn="h2"))
+        assert await trio.to_thread.run_sync(peer.get, 1) == b"2"
+        await trio.to_thread.run_sync(peer.end)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_websocket_without_tls_is_told_to_go_away(
+    contexts: Contexts, cancelled: bool
+) -> None:
+    opening = WSConnection(ConnectionType.CLIENT).send(Request(host="localhost", target="/talk"))
+    assert (await said_last(contexts, opening, cancelled=cancelled))[-4:] == b"\x88\x02\x03\xe9"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_http2_without_tls_says_goaway(contexts: Contexts, cancelled: bool) -> None:
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    said = await said_last(contexts, client.data_to_send(), cancelled=cancelled)
+    assert isinstance(client.receive_data(said)[-1], h2.events.ConnectionTerminated)
+
+
+async def said_last(contexts: Contexts, opening: bytes, *, cancelled: bool) -> bytes:
+    """What a client without TLS hears, from its first words to the server's end."""
+    config = config_of(contexts, certfile=None, keyfile=None, graceful_timeout=0)
+    with trio.CancelScope() as scope:
+        async with serving(config) as (url, ended):
+            stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+            await stream.send_all(opening)
+            heard = await stream.receive_some()
+            await trio.testing.wait_all_tasks_blocked()
+            (scope.cancel if cancelled else ended.set)()
+            with trio.CancelScope(shield=True):
+                async for data in stream:
+                    heard += data
+                await stream.aclose()
+    return heard
+
+
+def test_ctrl_c_ends_it_in_order(contexts: Contexts) -> None:
+    told: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def tell() -> Any:
+            message = await receive()
+            told.append(message["type"])
+            return message
+
+        if scope["type"] != "lifespan":
+            interrupt()
+        await application(scope, tell, send)
+
+    def client(address: Any) -> End:
+        peer = Peer(socket.create_connection(address), contexts, server_side=False)
+        peer.handshake()
+        peer.send(GET)
+        return peer.end()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    config = config_of(contexts, bind=f"fd://{listener.detach()}")
+    with ThreadPoolExecutor() as pool:
+        end = pool.submit(client, address)
+        trio.run(serve, app, config)
+    assert end.result().is_clean
+    assert end.result().data.endswith(b"1.1")
+    assert told == ["lifespan.startup", "lifespan.shutdown"]
+
+
+@trio.lowlevel.enable_ki_protection
+def interrupt() -> None:
+    """Ctrl-C, while none of the program's own code runs."""
+    signal.raise_signal(signal.SIGINT)
 
 
 async def test_it_ends_after_so_many_requests(contexts: Contexts) -> None:

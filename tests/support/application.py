@@ -75,6 +75,15 @@ async def _wait_for_the_end(scope: dict[str, Any], receive: Receive, send: Send)
         pass
 
 
+async def _answer_when_told(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """When the whole request has come."""
+    await _start(send)
+    while (await receive()).get("more_body", False):
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
+    await send({"type": "http.response.body", "body": b"told"})
+
+
 async def _answer_early(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     await _start(send, (b"content-length", b"5"))
     await send({"type": "http.response.body", "body": b"early"})
@@ -154,6 +163,7 @@ _PATHS = {
     "/echo": _echo,
     "/for-ever": _send_for_ever,
     "/much": _send_much,
+    "/when-told": _answer_when_told,
     "/wait": _wait_for_the_end,
     "/early": _answer_early,
     "/unsized": _answer_unsized,

@@ -58,7 +58,8 @@ async def serve(
     """Serve an application in this trio run: hypercorn.trio.serve on ringtls.
 
     Cancelled, it ends all connections with close_notify at once, and the application's lifespan
-    without its shutdown event.
+    without its shutdown event. A KeyboardInterrupt that comes while connections are accepted is
+    taken for the shutdown trigger, as hypercorn does.
 
     Args:
       config: hypercorn's. What is for other processes (``workers``, ``use_reloader``) or for QUIC
@@ -69,6 +70,7 @@ async def serve(
       mode: by default what the application looks like.
 
     Raises:
+      ExceptionGroup: has one of the following inside, in further groups.
       OSError: an address can't be had.
       RingUnavailableError: io_uring is forced, and there is none here.
       LifespanFailureError, LifespanTimeoutError: of hypercorn.utils: the application did not start.
@@ -124,6 +126,8 @@ async def worker_serve(
                 task_status.started(binds)
                 await context.terminate.wait()
                 nursery.cancel_scope.cancel()
+        except* KeyboardInterrupt:
+            pass
         finally:
             await context.terminated.set()
             connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout

@@ -8,7 +8,8 @@ Rules:
 2. An application may cancel its own ``send``. What is given to a protocol has to go out whole all
    the same, or the next message would land inside of this one. So a send is shielded from the
    application; what cancels the connection itself cancels the watching task, and that the sends.
-3. A connection says farewell however it ends (``Protocols.last_words``).
+3. A connection says farewell however it ends (``Protocols.last_words``): with TLS by rule C22, and
+   without it by the same terms.
 4. What a client does ends no more than its own connection.
 5. While a request waits for the answer to the one before it, what comes behind it is read ahead,
    as far as RECEIVE_SIZE: a client that is gone then is noticed.
@@ -19,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,6 +81,7 @@ class HypercornConnection:
         self._turn = trio.Lock()
         self._sends: set[trio.CancelScope] = set()
         self._is_cut = False
+        self._is_torn = False  # some part of what a protocol had to say was sent, perhaps
 
     async def run(self) -> None:
         """Serve it until it ends. Where the client has not ended it first, its stream is closed. If
@@ -121,13 +124,17 @@ class HypercornConnection:
                 watching.cancel_scope.cancel()
         finally:
             if self._protocol.is_cut_short:
-                await self._end()
+                await self.break_off()
+            elif isinstance(stream, SocketStream):
+                self._say_farewell(stream.socket)
 
     async def _end(self) -> None:
         if self._protocol.is_cut_short:
             await self.break_off()
-        else:
-            await self._stream.aclose()
+            return
+        if isinstance(self._stream, SocketStream):
+            self._say_farewell(self._stream.socket)
+        await self._stream.aclose()
 
     async def wait_taken(self) -> None:
         """Wait until the client has taken in what was sent, or has had the time for it."""
@@ -227,7 +234,9 @@ class HypercornConnection:
                 except trio.WouldBlock:
                     await self._turn.acquire()
                 try:
+                    self._is_torn = True
                     await self.send_all(data)
+                    self._is_torn = False
                 finally:
                     self._turn.release()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -242,3 +251,9 @@ class HypercornConnection:
     def _last_words(self) -> bytes:
         """Rule 3."""
         return self._protocol.last_words()
+
+    def _say_farewell(self, sock: socket.socket) -> None:
+        """Rule 3, without TLS. Does not wait."""
+        if not self._is_torn and (words := self._protocol.last_words()):
+            with suppress(OSError):  # the client is gone, or takes nothing in
+                sock.send(words, socket.MSG_DONTWAIT)

@@ -21,6 +21,8 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.utils import suppress_body
 
+from ._websockets import close
+
 if TYPE_CHECKING:
     from hypercorn.protocol.events import Event
 
@@ -55,6 +57,9 @@ class Http1(H11Protocol):
             return False
         names = {name.lower() for name, _ in response.headers}
         return b"content-length" not in names or b"transfer-encoding" in names
+
+    def last_words(self) -> bytes:
+        return close(self.stream)
 
     @property
     def is_cut_short(self) -> bool:

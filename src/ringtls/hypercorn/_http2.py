@@ -1,0 +1,191 @@
+"""hypercorn's HTTP/2, and what it leaves open at an end.
+
+Rules:
+
+1. A WebSocket that is closed ends its stream (RFC 8441, section 5), and an answer that its
+   application has left unfinished resets it: else a client would wait for the rest. hypercorn
+   leaves both open.
+2. Data may come for a stream that is over here: the rest of a request that was answered early, the
+   end of a WebSocket. It is thrown away, and the other streams go on.
+3. After ``keep_alive_max_requests``, in a server that ends, and after the client's GOAWAY of
+   NO_ERROR, no other request is served. One that comes all the same is told by GOAWAY that it can
+   be sent elsewhere (RFC 9113, section 6.8). What is on its way is answered, and then the
+   connection ends. hypercorn and h2 would end it amid the answers.
+4. The connection is idle when all has been sent: hypercorn takes it for idle before the last
+   answer's END_STREAM is out.
+5. A CONNECT that is not for a WebSocket is answered with 501 (RFC 9110, section 9.3.6).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from h2.connection import ConnectionInputs, ConnectionState, H2ConnectionStateMachine
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, RequestReceived, StreamReset
+from h2.exceptions import ProtocolError
+from hypercorn.events import Closed, RawData, Updated
+from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.ws_stream import WSStream
+from hyperframe.frame import GoAwayFrame
+
+from ._websockets import close
+
+if TYPE_CHECKING:
+    import h2.events
+    from hypercorn.protocol.events import Event
+
+__all__ = ["Http2"]
+
+
+class Http2(H2Protocol):
+    """HTTP/2; the arguments are hypercorn's."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.connection.state_machine = _StateMachine()
+        self.streams = _Streams()
+        self._served = 0
+        self._last_served = 0
+        self._has_refused = False
+        self._client_leaves = False
+
+    @property
+    def _takes_no_more(self) -> bool:
+        return (
+            self._client_leaves
+            or self._served >= self.config.keep_alive_max_requests
+            or self.context.terminated.is_set()
+        )
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        left = []
+        for event in events:
+            if isinstance(event, ConnectionTerminated) and event.error_code == ErrorCodes.NO_ERROR:
+                self._client_leaves = True
+            elif not isinstance(event, RequestReceived):
+                left.append(event)
+            elif self._takes_no_more:
+                await self._refuse(event.stream_id)
+            elif _is_for_a_tunnel(event):
+                self._answer_tunnel(event.stream_id)
+            else:
+                self._served += 1
+                self._last_served = event.stream_id
+                left.append(event)
+            if isinstance(event, StreamReset) and event.stream_id in self.stream_buffers:
+                await self.stream_buffers[event.stream_id].close()
+        await super()._handle_events(left)
+        if self._client_leaves:
+            await self._report()
+
+    async def _refuse(self, stream_id: int) -> None:
+        """Rule 3."""
+        if not self._has_refused:
+            self._has_refused = True
+            await self._flush()
+            goaway = GoAwayFrame(0, self._last_served, ErrorCodes.NO_ERROR)
+            await self.send(RawData(goaway.serialize()))
+        self._reset(stream_id, ErrorCodes.REFUSED_STREAM)
+
+    def _answer_tunnel(self, stream_id: int) -> None:
+        """Rule 5."""
+        headers = [(b":status", b"501"), *self.config.response_headers("h2")]
+        with suppress(ProtocolError):  # its client has reset it
+            self.connection.send_headers(stream_id, headers, end_stream=True)
+        self._reset(stream_id, ErrorCodes.NO_ERROR)
+
+    def _reset(self, stream_id: int, code: ErrorCodes) -> None:
+        with suppress(ProtocolError):  # it is over
+            self.connection.reset_stream(stream_id, code)
+
+    async def _create_stream(self, request: RequestReceived) -> None:
+        await super()._create_stream(request)
+        self.keep_alive_requests = 0  # rule 3
+
+    async def stream_send(self, event: Event) -> None:
+        if not isinstance(event, StreamClosed):
+            await super().stream_send(event)
+            return
+        if not self.closed:
+            await self._end(event.stream_id)
+        await self._close_stream(event.stream_id)
+        await self._report()
+
+    async def _send_data(self, stream_id: int) -> None:
+        await super()._send_data(stream_id)
+        if stream_id not in self.stream_buffers and self.idle:
+            await self._report()
+
+    async def _report(self) -> None:
+        """Rules 3 and 4."""
+        is_idle = self.idle and not self.stream_buffers
+        if is_idle and self._takes_no_more:
+            await self.send(Closed())
+        else:
+            await self.send(Updated(idle=is_idle))
+
+    async def _end(self, stream_id: int) -> None:
+        """Rule 1."""
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is None or buffer.complete:
+            return
+        self.priority.unblock(stream_id)
+        if isinstance(self.streams[stream_id], WSStream):
+            buffer.set_complete()
+        else:
+            self._reset(stream_id, ErrorCodes.INTERNAL_ERROR)
+            await buffer.close()
+        await self.has_data.set()
+        await self._flush()
+
+    def last_words(self) -> bytes:
+        connection = self.connection
+        if connection.state_machine.state is not ConnectionState.CLOSED:
+            for stream_id, stream in self.streams.items():
+                buffer = self.stream_buffers.get(stream_id)
+                if buffer is None or buffer.buffer:
+                    continue  # it has ended, or this would land inside of what is to be sent
+                last = close(stream)
+                if last and len(last) <= connection.local_flow_control_window(stream_id):
+                    connection.send_data(stream_id, last, end_stream=True)
+            connection.close_connection(
+                last_stream_id=self._last_served if self._has_refused else None
+            )
+        words: bytes = connection.data_to_send()
+        return words
+
+
+#: Those of h2, but for a client's GOAWAY, which is not the end (rule 3).
+_TRANSITIONS = {
+    **H2ConnectionStateMachine._transitions,
+    (ConnectionState.SERVER_OPEN, ConnectionInputs.RECV_GOAWAY): (
+        None,
+        ConnectionState.SERVER_OPEN,
+    ),
+}
+
+
+class _StateMachine(H2ConnectionStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self._transitions = _TRANSITIONS
+
+
+class _Streams(dict[int, Any]):
+    """Those that are open; any other is over (rule 2)."""
+
+    def __missing__(self, stream_id: int) -> _Over:
+        return _Over()
+
+
+class _Over:
+    async def handle(self, event: Event) -> None:
+        pass
+
+
+def _is_for_a_tunnel(request: RequestReceived) -> bool:
+    headers = dict(request.headers or ())
+    return headers[b":method"].upper() == b"CONNECT" and headers.get(b":protocol") != b"websocket"
