@@ -31,7 +31,8 @@ import trio.testing
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from ringtls._cli.certificates import make_certificate
+from ringtls._cli import certificates
+from ringtls._cli.certificates import make_certificate, read_cached_certificate
 from ringtls._cli.server import logs
 from ringtls._cli.server.connections import Connection, Connections, Limits
 from ringtls._cli.server.credentials import identity_of
@@ -216,6 +217,23 @@ def test_first_starts_at_once_have_one_development_certificate(tmp_path: Path) -
     assert len(digests) == 1
 
 
+def test_a_shortage_is_no_reason_for_another_development_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = read_cached_certificate()
+
+    def run_short(*paths: Path) -> ssl.SSLContext:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as shortage, pytest.raises(OSError, match="Too many open files"):
+        shortage.setattr(certificates, "server_context", run_short)
+        read_cached_certificate()
+    assert read_cached_certificate() == first
+    first[0].write_text("nonsense")
+    assert read_cached_certificate() != first
+
+
 NO_HOME = """
 import os, pwd
 for name in ("HOME", "XDG_CACHE_HOME"):
@@ -237,7 +255,7 @@ pwd.getpwuid = getpwuid
 def test_no_place_for_a_development_certificate(site: Path, patch: str, reason: str) -> None:
     """As for a container's user that is in no passwd(5)."""
     said = fails("-d", str(site), patch=patch)
-    start = "ringtls: there is no place for a development certificate: "
+    start = "ringtls: there is no development certificate: "
     assert re.fullmatch(f"{start}{reason}; give --certfile, or set XDG_CACHE_HOME to .*\n", said)
 
 

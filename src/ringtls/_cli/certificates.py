@@ -188,11 +188,17 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _is_good(files: Certificate) -> bool:
+    """False if they are to be made anew. That nobody can read them now is no reason for that: those
+    who trust the authority would have to trust another.
+
+    Raises:
+      OSError: they can't be read.
+    """
     try:
         certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
         server_context(files.certificate, files.key)
         client_context(files.ca)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ssl.SSLError, ValueError, x509.InvalidVersion):
         return False
     return certificate.not_valid_after_utc > datetime.datetime.now(datetime.UTC) + RENEW_BEFORE
 

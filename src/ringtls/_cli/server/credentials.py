@@ -107,8 +107,8 @@ class Files:
         """Read them all. May block (rule 1).
 
         Raises:
-          StartError: a file can't be read, or none is in the directory, or there is no place for
-            the development certificate.
+          StartError: a file can't be read, or none is in the directory, or the development
+            certificate can't be read or made.
         """
         paths = [*self.pairs, *(() if self.directory is None else _pairs_in(self.directory))]
         client_ca, client_crl = (
@@ -126,8 +126,8 @@ class Files:
             ca, certificate, key = read_cached_certificate()
         except OSError as error:
             raise StartError(
-                f"there is no place for a development certificate: {error}; give --certfile, or "
-                "set XDG_CACHE_HOME to a directory that can be written"
+                f"there is no development certificate: {error}; give --certfile, or set "
+                "XDG_CACHE_HOME to a directory that can be written"
             ) from error
         pair = Pair(certificate, key, "the development certificate", "its key")
         return Bundle((pair,), client_ca, client_crl, ca, others)
