@@ -493,11 +493,18 @@ class Http2Server:
         self.flush()
 
     def answer(self) -> None:
+        self._prepare_answers()
+        self.flush()
+
+    def answer_in_one_piece(self) -> None:
+        self._prepare_answers()
+        self.peer.send(self._http2.data_to_send())
+
+    def _prepare_answers(self) -> None:
         for stream in self._open:
             self._http2.send_headers(stream, [(":status", "200")])
             self._http2.send_data(stream, b"ok", end_stream=True)
         self._open.clear()
-        self.flush()
 
     def answer_next(self) -> None:
         self.receive(1)
@@ -621,6 +628,36 @@ async def test_what_a_server_says_idle_does_not_end_a_connection_of_http2(
             info = response.extensions["network_stream"].get_extra_info
             await until(lambda: info("is_readable"))
             assert (await client.post(f"https://localhost:{port}")).text == "ok"
+
+
+@pytest.mark.parametrize("end", [Peer.send_close_notify, end_by_reset])
+async def test_an_answer_that_has_come_outlives_the_end(
+    http2_contexts: Contexts, end: Callable[[Peer], None]
+) -> None:
+    """1. An answer has come whole, and its body was not taken yet. 2. The connection ends.
+
+    3. Another request takes another connection. 4. The body is taken.
+    """
+    has_come = threading.Event()
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        server.answer_in_one_piece()
+        assert has_come.wait(LIMIT)
+        end(peer)
+
+    with playing(http2_contexts, first, http2_answer_until_the_end) as port:
+        url = f"https://localhost:{port}"
+        async with (
+            connecting(http2_contexts, http2=True) as client,
+            client.stream("GET", url) as response,
+        ):
+            has_come.set()
+            info = response.extensions["network_stream"].get_extra_info
+            await until(lambda: info("is_readable"))
+            assert (await client.post(url)).text == "ok"
+            assert await response.aread() == b"ok"
 
 
 async def test_who_looks_does_not_meet_who_reads(http2_contexts: Contexts) -> None:

@@ -24,7 +24,7 @@ except ModuleNotFoundError as _error:
         f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
     ) from _error
 
-from ._backend import RingBackend
+from ._backend import RingBackend, Stream
 
 __all__ = ["RingBackend", "transport"]
 
@@ -50,15 +50,29 @@ class _Pooled:
     """A connection that leaves its pool when it is of no more use.
 
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
-    a request takes longer with each that it has.
+    a request takes longer with each that it has. One whose server has ended it takes no request.
     """
 
     def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
         self._below = below
+        self._stream: Stream | None = None  # where HTTP/2 is spoken
+        self._has_ended = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._below, name)
 
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        if self._stream is not None and await self._stream.has_ended():
+            self._has_ended = True
+            raise httpcore.ConnectionNotAvailable
+        response = await self._below.handle_async_request(request)
+        if response.extensions["http_version"] == b"HTTP/2":
+            self._stream = response.extensions["network_stream"]
+        return response
+
+    def is_available(self) -> bool:
+        return not self._has_ended and self._below.is_available()
+
     def has_expired(self) -> bool:
-        is_of_no_use = self._below.is_idle() and not self._below.is_available()
+        is_of_no_use = self._below.is_idle() and not self.is_available()
         return is_of_no_use or self._below.has_expired()

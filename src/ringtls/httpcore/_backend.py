@@ -7,8 +7,11 @@ Rules:
 2. A pool looks at HTTP/1.1 only, and some time before the request is sent. So a connection looks
    again when a request begins; if it has ended, nothing is sent, and the pool is told to take
    another one. In HTTP/2 a server may have said more than that: this is taken in, and kept for
-   httpcore, which sees to GOAWAY. Who looks never meets who reads: one task receives at a time, and
-   while one waits for what comes, there is nothing to look at.
+   httpcore, which sees to GOAWAY. And httpcore tells all requests of a connection what ``write``
+   raised, also one whose answer has come and is being taken. So who can looks by ``has_ended``
+   before httpcore has the request; then the connection itself looks no more.
+   Who looks never meets who reads: one task receives at a time, and while one waits for what
+   comes, there is nothing to look at.
 3. A connection ends with the trio run that it was made in, a pool need not. So a request of a later
    run takes another one, whatever was on its way: nobody waits for that any more.
 4. A server may end an idle connection while a request is on its way. If that may be sent again
@@ -36,7 +39,7 @@ from ._requests import Requests, requests_of
 if TYPE_CHECKING:
     from httpcore import SOCKET_OPTION
 
-__all__ = ["RingBackend"]
+__all__ = ["RingBackend", "Stream"]
 
 RECEIVE_SIZE = 65536
 
@@ -99,10 +102,10 @@ async def _prepared(
     except BaseException:
         await stream.aclose()
         raise
-    return _Stream(stream)
+    return Stream(stream)
 
 
-class _Stream(httpcore.AsyncNetworkStream):
+class Stream(httpcore.AsyncNetworkStream):
     """A connection: the socket's stream, and the layers of TLS on it."""
 
     def __init__(self, below: SocketStream, *tls: TlsStream[Any]) -> None:
@@ -111,16 +114,15 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
         self._requests: Requests | None = None  # before HTTP begins
         self._run = trio.lowlevel.current_trio_token()
+        self._looks_itself = True  # where HTTP/2 is spoken
+        self._looking = trio.Lock()
         self._receiving = trio.Lock()
         self._ahead = b""  # was taken in, and not asked for yet
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             with _mapped(timeout, httpcore.ReadTimeout, httpcore.ReadError):
-                try:
-                    self._receiving.acquire_nowait()
-                except trio.WouldBlock:
-                    await self._receiving.acquire()
+                await _acquire(self._receiving)
                 try:
                     if self._ahead:
                         await trio.lowlevel.checkpoint()
@@ -170,21 +172,35 @@ class _Stream(httpcore.AsyncNetworkStream):
             return True
         if not requests.may_go_elsewhere:
             return False
-        if not requests.server_may_speak:
-            return self._is_readable()
+        if requests.server_may_speak:
+            return self._looks_itself and await self._look(requests)
+        return self._is_readable()
+
+    async def has_ended(self) -> bool:
+        """Rule 2, for who has a request of HTTP/2 that httpcore does not know of yet."""
+        self._looks_itself = False
+        if self._requests is None:
+            return False
+        await _acquire(self._looking)
+        try:
+            return await self._look(self._requests)
+        finally:
+            self._looking.release()
+
+    async def _look(self, requests: Requests) -> bool:
         try:
             self._receiving.acquire_nowait()
         except trio.WouldBlock:
             return False
         try:
-            return await self._has_ended(requests)
-        except trio.BrokenResourceError:
+            return await self._take_in(requests)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             return True
         finally:
             self._receiving.release()
 
-    async def _has_ended(self, requests: Requests) -> bool:
-        """Take in what has come, without waiting for more."""
+    async def _take_in(self, requests: Requests) -> bool:
+        """Take in what has come, without waiting for more. True at the end."""
         while self._is_readable() and len(self._ahead) < MOST_AHEAD:
             with trio.CancelScope() as scope:
                 scope.deadline = trio.current_time()
@@ -215,7 +231,7 @@ class _Stream(httpcore.AsyncNetworkStream):
         except BaseException:
             await stream.aclose()
             raise
-        return _Stream(self._below, *self._tls, stream)
+        return Stream(self._below, *self._tls, stream)
 
     def get_extra_info(self, info: str) -> Any:
         match info:
@@ -237,6 +253,14 @@ class _Stream(httpcore.AsyncNetworkStream):
             return any(layer.input_pending for layer in self._tls or (self._below,))
         except trio.ClosedResourceError:
             return True
+
+
+async def _acquire(lock: trio.Lock) -> None:
+    """Without a checkpoint where nobody has it."""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
 
 
 @contextmanager
