@@ -250,6 +250,26 @@ async def test_http2_without_tls_says_goaway(contexts: Contexts, cancelled: bool
     assert isinstance(client.receive_data(said)[-1], h2.events.ConnectionTerminated)
 
 
+async def test_the_request_that_asked_for_http2_is_counted(contexts: Contexts) -> None:
+    config = config_of(contexts, certfile=None, keyfile=None, keep_alive_max_requests=1)
+    config.keep_alive_timeout = 10 * LIMIT
+    client = h2.connection.H2Connection()
+    settings = client.initiate_upgrade_connection()
+    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    head += b"Upgrade: h2c\r\nHTTP2-Settings: %s\r\n\r\n" % settings
+    async with serving(config) as (url, _):
+        stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+        await stream.send_all(head)
+        heard = b""
+        with trio.fail_after(LIMIT):
+            async for data in stream:
+                heard += data
+        await stream.aclose()
+    *_, goaway = client.receive_data(heard.partition(b"\r\n\r\n")[2])
+    assert isinstance(goaway, h2.events.ConnectionTerminated)
+    assert goaway.last_stream_id == 1
+
+
 async def said_last(contexts: Contexts, opening: bytes, *, cancelled: bool) -> bytes:
     """What a client without TLS hears, from its first words to the server's end."""
     config = config_of(contexts, certfile=None, keyfile=None, graceful_timeout=0)

@@ -52,6 +52,13 @@ class Http2(H2Protocol):
         self._has_refused = False
         self._client_leaves = False
 
+    async def initiate(
+        self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None
+    ) -> None:
+        if headers is not None:  # the request that asked for HTTP/2 (RFC 7540, section 3.2)
+            self._note_request(1)
+        await super().initiate(headers, settings)
+
     @property
     def _takes_no_more(self) -> bool:
         return (
@@ -72,14 +79,17 @@ class Http2(H2Protocol):
             elif _is_for_a_tunnel(event):
                 self._answer_tunnel(event.stream_id)
             else:
-                self._served += 1
-                self._last_served = event.stream_id
+                self._note_request(event.stream_id)
                 left.append(event)
             if isinstance(event, StreamReset) and event.stream_id in self.stream_buffers:
                 await self.stream_buffers[event.stream_id].close()
         await super()._handle_events(left)
         if self._client_leaves:
             await self._report()
+
+    def _note_request(self, stream_id: int) -> None:
+        self._served += 1
+        self._last_served = stream_id
 
     async def _refuse(self, stream_id: int) -> None:
         """Rule 3."""
