@@ -304,6 +304,8 @@ def test_names_that_are_not_ascii_stop_nothing(start: Start, contexts: Contexts)
 
 
 UNRAISABLE = """
+import sys
+from types import SimpleNamespace
 from ringtls._cli.server import logs
 logs.set_up("text", "worker 1")
 class Faulty:
@@ -313,6 +315,9 @@ class Faulty:
         raise ValueError("a fault")
 Faulty()
 logs.logger.warning("%d", "no number")
+for name in (b"x", None):  # as ssl has it
+    error = UnicodeDecodeError("ascii", b"x", 0, 1, "not ASCII")
+    sys.unraisablehook(SimpleNamespace(err_msg=None, object=name, exc_value=error))
 """
 
 

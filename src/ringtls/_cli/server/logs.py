@@ -143,9 +143,10 @@ def set_up(form: str, worker: str = "") -> None:
 
 
 def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """See rule 4. The object is the name, if it is about that."""
+    """See rule 4. A name that it is about is the object; newer Pythons have it in the text."""
     error, origin = unraisable.exc_value, unraisable.object
-    is_about_a_name = isinstance(error, UnicodeDecodeError) and isinstance(origin, bytes)
+    has_name = origin is None or isinstance(origin, bytes)
+    is_about_a_name = has_name and isinstance(error, UnicodeDecodeError)
     level = logging.DEBUG if is_about_a_name else logging.ERROR
     logger.log(level, "%s %r: %r", unraisable.err_msg or "exception ignored in", origin, error)
 

@@ -297,7 +297,7 @@ class _Reading:
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def take(self) -> bytes:
-        """What it has read, or the part of it if it was ended. Nothing is left of it."""
+        """What it has read, after its end: all of it, or a part if it came to no good end."""
         try:
             return _read_all(self._descriptor)
         finally:
