@@ -307,6 +307,33 @@ def test_connect_over_http2(contexts: Contexts, start: Start, pseudo: dict[str, 
     assert "rror" not in server.log()
 
 
+def test_a_malformed_path_over_http2(contexts: Contexts, start: Start) -> None:
+    """It is an error of its stream, and the others go on."""
+    server = start(APPLICATION)
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    peer.request(1, "/when-told", ends=False)
+    peer.request(3, "/\xff")
+    error = peer.receive(h2.events.StreamReset, 3).error_code
+    assert error is h2.errors.ErrorCodes.PROTOCOL_ERROR
+    peer.send(1, b"", ends=True)
+    assert peer.receive(h2.events.DataReceived, 1).data == b"told"
+    peer.peer.sock.close()
+    assert server.stop() == 0
+    assert "rror" not in server.log()
+
+
+def test_priorities_of_streams_that_never_come(contexts: Contexts, start: Start) -> None:
+    server = start(APPLICATION)
+    peer = Http2Peer(peer_of(server, contexts, alpn="h2"))
+    for stream in range(1, 5000, 2):
+        peer.http2.prioritize(stream, depends_on=stream + 2)
+    peer.flush()
+    assert peer.get(1) == b"2"
+    peer.peer.sock.close()
+    assert server.stop() == 0
+    assert "rror" not in server.log()
+
+
 def test_a_request_that_is_reset_keeps_no_connection(contexts: Contexts, start: Start) -> None:
     server = start(APPLICATION, "--graceful-timeout", "600")
     peer = Http2Peer(peer_of(server, contexts, alpn="h2"))

@@ -13,7 +13,11 @@ Rules:
    connection ends. hypercorn and h2 would end it amid the answers.
 4. The connection is idle when all has been sent: hypercorn takes it for idle before the last
    answer's END_STREAM is out.
-5. A CONNECT that is not for a WebSocket is answered with 501 (RFC 9110, section 9.3.6).
+5. A CONNECT that is not for a WebSocket is answered with 501 (RFC 9110, section 9.3.6). A path
+   that is not ASCII makes a request malformed, which is an error of its stream (RFC 9113, section
+   8.1.1). By either hypercorn would end the connection.
+6. Priorities among streams that are not open are nothing (RFC 9113, section 5.3.2, deprecates all):
+   hypercorn keeps them, and fails at the thousandth.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2.connection import ConnectionInputs, ConnectionState, H2ConnectionStateMachine
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, RequestReceived, StreamReset
+from h2.events import ConnectionTerminated, PriorityUpdated, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import StreamClosed
@@ -68,16 +72,24 @@ class Http2(H2Protocol):
         )
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
-        left = []
+        left: list[h2.events.Event] = []
         for event in events:
             if isinstance(event, ConnectionTerminated) and event.error_code == ErrorCodes.NO_ERROR:
                 self._client_leaves = True
+            elif isinstance(event, PriorityUpdated):
+                if self.stream_buffers.keys() >= {
+                    event.stream_id,
+                    event.depends_on or event.stream_id,
+                }:
+                    left.append(event)
             elif not isinstance(event, RequestReceived):
                 left.append(event)
             elif self._takes_no_more:
                 await self._refuse(event.stream_id)
-            elif _is_for_a_tunnel(event):
+            elif _is_for_a_tunnel(headers := dict(event.headers or ())):
                 self._answer_tunnel(event.stream_id)
+            elif not headers[b":path"].isascii():
+                self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             else:
                 self._note_request(event.stream_id)
                 left.append(event)
@@ -196,6 +208,5 @@ class _Over:
         pass
 
 
-def _is_for_a_tunnel(request: RequestReceived) -> bool:
-    headers = dict(request.headers or ())
+def _is_for_a_tunnel(headers: dict[bytes, bytes]) -> bool:
     return headers[b":method"].upper() == b"CONNECT" and headers.get(b":protocol") != b"websocket"
