@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from trio.to_thread import run_sync as in_thread
 
-from ringtls import blocking, open_tcp_stream, open_tls_over_tcp_stream
-from ringtls._connecting import connect, connect_now
+from ringtls import SocketStream, blocking, open_tcp_stream, open_tls_over_tcp_stream
+from ringtls import _connecting as connecting
+from ringtls._connecting import Target, connect, connect_now, connect_to_any
 from ringtls._engine.address import Address
 from ringtls._streams.self_connection import refuse_itself
 
@@ -145,6 +150,138 @@ async def _cancel_later(scope: trio.CancelScope, checkpoints: int) -> None:
     for _ in range(checkpoints):
         await trio.lowlevel.checkpoint()
     scope.cancel()
+
+
+# Several addresses
+
+
+@pytest.fixture
+def swallower(tmp_path: Path) -> Iterator[Target]:
+    """An address that answers nothing."""
+    path = str(tmp_path / "full")
+    with full(path):
+        yield socket.AF_UNIX, path
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with listening(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+@pytest.fixture
+def refuser() -> Target:
+    with listening(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        return socket.AF_INET, listener.getsockname()
+
+
+async def test_one_that_answers_nothing_hides_no_other(
+    swallower: Target, listener: socket.socket
+) -> None:
+    before: int | None = None
+    for _ in range(2):
+        targets = [swallower, (socket.AF_INET, listener.getsockname())]
+        target, stream = await connect_to_any(targets)
+        assert target == targets[1]
+        assert stream.socket.getpeername() == target[1]
+        stream.close_unclean()
+        listener.accept()[0].close()
+        before = before or open_fds()
+    await until(lambda: before is not None and open_fds() <= before)
+
+
+async def test_after_a_refusal_the_next_is_tried_at_once(
+    refuser: Target, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "HAPPY_EYEBALLS_DELAY", math.inf)
+    there = socket.AF_INET, listener.getsockname()
+    target, stream = await connect_to_any([refuser, there])
+    stream.close_unclean()
+    assert target == there
+
+
+async def test_all_refuse(refuser: Target, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await connect_to_any([refuser, (socket.AF_UNIX, str(tmp_path / "missing"))])
+    with pytest.raises(ConnectionRefusedError):
+        await connect_to_any([refuser])
+
+
+async def test_one_that_is_slow_may_still_answer(
+    refuser: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for when the others have failed, and when none is left."""
+    monkeypatch.setattr(connecting, "HAPPY_EYEBALLS_DELAY", 0)
+    path = str(tmp_path / "slow")
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(socket.AF_UNIX, path))
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(path)
+        slow = socket.AF_UNIX, path
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                await trio.testing.wait_all_tasks_blocked()
+                listener.accept()[0].close()
+
+            nursery.start_soon(answer)
+            target, stream = await connect_to_any([slow, refuser])
+        stream.close_unclean()
+        assert target == slow
+
+
+async def test_of_two_that_answer_one_is_kept(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both connections are made in the same tick."""
+    monkeypatch.setattr(connecting, "HAPPY_EYEBALLS_DELAY", 0)
+    there = socket.AF_INET, listener.getsockname()
+    both = trio.Event()
+    made = []
+
+    async def connect_together(*target: Any) -> SocketStream:
+        made.append(await connect(*target))
+        if len(made) == 2:
+            both.set()  # and there is no checkpoint before both have returned
+        else:
+            await both.wait()
+        return made.pop()
+
+    listener.listen(2)
+    monkeypatch.setattr(connecting, "connect", connect_together)
+    _, stream = await connect_to_any([there, there])
+    async with stream:
+        await stream.send_all(b"x")
+        assert sorted(await in_thread(ends, listener, 2)) == [b"", b"x"]
+
+
+async def test_h4_cancelled_as_one_answers_there_is_no_connection(
+    listener: socket.socket, refuser: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trio.CancelScope() as scope:
+
+        async def connect_and_cancel(*target: Any) -> SocketStream:
+            stream = await connect(*target)
+            scope.cancel()
+            return stream
+
+        monkeypatch.setattr(connecting, "connect", connect_and_cancel)
+        await connect_to_any([(socket.AF_INET, listener.getsockname()), refuser])
+    assert scope.cancelled_caught
+    assert await in_thread(ends, listener, 1) == [b""]
+
+
+def ends(listener: socket.socket, count: int) -> list[bytes]:
+    """What each of so many connections that wait brings first; b"" is a reset."""
+    said = []
+    for _ in range(count):
+        with listener.accept()[0] as sock:
+            sock.settimeout(LIMIT)
+            try:
+                said.append(sock.recv(1) or b"FIN")
+            except ConnectionResetError:
+                said.append(b"")
+    return said
 
 
 # A port at which nobody listens, and which the kernel chooses for the caller

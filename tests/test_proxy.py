@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -23,6 +24,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from ringtls import _connecting
 from ringtls._cli import main
 from ringtls._cli.certificates import client_context, make_certificate
 from ringtls._cli.demo.peer import _hides_reset as hides_reset
@@ -290,6 +292,35 @@ async def test_the_addresses_of_a_name(backend: Backend) -> None:
     with pytest.raises(ConnectionRefusedError):
         await target.connect()
     assert resolver.asked == 2
+
+
+@contextmanager
+def address_that_swallows(host: str, port: int) -> Iterator[None]:
+    """One that answers no SYN: as many wait to be accepted there as may."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(2):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex((host, port))
+        yield
+
+
+async def test_an_address_that_swallows_connections_hides_no_other(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it comes after the one that answered, for the next client."""
+    port = backend.listener.getsockname()[1]
+    trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.2", "127.0.0.1"))
+    monkeypatch.setattr(backends, "RESOLUTION_AGE", math.inf)
+    target = backends.Backend(Address("a.name", port))
+    with address_that_swallows("127.0.0.2", port):
+        for delay in (0, math.inf):
+            monkeypatch.setattr(_connecting, "HAPPY_EYEBALLS_DELAY", delay)
+            async with await target.connect() as stream:
+                assert stream.socket.getpeername() == ("127.0.0.1", port)
+            backend.accept().close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Connecting to one address by the ring: no name is resolved, and no other address raced.
+"""Connecting by the ring to addresses that are known: no name is resolved.
 
 It takes a fraction of what trio.open_tcp_stream does, and is for addresses that are known: numeric
 ones, and local sockets (unix(7)). Within this machine a connection is mostly made by the call that
@@ -11,12 +11,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
+import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._drivers.trio import TrioDriver
 from ._engine.handle import Handle
+from ._highlevel import HAPPY_EYEBALLS_DELAY
 from ._streams.self_connection import refuse_itself
 from ._streams.socket import SocketStream
 from ._transports.owned_socket import OwnedSocket
@@ -24,7 +27,10 @@ from ._transports.owned_socket import OwnedSocket
 if TYPE_CHECKING:
     from ._engine.address import Address
 
-__all__ = ["connect", "connect_now"]
+__all__ = ["Target", "connect", "connect_now", "connect_to_any"]
+
+#: A family, and an address of it as the socket module has it.
+Target: TypeAlias = "tuple[socket.AddressFamily, Address]"
 
 #: What connect(2) says where it has not come to an end: over TCP, and to a local socket whose
 #: listener has no room.
@@ -47,6 +53,50 @@ async def connect(family: socket.AddressFamily, address: Address) -> SocketStrea
         await driver.wait(Handle(ring, ring.connect(sock.fileno(), family, address)))
         refuse_itself(sock)
         return SocketStream(sock)
+
+
+async def connect_to_any(targets: Sequence[Target]) -> tuple[Target, SocketStream]:
+    """Connect to the first of these that answers; with which of them that is.
+
+    One is tried after the other has failed, or has not answered for HAPPY_EYEBALLS_DELAY seconds;
+    that goes on being waited for (RFC 8305, section 5). If cancelled, there is no connection.
+
+    Raises:
+      OSError: none could be connected to; that of the one that failed last.
+      RingUnavailableError, ValueError, TypeError: as for ``connect``.
+    """
+    *first, last = targets
+    if not first:
+        return last, await connect(*last)
+    winners: list[tuple[Target, SocketStream]] = []
+    failures: list[OSError] = []
+
+    async def attempt(target: Target, failed: trio.Event) -> None:
+        try:
+            winners.append((target, await connect(*target)))
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for target in targets:
+                failed = trio.Event()
+                nursery.start_soon(attempt, target, failed)
+                with trio.move_on_after(HAPPY_EYEBALLS_DELAY):
+                    await failed.wait()
+    except BaseException:
+        for _, stream in winners:
+            stream.close_unclean()
+        raise
+    if not winners:
+        raise failures[-1]
+    winner, *others = winners
+    for _, stream in others:
+        stream.close_unclean()
+    return winner
 
 
 @enable_ki_protection

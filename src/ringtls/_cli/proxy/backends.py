@@ -12,6 +12,8 @@ Rules:
 4. The ring connects to addresses and to local sockets. trio resolves names, in a thread; the
    addresses are remembered for RESOLUTION_AGE seconds, as long as one of them can be connected to.
    One that is on this machine, and the only one, is connected to without waiting, if it can be.
+5. Of several addresses the next is tried when one has not answered for a moment, so one that
+   swallows connections hides no other. The one that answered is the first for the next client.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import ipaddress
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import trio
 
 from ringtls import SocketStream
-from ringtls._connecting import connect, connect_now
+from ringtls._connecting import Target, connect_now, connect_to_any
 from ringtls._streams.hostnames import ascii_hostname
 
 from ..server.credentials import by_name
@@ -39,9 +41,6 @@ FAILURE_PAUSE = 10.0
 RESOLUTION_AGE = 5.0
 
 Place: TypeAlias = Address | Local
-
-#: A family, and an address of it as the socket module has it.
-Target: TypeAlias = tuple[socket.AddressFamily, Any]
 
 
 def parse_place(text: str) -> Place:
@@ -118,13 +117,9 @@ class Backend:
         Raises:
           OSError: none does, or its name can't be resolved.
         """
-        *others, last = await self._resolve()
-        for family, address in others:
-            try:
-                return await connect(family, address)
-            except OSError:
-                continue
-        return await connect(*last)
+        target, stream = await connect_to_any(await self._resolve())
+        self._targets = sorted(self._targets, key=target.__ne__)  # rule 5
+        return stream
 
     async def _resolve(self) -> Sequence[Target]:
         """See rule 4."""
@@ -133,7 +128,7 @@ class Backend:
             found = await trio.socket.getaddrinfo(
                 self.place.host, self.place.port, type=socket.SOCK_STREAM
             )
-            self._targets = [(family, address) for family, _, _, _, address in found]
+            self._targets = [cast("Target", (each[0], each[4])) for each in found]
             self._resolve_at = time.monotonic() + RESOLUTION_AGE
         return self._targets
 
