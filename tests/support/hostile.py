@@ -237,6 +237,19 @@ TABLE = (
     Hostile("header of 100,000 bytes", req(G, b"A: " + b"x" * 100_000), "400", "431"),
     # Bodies.
     Hostile("Content-Length 0", req(G, b"Content-Length: 0"), "200 200", "200 200"),
+    Hostile("Content-Length 0 and a space", req(G, b"Content-Length: 0 "), "200 200", "200 200"),
+    Hostile(
+        "Content-Length of 5,000 zeros",
+        req(G, b"Content-Length: " + b"0" * 5000),
+        "200 200",
+        "200 200",
+    ),
+    Hostile(
+        "Content-Length of 5,000 zeros and 5",
+        req(G, b"Content-Length: " + b"0" * 5000 + b"5") + b"12345",
+        "200 200",
+        "200",
+    ),
     Hostile("GET with a body", req(G, b"Content-Length: 5") + b"12345", "200 200", "200"),
     Hostile(
         "a request as a body",

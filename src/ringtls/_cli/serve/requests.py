@@ -184,7 +184,7 @@ class RequestReader:
                 raise BadRequestError(http.HTTPStatus.NOT_IMPLEMENTED, reason)
             request.has_body = True
         elif b"content-length" in headers:
-            request.has_body = int(headers[b"content-length"]) != 0
+            request.has_body = headers[b"content-length"].strip(b"0 \t") != b""  # digits
         if request.method == b"CONNECT":  # what follows is meant for somebody else
             request.has_body = True
         request.is_plain = (
