@@ -21,6 +21,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from ringtls._cli.serve.connection import FileService
 from ringtls._cli.serve.files import Found, Page, Policy
 from ringtls._cli.serve.opening import Directory, OpenFile
 from ringtls._cli.serve.paths import BadTargetError, path_of, quoted, segments_of
-from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_range
+from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_date, parse_range
 from ringtls._cli.server import StartError, Wait, connections, handling
 from ringtls._cli.server.connections import Connection, Connections, Cut, Limits
 from ringtls._cli.server.credentials import Credentials, Files
@@ -153,6 +155,32 @@ def test_parse_range(value: str, size: int, expected: tuple[int, int] | None) ->
 def test_parse_range_unsatisfiable(value: str) -> None:
     with pytest.raises(UnsatisfiableRangeError):
         parse_range(value, 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Sun, 06 Nov 1994 08:49:37 GMT", "1994-11-06 08:49:37"),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", "1994-11-06 08:49:37"),
+        ("Sun Nov  6 08:49:37 1994", "1994-11-06 08:49:37"),
+        ("Sun Nov 16 08:49:37 1994", "1994-11-16 08:49:37"),
+        ("Friday, 27-Nov-26 12:00:00 GMT", "2026-11-27 12:00:00"),
+        ("Friday, 27-Nov-76 12:00:00 GMT", "2076-11-27 12:00:00"),
+        ("Saturday, 27-Nov-76 12:00:01 GMT", "1976-11-27 12:00:01"),
+        ("Friday, 31-Dec-99 23:59:59 GMT", "1999-12-31 23:59:59"),
+        ("Tuesday, 29-Feb-00 00:00:00 GMT", "2000-02-29 00:00:00"),
+        ("Sunday, 29-Feb-26 00:00:00 GMT", None),
+        ("Sunday, 06-Nov-1994 08:49:37 GMT", None),
+        ("Sun, 06 Nov 1994 08:49:37", None),
+        ("Sun, 06 Nov 1994 08:49:37 CET", None),
+        ("Sun Nov  6 08:49:37 94", None),
+        ("", None),
+    ],
+)
+def test_parse_date(value: str, expected: str | None) -> None:
+    now = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    time = parse_date(value, now)
+    assert expected == (None if time is None else f"{datetime.fromtimestamp(time, UTC):%F %T}")
 
 
 @pytest.mark.parametrize(
@@ -397,14 +425,16 @@ def test_range_is_only_for_get(shared: Server) -> None:
 
 def test_if_range(shared: Server) -> None:
     headers = shared.get("/text.txt")[0].headers
-    for known in (headers["ETag"], headers["Last-Modified"]):
-        assert shared.get("/text.txt", Range="bytes=1-2", If_Range=known)[1] == b"12"
-    assert shared.get("/text.txt", Range="bytes=1-2", If_Range='"other"')[1] == TEXT
+    etag = headers["ETag"]
+    assert shared.get("/text.txt", Range="bytes=1-2", If_Range=etag)[1] == b"12"
+    for unsure in ('"other"', f"W/{etag}", headers["Last-Modified"]):
+        assert shared.get("/text.txt", Range="bytes=1-2", If_Range=unsure)[1] == TEXT
 
 
 def test_not_modified(shared: Server) -> None:
     headers = shared.get("/text.txt")[0].headers
     etag, modified = headers["ETag"], headers["Last-Modified"]
+    ours = parsedate_to_datetime(modified)
     old = "Thu, 01 Jan 1970 00:00:00 GMT"
     for conditions, status in [
         ({"If_None_Match": etag}, 304),
@@ -413,6 +443,8 @@ def test_not_modified(shared: Server) -> None:
         ({"If_None_Match": '"other"'}, 200),
         ({"If_Modified_Since": modified}, 304),
         ({"If_Modified_Since": old}, 200),
+        ({"If_Modified_Since": ours.strftime("%A, %d-%b-%y %H:%M:%S GMT")}, 304),
+        ({"If_Modified_Since": ours.strftime("%a %b %e %H:%M:%S %Y")}, 304),
         ({"If_Modified_Since": "nonsense"}, 200),
         ({"If_None_Match": '"other"', "If_Modified_Since": modified}, 200),
         ({"If_None_Match": etag, "If_Modified_Since": old}, 304),

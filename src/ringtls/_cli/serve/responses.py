@@ -1,7 +1,8 @@
 """What is answered to a request: the fields of its head, and from where its body comes.
 
 RFC 9110 for methods, statuses, conditions (section 13), ranges (section 14) and codings (section
-12.5.3). Ranges are single.
+12.5.3). Ranges are single. In If-Range only an ETag counts: a file may change twice within the
+second that a date says, so a date is no strong validator (sections 13.1.5 and 8.8.2.2).
 
 Nothing here does I/O or knows of connections; the caller adds what belongs to one.
 """
@@ -9,7 +10,6 @@ Nothing here does I/O or knows of connections; the caller adds what belongs to o
 from __future__ import annotations
 
 import datetime
-import email.utils
 import http
 import re
 from collections.abc import Mapping
@@ -22,12 +22,14 @@ __all__ = [
     "Response",
     "error_response",
     "page_response",
+    "parse_date",
     "parse_range",
     "respond",
 ]
 
-#: The one form that clients may send (RFC 9110, section 5.6.7).
-_DATE = "%a, %d %b %Y %H:%M:%S GMT"
+#: The forms that a date may have (RFC 9110, section 5.6.7): the one in use, and two obsolete ones.
+_OF_RFC_850 = "%A, %d-%b-%y %H:%M:%S GMT"
+_DATES = ("%a, %d %b %Y %H:%M:%S GMT", _OF_RFC_850, "%a %b %d %H:%M:%S %Y")
 
 #: Nobody's files are larger than what nineteen digits can say.
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t]*", re.IGNORECASE)
@@ -81,8 +83,7 @@ def respond(request: Request, found: Found) -> Response:
     if _is_fresh(headers, file):
         return Response(http.HTTPStatus.NOT_MODIFIED, file.fields)
     status, start, stop, fields = http.HTTPStatus.OK, 0, file.size, ""
-    known = headers.get("if-range", file.etag)
-    if request.method == b"GET" and known in (file.etag, _http_date(file)):
+    if request.method == b"GET" and headers.get("if-range", file.etag) == file.etag:
         try:
             part = parse_range(headers.get("range", ""), file.size)
         except UnsatisfiableRangeError:
@@ -166,12 +167,25 @@ def _is_fresh(headers: Mapping[str, str], file: Representation) -> bool:
 
 
 def _time(value: str | None) -> float | None:
-    try:
-        time = datetime.datetime.strptime(value or "", _DATE)
-    except ValueError:
-        return None
-    return time.replace(tzinfo=datetime.UTC).timestamp()
+    return None if value is None else parse_date(value, datetime.datetime.now(datetime.UTC))
 
 
-def _http_date(file: Representation) -> str:
-    return email.utils.formatdate(file.modified, usegmt=True)
+def parse_date(value: str, now: datetime.datetime) -> float | None:
+    """The time that a date says, in seconds since the epoch; None if it is none."""
+    for form in _DATES:
+        try:
+            time = datetime.datetime.strptime(value, form)
+            if form == _OF_RFC_850:
+                time = _in_its_century(time, now)
+        except ValueError:
+            continue
+        return time.replace(tzinfo=datetime.UTC).timestamp()
+    return None
+
+
+def _in_its_century(time: datetime.datetime, now: datetime.datetime) -> datetime.datetime:
+    """What is meant by two digits of a year: nothing more than 50 years ahead (section 5.6.7)."""
+    year = now.year - now.year % 100 + time.year % 100
+    if (year - 50, *time.timetuple()[1:6]) > now.timetuple()[:6]:
+        year -= 100
+    return time.replace(year=year)
