@@ -56,6 +56,8 @@ GOOD: dict[str, tuple[bytes, Endpoints | None]] = {
     "LOCAL": (v2(0x20, 0x00), None),
     "LOCAL with addresses": (v2(0x20, 0x11, IPV4_BLOCK), None),
     "LOCAL with anything": (v2(0x20, 0x00, b"anything"), None),
+    "LOCAL of an unknown family": (v2(0x20, 0xF1), None),
+    "LOCAL of an unknown protocol": (v2(0x20, 0x1F, b"anything"), None),
     "UNSPEC": (v2(0x21, 0x00, b"anything"), None),
     "IPv4": (v2(0x21, 0x11, IPV4_BLOCK), IPV4),
     "IPv6": (v2(0x21, 0x21, IPV6_BLOCK), IPV6),

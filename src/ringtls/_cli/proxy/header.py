@@ -12,7 +12,8 @@ Rules:
 3. Nothing is guessed (5): what is not exactly of the form is refused, also where the meaning seems
    clear (a second space, a leading zero, a length that does not fit).
 4. A header without addresses (LOCAL, UNKNOWN, UNSPEC), or with those of something that is no TLS
-   connection (datagrams), is valid. The connection's own addresses then count.
+   connection (datagrams), is valid. The connection's own addresses then count. All but the length
+   of LOCAL is thrown away, the family too (2.2).
 """
 
 from __future__ import annotations
@@ -54,8 +55,7 @@ _PREFIX = struct.Struct("!12sBBH")
 
 _LOCAL, _PROXY = 0x20, 0x21
 _STREAM = 1
-_FAMILIES = _PROTOCOLS = range(3)
-_UNIX = 3
+_PROTOCOLS = range(3)
 
 _TLV = struct.Struct("!BH")
 _TLS = struct.Struct("!BI")
@@ -207,17 +207,18 @@ def _parse_v2(data: bytes) -> Header | None:
         return None
     _, command, kind, length = _PREFIX.unpack_from(data)
     family, protocol = divmod(kind, 16)
-    if family not in (*_FAMILIES, _UNIX) or protocol not in _PROTOCOLS:
+    is_local = command == _LOCAL
+    if not is_local and (family not in _ADDRESS_SIZES or protocol not in _PROTOCOLS):
         raise BadHeaderError(f"family and protocol are {kind:#04x}")
     size = _PREFIX.size + length
     if size > MOST:
         raise BadHeaderError(f"it is to have {size} bytes, more than {MOST}")
-    addresses = 0 if command == _LOCAL else _ADDRESS_SIZES[family]
+    addresses = 0 if is_local else _ADDRESS_SIZES[family]
     if length < addresses:
         raise BadHeaderError(f"its {length} bytes are too few for its addresses")
     if len(data) < size:
         return None
-    if command == _LOCAL or not family:
+    if is_local or not family:
         return Header(size, None)
     _check_tlvs(data[:size], _PREFIX.size + addresses)
     if protocol != _STREAM or family not in _ADDRESSES:
@@ -239,7 +240,8 @@ _ADDRESSES: dict[int, tuple[Callable[[bytes], Address], struct.Struct]] = {
     2: (ipaddress.IPv6Address, struct.Struct("!16s16sHH")),
 }
 
-_ADDRESS_SIZES = {0: 0, 1: 12, 2: 36, _UNIX: 216}
+#: Of all families: bytes of their addresses. The last is that of local sockets.
+_ADDRESS_SIZES = {0: 0, 1: 12, 2: 36, 3: 216}
 
 
 def _check_tlvs(header: bytes, start: int) -> None:
