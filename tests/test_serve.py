@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -544,6 +544,27 @@ def test_bad_requests(shared: Server, data: bytes, status: int) -> None:
     assert shared.works()
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"HEAD /%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"HEAD / HTTP/1.1\r\n\r\n", 400),
+        (b"\r\nHEAD / HTTP/1.1\r\nHost: localhost\r\nA : b\r\n\r\n", 400),
+        (b"HEAD / HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+        (b"HEAD /" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+        (b"HEAD /" + b"x" * 20_000, 414),
+    ],
+)
+def test_a_head_that_is_refused_has_no_body(shared: Server, data: bytes, status: int) -> None:
+    """RFC 9110, section 9.3.2."""
+    with shared.tls() as sock:
+        sock.sendall(data)
+        answer = read_to_end(sock)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.endswith(b"\r\n\r\n")
+    assert answer.count(b"\r\n\r\n") == 1
+
+
 @pytest.mark.parametrize("headers", [{}, {"Expect": "100-continue"}])
 def test_request_bodies_are_not_read(shared: Server, headers: dict[str, str]) -> None:
     with shared.client() as client:
@@ -625,6 +646,37 @@ def test_access_log(start: Start) -> None:
     assert match
     assert match[1] == r'"GET /text.txt?q HTTP/1.1" 200 10 "-" "a \x22b\x22 \x5c \xe9"'
     assert '"GET /no HTTP/1.1" 404 14 "-"' in second
+
+
+def test_what_is_refused_is_in_the_access_log(start: Start) -> None:
+    logged = {
+        head("/%zz", "User-Agent: me"): '"GET /%zz HTTP/1.1" 400 16 "-" "me"',
+        b"HEAD / HTTP/1.1\r\nReferer: you\r\n\r\n": '"HEAD / HTTP/1.1" 400 0 "you" "-"',
+        head("/", "A : b"): '"GET / HTTP/1.1" 400 16 "-" "-"',
+        b'\r\n\x16\x03 "\x1b[31m\n" 200\r\n\r\n': r'"\x16\x03 \x22\x1b[31m" 400 16 "-" "-"',
+        b"BREW /pot HTTP/1.1\r\n\r\n": '"BREW /pot HTTP/1.1" 405 23 "-" "-"',
+        head("/", "A: " + "x" * 20_000): '"GET / HTTP/1.1" 431 36 "-" "-"',
+    }
+    assert lines_of_access(start("--access-log"), logged) == list(logged.values())
+
+
+def test_what_is_slow_is_in_the_access_log(start: Start) -> None:
+    logged = {
+        b"GET /slow HTTP/1.1\r\nHost:": '"GET /slow HTTP/1.1" 408 20 "-" "-"',
+        b"\r\n": '"-" 408 20 "-" "-"',
+    }
+    server = start("--access-log", "--head-timeout", "0.1")
+    assert lines_of_access(server, logged) == list(logged.values())
+
+
+def lines_of_access(server: Server, requests: Iterable[bytes]) -> list[str]:
+    """The lines of these requests, without clients and times."""
+    for data in requests:
+        with server.tls() as sock:
+            sock.sendall(data)
+            read_to_end(sock)
+    assert server.stop() == 0
+    return [line.partition("] ")[2] for line in server.stdout.read().splitlines()]
 
 
 def test_large_file_in_little_memory(start: Start, tmp_path: Path) -> None:

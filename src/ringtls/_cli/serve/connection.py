@@ -78,6 +78,7 @@ class FileService(Service):
 
     async def handle(self, connection: Connection) -> None:
         stream, reader, known = connection.stream, RequestReader(), self._known
+        connection.data = reader
         wait = Wait.FIRST_REQUEST
         try:
             while True:
@@ -98,7 +99,7 @@ class FileService(Service):
         except BadRequestError as error:
             logger.info("%s: bad request: %s", connection.peer, error)
             connection.begin(Wait.ROOM)
-            await self._send_error(connection, error.status)
+            await self._send_error(connection, error.request, error.status)
 
     async def _read(
         self, connection: Connection, reader: RequestReader, data: bytes | None = None
@@ -123,13 +124,14 @@ class FileService(Service):
         return request
 
     async def say_last(self, connection: Connection) -> None:
-        await self._send_error(connection, http.HTTPStatus.REQUEST_TIMEOUT)
+        reader: RequestReader = connection.data
+        await self._send_error(connection, reader.unread, http.HTTPStatus.REQUEST_TIMEOUT)
 
-    async def _send_error(self, connection: Connection, status: http.HTTPStatus) -> None:
+    async def _send_error(
+        self, connection: Connection, request: Request, status: http.HTTPStatus
+    ) -> None:
         response = _method_not_allowed() if status == 405 else error_response(status)
-        assert isinstance(response.body, bytes)
-        self._requests.add(_STATUS_TEXTS[status])
-        await connection.stream.send_all(self._head(response, _CLOSE) + response.body)
+        await self._answer(connection, request, response, _CLOSE)
 
     async def _serve(self, connection: Connection, request: Request) -> bool:
         """Answer a request. False if it was the last of this connection."""
@@ -142,19 +144,24 @@ class FileService(Service):
         response = await self._respond(connection, request)
         keep_alive = request.keep_alive and not request.has_body and not connection.draining
         field = _CLOSE if not keep_alive else _STAYS_OPEN[request.version]
+        if not await self._answer(connection, request, response, field):
+            text = "%s: a file was shorter than its size when it was sent"
+            logger.warning(text, connection.peer)
+            return False
+        return keep_alive
+
+    async def _answer(
+        self, connection: Connection, request: Request, response: Response, field: bytes
+    ) -> bool:
+        """False if the response could not be completed (rule 3)."""
         try:
-            if not await self._send(connection, request, response, self._head(response, field)):
-                text = "%s: a file was shorter than its size when it was sent"
-                logger.warning(text, connection.peer)
-                return False
+            return await self._send(connection, request, response, self._head(response, field))
         finally:
             self._note(connection, request, response.status, response.sent)
-        return keep_alive
 
     async def _send(
         self, connection: Connection, request: Request, response: Response, head: bytes
     ) -> bool:
-        """False if the response could not be completed (rule 3)."""
         stream, body = connection.stream, response.body
         if request.method == b"HEAD":
             await stream.send_all(head)
@@ -173,7 +180,7 @@ class FileService(Service):
             path, query = path_of(request.target)
             found = self._cache.get(path) or await self._find(connection, path)
         except BadTargetError as error:
-            raise BadRequestError(http.HTTPStatus.BAD_REQUEST, str(error)) from None
+            raise BadRequestError(request, http.HTTPStatus.BAD_REQUEST, str(error)) from None
         except FileNotFoundError:
             return error_response(http.HTTPStatus.NOT_FOUND)
         except PermissionError:

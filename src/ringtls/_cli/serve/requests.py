@@ -48,8 +48,9 @@ _DECISIVE = frozenset(
     }
 )
 
-#: A method that there might be (RFC 9110, section 9.1), as nginx has it.
-_METHOD = re.compile(rb"[A-Z_-]+ ")
+#: The beginning of a head: a method that there might be (RFC 9110, section 9.1), as nginx has it,
+#: and the rest of the first line.
+_BEGINNING = re.compile(rb"[\r\n]*(?:([A-Z_-]+) )?([^\r\n]{0,%d})" % LINE_LIMIT)
 
 _HOST = re.compile(rb"(\[[0-9A-Za-z:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(:[0-9]*)?")
 
@@ -57,10 +58,15 @@ END_OF_HEAD = b"\r\n\r\n"
 
 
 class BadRequestError(Exception):
-    """What came is not a request that can be answered; the connection is to be ended."""
+    """What came is not a request that can be answered; the connection is to be ended.
 
-    def __init__(self, status: http.HTTPStatus, reason: str) -> None:
+    Attributes:
+      request: what is known of it.
+    """
+
+    def __init__(self, request: Request, status: http.HTTPStatus, reason: str) -> None:
         super().__init__(reason)
+        self.request = request
         self.status = status
 
 
@@ -69,7 +75,8 @@ class Request:
 
     Attributes:
       headers: by names in lower case; those with the same name are joined by commas.
-      version: "1.1" or "1.0".
+      version: "1.1" or "1.0"; "" of what is not read, of which ``target`` is what came of the first
+        line, behind the method.
       keep_alive: whether another request may follow.
       has_body: see rule 4.
       is_plain: all such requests for a file are answered the same, and another may follow.
@@ -112,6 +119,16 @@ class RequestReader:
     def has_begun(self) -> bool:
         """Whether something has come behind the last request."""
         return bool(self._unparsed or self._head)
+
+    @property
+    def unread(self) -> Request:
+        """What is known of a request that has not come whole, or that is none."""
+        match = _BEGINNING.match(self._head)
+        assert match is not None
+        method, target = match.groups(b"")
+        request = Request(target)
+        request.method = method
+        return request
 
     def feed(self, data: bytes) -> Request | None:
         """Take in what was received when ``next`` had nothing left; and that."""
@@ -159,29 +176,30 @@ class RequestReader:
             status = http.HTTPStatus.BAD_REQUEST
             if head[end - 9 : end - 3] == b" HTTP/" and request.version != "0.9":
                 status = http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
-            raise BadRequestError(status, "the version is neither HTTP/1.1 nor HTTP/1.0")
+            reason = "the version is neither HTTP/1.1 nor HTTP/1.0"
+            raise BadRequestError(request, status, reason)
         if end > LINE_LIMIT:
-            raise BadRequestError(
-                http.HTTPStatus.REQUEST_URI_TOO_LONG, "the first line is too long"
-            )
+            status = http.HTTPStatus.REQUEST_URI_TOO_LONG
+            raise BadRequestError(request, status, "the first line is too long")
         headers = request.headers
         if len(headers) > FIELDS_LIMIT:
             status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            raise BadRequestError(status, f"there are more than {FIELDS_LIMIT} headers")
+            reason = f"there are more than {FIELDS_LIMIT} headers"
+            raise BadRequestError(request, status, reason)
+        refused = http.HTTPStatus.BAD_REQUEST
         host = headers.get(b"host")
         if host is None:
             if request.version == "1.1":
-                raise BadRequestError(http.HTTPStatus.BAD_REQUEST, "there is no Host")
+                raise BadRequestError(request, refused, "there is no Host")
         elif not _is_host(host):
-            raise BadRequestError(http.HTTPStatus.BAD_REQUEST, "Host is none, or more than one")
+            raise BadRequestError(request, refused, "Host is none, or more than one")
         coding = headers.get(b"transfer-encoding")
         if coding is not None:
             if request.version == "1.0":
-                reason = "HTTP/1.0 has no Transfer-Encoding"
-                raise BadRequestError(http.HTTPStatus.BAD_REQUEST, reason)
+                raise BadRequestError(request, refused, "HTTP/1.0 has no Transfer-Encoding")
             if coding.lower() != b"chunked":
                 reason = "another Transfer-Encoding than chunked"
-                raise BadRequestError(http.HTTPStatus.NOT_IMPLEMENTED, reason)
+                raise BadRequestError(request, http.HTTPStatus.NOT_IMPLEMENTED, reason)
             request.has_body = True
         elif b"content-length" in headers:
             request.has_body = headers[b"content-length"].strip(b"0 \t") != b""  # digits
@@ -200,15 +218,13 @@ class RequestReader:
             status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         else:
             status = http.HTTPStatus.REQUEST_URI_TOO_LONG
-        return BadRequestError(status, f"the head is longer than {HEAD_LIMIT} bytes")
+        return BadRequestError(self.unread, status, f"the head is longer than {HEAD_LIMIT} bytes")
 
     def _bad(self, error: httptools.HttpParserError) -> BadRequestError:
-        status = http.HTTPStatus.BAD_REQUEST
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(
-            self._head.lstrip(b"\r\n")
-        ):
+        request, status = self.unread, http.HTTPStatus.BAD_REQUEST
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and request.method:
             status = http.HTTPStatus.METHOD_NOT_ALLOWED
-        return BadRequestError(status, str(error))
+        return BadRequestError(request, status, str(error))
 
     # What the parser calls
 

@@ -35,29 +35,31 @@ def log_request(
 
     Args:
       peer: HOST:PORT.
+      method, target: what came of the first line where the request could not be read.
+      version: "" where it could not.
       identity: the subject of the client's certificate, if it has one.
       status: None if the client went away before.
       sent: bytes of the body, if they are known.
     """
+    shown = printable(target)
     fields = {
         "peer": peer,
         "identity": identity,
         "method": method,
-        "target": printable(target),
+        "target": shown,
         "version": version,
         "status": status,
         "sent": sent,
         "referrer": printable(referrer),
         "agent": printable(agent),
     }
+    line = method, shown, version and f"HTTP/{version}"
     log_line(
-        '%s - %s [%s] "%s %s HTTP/%s" %s %s "%s" "%s"',
+        '%s - %s [%s] "%s" %s %s "%s" "%s"',
         peer.rsplit(":", 1)[0],
         printable(identity.encode()) or "-",
         now(),
-        method,
-        fields["target"],
-        version,
+        " ".join(filter(None, line)) or "-",
         "-" if status is None else status,
         "-" if sent is None else sent,
         fields["referrer"],
