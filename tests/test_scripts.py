@@ -1,0 +1,56 @@
+"""The scripts, where the shell that calls them is set up unlike ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def scripts() -> list[Path]:
+    """Those that go to their tree; script/*.sh is for them."""
+    found = {path for path in (ROOT / "script").iterdir() if not path.suffix}
+    found.remove(ROOT / "script/build-liburing")  # it stays where it is called
+    return [*sorted(found), ROOT / ".ci/run", ROOT / "bench/run"]
+
+
+def call(directory: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Call a script there, with its output and its complaints as one text."""
+    return subprocess.run(
+        command,
+        cwd=directory,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("path", scripts(), ids=lambda path: path.name)
+def test_cdpath(path: Path, tmp_path: Path) -> None:
+    """Where a script goes to is its own tree, not one that CDPATH has."""
+    lines = path.read_text().splitlines()
+    beginning = lines[: lines.index('cd -- "$(dirname -- "$0")/.."') + 1]
+    named = f"{path.parent.name}/{path.name}"
+    copy = tmp_path / "own" / named
+    copy.parent.mkdir(parents=True)
+    copy.write_text("\n".join([*beginning, "pwd"]))
+    (tmp_path / "other" / path.parent.name).mkdir(parents=True)
+    said = call(tmp_path / "own", "sh", named, CDPATH=str(tmp_path / "other"))
+    assert said.stdout == f"{tmp_path / 'own'}\n"
+
+
+def test_setup_touches_no_other_tree(tmp_path: Path) -> None:
+    (tmp_path / "script").mkdir()
+    (tmp_path / "build").mkdir()
+    shutil.copy(ROOT / "script/setup", tmp_path / "script")
+    said = call(tmp_path, "script/setup")
+    assert said.returncode == 1
+    assert said.stdout == f"{tmp_path} is not the source tree of ringtls\n"
+    assert (tmp_path / "build").is_dir()
