@@ -102,6 +102,28 @@ async def faulty(
     return below, client, server
 
 
+# C3
+
+
+@pytest.mark.parametrize("below", ["memory", "TLS in memory", "TLS"])
+async def test_c3_no_time_at_all_over_a_stream_that_need_not_wait(
+    contexts: Contexts, below: str
+) -> None:
+    if below == "TLS":
+        pair: tuple[trio.abc.Stream, trio.abc.Stream] = await handshaken(contexts)
+    else:
+        pair = trio.testing.memory_stream_pair()
+    if below == "TLS in memory":
+        pair = await over(*pair, contexts)
+    client, server = await over(*pair, contexts)
+    await client.send_all(b"last words")
+    await client.aclose(shutdown_timeout=0)
+    assert client.close_outcome is CloseOutcome.CLEAN
+    assert await server.receive_some() == b"last words"
+    assert await server.receive_some() == b""
+    await server.aclose()
+
+
 # C16
 
 
