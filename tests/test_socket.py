@@ -30,6 +30,15 @@ async def test_trio_check_half_closeable_stream(monkeypatch: pytest.MonkeyPatch)
     await trio.testing.check_half_closeable_stream(socket_streams, clogged_socket_streams)
 
 
+async def test_a_send_eof_that_has_failed_fails_again() -> None:
+    ours, theirs = tcp_pair()
+    async with SocketStream(ours) as stream:
+        reset(theirs)
+        for call in (stream.receive_some, stream.send_eof, stream.send_eof):
+            with pytest.raises(trio.BrokenResourceError):
+                await call()
+
+
 async def test_c13_a_socket_is_reset_on_purpose() -> None:
     ours, theirs = tcp_pair()
     stream = SocketStream(ours)

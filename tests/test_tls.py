@@ -20,6 +20,7 @@ from ringtls import (
     SocketStream,
     TlsListener,
     TlsStream,
+    TruncationError,
     _accepting,
     open_tls_over_tcp_listeners,
     open_tls_over_tcp_stream,
@@ -261,6 +262,15 @@ async def test_unwrap_while_the_peer_sends(contexts: Contexts) -> None:
             await server.unwrap()
         assert await server.receive_some() == b"u"
         assert await server.receive_some() == b"nexpected"
+
+
+async def test_c11_fin_is_no_end_of_tls_to_unwrap(contexts: Contexts) -> None:
+    """``https_compatible`` is about reading."""
+    stream, peer = await meet(contexts, https_compatible=True)
+    async with stream:
+        peer.sock.close()
+        with pytest.raises(TruncationError):
+            await stream.unwrap()
 
 
 @pytest.mark.parametrize("name", ["other.example", "no..name"])

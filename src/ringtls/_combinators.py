@@ -139,7 +139,7 @@ async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable
         Task(work, fail).start(partial(nursery.start_soon, name=function))
         while not results:
             await caller.wait_with(abort)
-    return results[0].unwrap()
+    return results.pop().unwrap()  # no reference cycle: what it raises has this frame
 
 
 class Patience:

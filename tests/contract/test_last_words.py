@@ -15,7 +15,7 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import CloseOutcome, SocketListener, TlsListener, TlsStream
+from ringtls import CloseOutcome, SocketListener, SocketStream, TlsListener, TlsStream
 from ringtls._engine.descriptors import has_unacknowledged
 from ringtls._transports import ring as transport
 
@@ -23,6 +23,7 @@ from ..conftest import Contexts
 from ..support.clogging import SMALL
 from ..support.faces import AnyStream
 from ..support.peer import End, Meet, Peer, Transport, meet
+from ..support.streams import handshaken, tls_over
 from ..support.waiting import until
 
 WORDS = b"goodbye"
@@ -320,3 +321,27 @@ async def test_c22_not_when_broken_off(contexts: Contexts) -> None:
     stream.farewell, stream.reset_on_error = WORDS, True
     await raises(stream)
     assert (await end_of(peer)).data == b"data;"
+
+
+async def test_c22_last_words_are_of_one_stream(contexts: Contexts) -> None:
+    """The next on the same connection has its own, and its own way to end."""
+    client, server = await handshaken(contexts)
+    client.farewell, client.reset_on_error = b"of the first", True
+    below: dict[TlsStream[Any], SocketStream] = {}
+
+    async def unwrap(stream: TlsStream[Any]) -> None:
+        below[stream], _ = await stream.unwrap()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unwrap, client)
+        nursery.start_soon(unwrap, server)
+    client.farewell = b"too late"
+    again = tls_over(below[client], below[server], contexts)
+    assert (again[0].farewell, again[0].reset_on_error) == (None, False)
+    async with again[0], again[1]:
+        async with trio.open_nursery() as nursery:
+            for stream in again:
+                nursery.start_soon(stream.do_handshake)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(again[0].aclose)
+            assert await again[1].receive_some() == b""

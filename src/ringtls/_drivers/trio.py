@@ -130,7 +130,10 @@ class TrioWaitQueue:
             if self._others:
                 self._others.pop(task, None)
         if sent is not _WOKEN:
-            sent.unwrap()
+            try:
+                sent.unwrap()
+            finally:
+                del sent, task  # no reference cycle: what is raised has this frame
 
     def wait_uncancellable(self) -> Awaitable[None]:
         return self.wait(_UNCANCELLABLE_WAIT)

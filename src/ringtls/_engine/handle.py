@@ -67,7 +67,10 @@ class Handle:
         if request.failure is not None or request.result < 0:
             error = request.error()
             assert error is not None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # no reference cycle: it has this frame
         data, request.data = request.data, None
         return request.result if data is None else data
 

@@ -165,6 +165,10 @@ class Closing:
         self._session = session
         self.timeout = timeout
 
+    def succeed(self, before: Closing) -> None:
+        """The connection has come back from TLS, whose end was to be another's affair."""
+        self.owner, self.made_at, self.timeout = before.owner, before.made_at, before.timeout
+
     def detach(self) -> None:
         """The connection goes on without this: somebody else sees to its end."""
         self._let_go()

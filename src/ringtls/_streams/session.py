@@ -267,11 +267,20 @@ class TlsSession:
                 return received
         if not self._input_ended:
             return None
-        if self.https_compatible:
-            return b"" if memory is None else 0
-        raise TruncationError(
-            "the connection ended without close_notify: what was received may be incomplete"
-        )
+        if not self.https_compatible:
+            self.check_end()
+        return b"" if memory is None else 0
+
+    def check_end(self) -> None:
+        """Of input that is over.
+
+        Raises:
+          TruncationError: it has ended without close_notify.
+        """
+        if not self.close_notify_received:
+            raise TruncationError(
+                "the connection ended without close_notify: what was received may be incomplete"
+            )
 
     def has_input(self) -> bool:
         """True if ``read`` would give data, the end or an error now. What has come is decrypted

@@ -397,8 +397,13 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         return self._transport, self._closing
 
     def _reclaim(self) -> None:
-        """The connection is no longer TLS: it ends as a socket does."""
-        self._closing.attach_session(None, self._closing.timeout)
+        """The connection is no longer TLS: it ends as a socket does, and TLS' end knows no more of
+        it."""
+        before, sock = self._closing, self._transport.socket
+        before.detach()
+        self._closing = Closing(self._transport)
+        self._closing.succeed(before)
+        sock.give_to(partial(_end_soon, self._closing, sock))
         self._is_owner = True
 
     def _check_sendable(self) -> None:

@@ -429,6 +429,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             if data:
                 self._session.put_back(data)
                 raise trio.BrokenResourceError("the peer sent data where unwrap() needs its end")
+            self._session.check_end()
             if not await self._transport.wait_sent(below=1):
                 await self._driver.cancel_shielded_checkpoint()
             await self._transport.detach()

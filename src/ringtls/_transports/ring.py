@@ -26,6 +26,7 @@ from .base import (
     acknowledgement_pauses,
     broken,
     reset_met,
+    without_frames,
 )
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class RingTransport(BaseTransport):
         except BlockingIOError:
             return b""
         except OSError as error:
-            self.input_error = error
+            self.input_error = without_frames(error)
             return b""
         self.driver.tally.bytes_received += len(data)
         if not data:
@@ -191,8 +192,8 @@ class RingTransport(BaseTransport):
           OSError: the connection is broken.
         """
         if not self._output_ended:
-            self._output_ended = True
             self.socket.shutdown(socket.SHUT_WR)
+            self._output_ended = True
 
     def _check_receivable(self) -> None:
         self.check_open()
@@ -213,7 +214,7 @@ class RingTransport(BaseTransport):
             self.unsent = self._ring.outbox_write(self._outbox, data)
         except OSError as error:
             if error.errno != errno.ENOENT:  # else ``_end_outbox`` is about to hear why
-                self.error = error
+                self.error = without_frames(error)
                 self._arrived.wake()
 
     def has_unsent(self, least: int) -> bool:
@@ -270,7 +271,7 @@ class RingTransport(BaseTransport):
             except BlockingIOError:
                 continue  # readiness may be spurious: select(2), BUGS
             except OSError as error:  # the kernel reports it once
-                self.input_error = error
+                self.input_error = without_frames(error)
                 raise broken(error) from error
             if not data:
                 self._check_end()
@@ -359,7 +360,7 @@ class RingTransport(BaseTransport):
         try:
             return self._ring.outbox_shutdown(outbox, deadline)
         except OSError as error:
-            self.error = error
+            self.error = without_frames(error)
             return True
 
     def _closed(self, request: Request) -> None:

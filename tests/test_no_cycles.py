@@ -1,0 +1,101 @@
+"""What a call raises makes no reference cycle: what the caller had is freed when it is forgotten.
+
+So a stream that is dropped after a cancellation ends at once, and not at some later collection.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+from weakref import ref
+
+import pytest
+import trio
+
+from ringtls import TlsStream, blocking, must_complete
+from ringtls._drivers.trio import TrioDriver
+
+from .conftest import Contexts
+from .support.clogging import clog
+from .support.peer import meet
+from .support.streams import handshaken, reset, tcp_pair
+from .support.waiting import cut_off, until
+
+
+class Owned:
+    """What the caller has."""
+
+
+@pytest.fixture(autouse=True)
+def no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def watched(call: Callable[[], Awaitable[object]], seen: list[ref[Owned]]) -> None:
+    owned = Owned()
+    seen.append(ref(owned))
+    await call()
+
+
+async def assert_frees_when_cancelled(call: Callable[[], Awaitable[object]]) -> None:
+    seen: list[ref[Owned]] = []
+    await cut_off(watched, call, seen)
+    assert seen[0]() is None
+
+
+async def test_a_cancelled_receive(contexts: Contexts) -> None:
+    client, server = await handshaken(contexts)
+    async with client, server:
+        await assert_frees_when_cancelled(client.receive_some)
+
+
+async def test_a_cancelled_send(contexts: Contexts) -> None:
+    client, server = await handshaken(contexts, 4096)
+    async with client, server:
+        await clog(client)
+        await assert_frees_when_cancelled(lambda: client.send_all(bytes(1000)))
+
+
+async def test_must_complete_that_raises() -> None:
+    async def fail() -> None:
+        raise KeyError
+
+    seen: list[ref[Owned]] = []
+    with suppress(KeyError):
+        await watched(lambda: must_complete(fail), seen)
+    assert seen[0]() is None
+
+
+def test_a_blocking_receive_that_takes_too_long() -> None:
+    ours, theirs = tcp_pair()
+
+    def use() -> ref[Owned]:
+        owned = Owned()
+        with pytest.raises(TimeoutError):
+            stream.receive_some()
+        return ref(owned)
+
+    with theirs, blocking.SocketStream(ours) as stream:
+        stream.timeout = 0
+        assert use()() is None
+
+
+@pytest.mark.ringtls_allow_unclosed
+async def test_c8_a_stream_whose_send_met_a_reset_is_dropped(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    reset(peer.sock)
+
+    async def use(stream: TlsStream[Any]) -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(bytes(100_000))
+
+    await use(stream)
+    with pytest.warns(ResourceWarning, match="unclosed stream"):
+        del stream
+    await until(lambda: not TrioDriver.current().statistics().connections_open)
