@@ -176,6 +176,21 @@ async def test_h8_an_error_does_not_keep_the_memory() -> None:
     assert len(buffer) == 4
 
 
+async def test_h8_a_refusal_does_not_keep_the_memory(pair: tuple[Sender, Receiver]) -> None:
+    _, receiver = pair
+    buffer = bytearray(3)
+    try:
+        await receiver.receive_into(buffer, 4)
+    except ValueError:
+        buffer.append(1)
+    await receiver.aclose()
+    try:
+        await receiver.receive_into(buffer)
+    except trio.ClosedResourceError:
+        buffer.append(1)
+    assert len(buffer) == 5
+
+
 async def test_h8_the_coroutine_is_dropped() -> None:
     """The kernel may still write, so the memory stays; what comes after that is not lost."""
     sender, receiver = await socket_streams()

@@ -192,11 +192,14 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         with self._sending:
             self._check_sendable()
             left = memoryview(data).cast("B")
-            if not left:
-                await self._transport.driver.checkpoint()
-            while left:
-                sent = await self._transport.send(left)
-                left = left[sent:]
+            try:
+                if not left:
+                    await self._transport.driver.checkpoint()
+                while left:
+                    sent = await self._transport.send(left)
+                    left = left[sent:]
+            finally:
+                left.release()  # an error's traceback must not keep the caller's memory exported
 
     @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -284,8 +287,8 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
           trio.ClosedResourceError: the stream was closed, before or during the call.
           trio.BusyResourceError: a task, or an operation, is receiving.
         """
-        with self._receiving:
-            return await self._transport.receive_into(writable_bytes(buffer, nbytes))
+        with self._receiving, writable_bytes(buffer, nbytes) as memory:
+            return await self._transport.receive_into(memory)
 
     # Operations
 
@@ -586,16 +589,15 @@ def writable_bytes(buffer: Buffer, nbytes: int | None) -> memoryview:
         memory = memoryview(buffer).cast("B")
     except TypeError as error:
         raise TypeError(f"can receive only into contiguous memory: {error}") from None
-    if memory.readonly:
-        raise TypeError(f"can receive only into writable memory, not {type(buffer).__name__}")
-    if not memory:
-        raise ValueError("can't receive into an empty buffer")
-    if nbytes is None:
-        return memory
-    nbytes = operator.index(nbytes)
-    if not 1 <= nbytes <= len(memory):
-        raise ValueError(f"nbytes must be between 1 and the buffer's {len(memory)} bytes")
-    return memory[:nbytes]
+    with memory:
+        if memory.readonly:
+            raise TypeError(f"can receive only into writable memory, not {type(buffer).__name__}")
+        if not memory:
+            raise ValueError("can't receive into an empty buffer")
+        size = len(memory) if nbytes is None else operator.index(nbytes)
+        if not 1 <= size <= len(memory):
+            raise ValueError(f"nbytes must be between 1 and the buffer's {len(memory)} bytes")
+        return memory[:size]
 
 
 def checked_max_bytes(max_bytes: int | None) -> int:

@@ -179,16 +179,18 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         if sending.busy:
             sending.refuse()
         sending.busy = True
+        views: list[memoryview] = []
         try:
             session, transport, driver = self._session, self._transport, self._driver
             self._check_sendable()
             await driver.checkpoint_if_cancelled()
             if not session.handshake_done:
                 await self._ensure_handshake(sends_next=True)
-            is_small = type(data) is bytes and 0 < len(data) <= PIECE
-            pieces: Sequence[bytes | bytearray | memoryview] = (
-                (data,) if is_small else _pieces(data)
-            )
+            pieces: Sequence[bytes | memoryview]
+            if type(data) is bytes and 0 < len(data) <= PIECE:
+                pieces = (data,)
+            else:
+                pieces = views = _pieces(data)
             for piece in pieces:
                 if transport.unsent >= HIGH_WATER:
                     await transport.wait_sent()
@@ -201,6 +203,8 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await driver.cancel_shielded_checkpoint()
         finally:
             sending.busy = False
+            for view in views:  # an error's traceback must not keep the caller's memory exported
+                view.release()
 
     @enable_ki_protection
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
@@ -221,13 +225,13 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             self._sending.refuse()
         self._check_sendable()
         transport = self._transport
-        pieces = _pieces(data)
-        if len(pieces) > 1:
-            raise ValueError(f"send_nowait() accepts no more than {PIECE} bytes at once")
-        if not self._session.handshake_done or transport.unsent >= HIGH_WATER:
-            raise trio.WouldBlock
-        if pieces and not self._write(pieces[0]):
-            raise trio.WouldBlock
+        with memoryview(data).cast("B") as piece:
+            if len(piece) > PIECE:
+                raise ValueError(f"send_nowait() accepts no more than {PIECE} bytes at once")
+            if not self._session.handshake_done or transport.unsent >= HIGH_WATER:
+                raise trio.WouldBlock
+            if piece and not self._write(piece):
+                raise trio.WouldBlock
         return transport.unsent
 
     @enable_ki_protection
