@@ -26,9 +26,9 @@ async def handle(client: ringtls.TlsStream) -> None:
         if method != b"CONNECT":
             await client.send_all(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
             return
-        server = await ringtls.open_tcp_stream(host, int(port))
-        await client.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
-        print(target.decode("ascii"), await ringtls.relay(client, server), flush=True)
+        async with await ringtls.open_tcp_stream(host, int(port)) as server:
+            await client.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+            print(target.decode("ascii"), await ringtls.relay(client, server), flush=True)
     except (trio.BrokenResourceError, OSError, ValueError) as error:
         print(error, flush=True)
 

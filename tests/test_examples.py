@@ -15,13 +15,14 @@ import pytest
 import trio
 
 import ringtls
-from examples import h11_client, smtp_client, starttls
-from ringtls import blocking
+from examples import connect_proxy, h11_client, smtp_client, starttls
+from ringtls import SocketStream, TlsStream, blocking
 
 from .conftest import Contexts
 from .support.mail import MailServer
 from .support.peer import Peer
 from .support.scripted import playing
+from .support.waiting import LIMIT
 
 Run = Callable[..., Any]
 
@@ -140,3 +141,24 @@ async def test_what_comes_after_starttls_is_not_taken_for_tls(contexts: Contexts
         pytest.raises(starttls.RefusedError, match="after the reply"),
     ):
         await starttls.offers("localhost", port, contexts.client)
+
+
+async def test_a_connect_proxy_whose_client_has_gone(contexts: Contexts) -> None:
+    """What it has opened is closed, not lost: the pytest plugin looks."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT)
+        ours, theirs = socket.socketpair()
+        peer = Peer(theirs, contexts, server_side=False)
+        async with TlsStream(SocketStream(ours), contexts.server, server_side=True) as client:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, peer.handshake)
+                await client.do_handshake()
+            target = f"127.0.0.1:{listener.getsockname()[1]}"
+            peer.send(f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
+            theirs.shutdown(socket.SHUT_RD)  # what is sent there now fails
+            await connect_proxy.handle(client)
+        theirs.close()
+        backend, _ = await trio.to_thread.run_sync(listener.accept)
+        with backend:
+            backend.settimeout(LIMIT)
+            assert await trio.to_thread.run_sync(backend.recv, 1) == b""
