@@ -373,9 +373,114 @@ await ringtls.relay(stream, other, idle_timeout=3)
 stream = await connect("host", 443)  # RTL105
 another = await connect("other host", 443)
 await ringtls.aclose_all(stream, another)
+---
+try:
+    stream = await connect("host", 443)  # RTL105
+except OSError:
+    return
+await stream.send_all(b"x")
+await stream.aclose()
+---
+try:
+    stream = await connect("host", 443)  # RTL105
+finally:
+    other()
+await stream.aclose()
+---
+async def talk(stream: TlsStream) -> None:
+    async with stream:
+        await stream.send_all(b"x")
+        stream.farewell = b"QUIT"  # RTL110
+---
+async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery, await connect("host", 443) as stream:
+        nursery.start_soon(use, b"x", stream)  # RTL107
 """
 
 GOOD = """\
+async with await connect("host", 443) as stream:
+    stream.farewell = b"QUIT"
+    await stream.send_all(b"QUIT")
+    stream.farewell = None
+---
+async with await connect("host", 443) as stream:
+    await stream.send_all(b"QUIT")
+    stream.farewell = None
+---
+async with await connect("host", 443) as stream:
+    stream.farewell = b"QUIT"
+    await stream.send_all(b"x")
+    stream.farewell = b"BYE"
+---
+async def greet(stream: TlsStream) -> None:
+    await stream.send_all(b"220 hello")
+    stream.farewell = b"421 bye"
+---
+stream = await connect("host", 443)
+await stream.send_all(b"220 hello")
+stream.farewell = b"421 bye"
+return stream
+---
+try:
+    stream = await connect("host", 443)
+except OSError:
+    return False
+await stream.aclose()
+return True
+---
+try:
+    stream = await connect("host", 443)
+except OSError:
+    return
+else:
+    await stream.aclose()
+---
+try:
+    try:
+        stream = await connect("host", 443)
+    except OSError:
+        stream = await connect("other host", 443)
+except OSError:
+    return
+await stream.aclose()
+---
+if other:
+    with trio.fail_after(1):
+        stream = await connect("host", 443)
+else:
+    stream = await connect("other host", 443)
+await stream.aclose()
+---
+async with trio.open_nursery() as nursery:
+    async with await connect("host", 443) as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(use, b"x", stream)
+---
+async with trio.open_nursery() as nursery:
+    nursery = other
+    async with await connect("host", 443) as stream:
+        nursery.start_soon(use, b"x", stream)
+---
+class Both(Session):
+    def __enter__(self):
+        return self
+    __exit__ = None
+with Both(raw) as both:
+    pass
+def f(both: Both):
+    with both:
+        pass
+---
+async with Mixed() as mixed:
+    pass
+with mixed:
+    pass
+---
+class Starter(AsyncDestructor):
+    def start_work(self):
+        pass
+async with Starter() as starter:
+    starter.start_work()
+---
 stream = await ringtls.anyio.connect_tcp("host", 443)
 await stream.aclose()
 ---
@@ -820,6 +925,11 @@ def test_what_is_fine(source: str) -> None:
 
 def test_each_code_is_found_somewhere() -> None:
     assert {code for source in modules(BAD) for _, code in found_in(source)} == set(RULES)
+
+
+def test_the_article() -> None:
+    [(_, _, text, _)] = Checker(ast.parse(f"{HEAD}with Session(raw):\n    pass\n")).run()
+    assert text == "RTL102 'with' can't close an AsyncDestructor: use 'async with'"
 
 
 def test_a_deep_tree() -> None:

@@ -24,7 +24,9 @@ Rules:
 6. The order of statements counts where it is certain: a stream is lost (RTL106) if its variable is
    bound to something else, or deleted, later in the same block, or by the next round of a loop that
    nothing leaves, and no use in between takes care of it.
-7. What is expected to raise (``with pytest.raises``) makes no stream.
+7. A farewell is late (RTL110) if it is the first one of a stream that its function enters, and what
+   that does last in any case, after it has sent something.
+8. What is expected to raise (``with pytest.raises``) makes no stream.
 """
 
 from ._checks import Checker

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ._kinds import Kinds
 from ._lending import Lending
-from ._scopes import FUNCTIONS, Module
+from ._scopes import FUNCTIONS, Module, Origin
 from ._tables import (
     ABORTERS,
     BLOCKING_CLOSERS,
@@ -53,7 +53,9 @@ class Checker:
         for node in self._module.nodes:
             for at, code, kind in self._check(node):
                 if not self._is_expected(at):
-                    text = RULES[code].format(kind=kind.value, entered_with=kind.entered_with)
+                    text = RULES[code].format(
+                        kind=kind.value, a_kind=kind.with_article, entered_with=kind.entered_with
+                    )
                     yield at.lineno, at.col_offset, f"{code} {text}", type(self)
 
     def _check(self, node: ast.AST) -> Iterator[tuple[ast.expr, str, Kind]]:
@@ -77,7 +79,7 @@ class Checker:
                 match target:
                     case ast.Attribute(value=ast.Name() as stream, attr="farewell"):
                         kind = self._kinds.of(stream)
-                        if kind and self._is_after_the_last_send(node, stream):
+                        if kind and self._is_late(target, stream):
                             yield target, "RTL110", kind
 
     # RTL102, RTL107, RTL108
@@ -90,12 +92,17 @@ class Checker:
             if not kind:
                 continue
             if isinstance(node, ast.With):
-                if not kind.is_blocking:
+                if not kind.is_blocking and not self._may_be_entered(item.context_expr):
                     yield item.context_expr, "RTL102", kind
             elif kind.is_blocking:
                 yield item.context_expr, "RTL108", kind
             elif task := self._task_that_is_late(node, item):
                 yield task, "RTL107", kind
+
+    def _may_be_entered(self, value: ast.expr) -> bool:
+        """Is it of a class of the module that may be a context manager, too?"""
+        cls = self._kinds.class_of(value)
+        return cls is not None and self._lending.may_have(cls, "__enter__")
 
     def _task_that_is_late(self, node: ast.AsyncWith, item: ast.withitem) -> ast.Call | None:
         """A task that gets what is entered here, of a nursery around this, which waits for nothing.
@@ -120,12 +127,16 @@ class Checker:
         return found
 
     def _is_entered_around(self, name: ast.Name, node: ast.AsyncWith, item: ast.withitem) -> bool:
-        """Is it what an ``async with`` around that item is entered as?"""
-        before = node.items[: node.items.index(item)]
+        """Is it what an ``async with`` around that item is entered as, and nothing after it?"""
+        bindings = self._module.bindings(name.id, self._module.scopes[name])
+        if any(each.origin is not Origin.ENTERED for each in bindings):
+            return False
+        position = node.items.index(item)
+        before, after = node.items[:position], node.items[position:]
         for parent, _ in self._module.ancestors(node):
             if isinstance(parent, ast.AsyncWith):
                 before += parent.items
-        return any(_is_name(each.optional_vars, name.id) for each in before)
+        return _enters_as(before, name.id) and not _enters_as(after, name.id)
 
     # RTL101, RTL105 (rules 4 and 5), RTL106 (rule 6)
 
@@ -260,7 +271,8 @@ class Checker:
         """What a ``start_...`` method is called of."""
         match call.func:
             case ast.Attribute(value=maker, attr=attribute) if attribute.startswith("start_"):
-                return self._kinds.of(maker)
+                kind = self._kinds.of(maker)
+                return None if kind is Kind.DESTRUCTOR else kind
         return None
 
     def _destroys(self, call: ast.Call) -> bool:
@@ -279,16 +291,24 @@ class Checker:
                     )
         return False
 
-    def _is_after_the_last_send(self, assignment: ast.Assign, stream: ast.Name) -> bool:
-        """Is it what a function does last in any case, after it has sent something?"""
+    def _is_late(self, farewell: ast.Attribute, stream: ast.Name) -> bool:
+        """Rule 7."""
+        assignment = self._module.parents[farewell]
+        assert isinstance(assignment, ast.Assign)
+        if isinstance(assignment.value, ast.Constant) and assignment.value.value is None:
+            return False
         parents = [parent for parent, _ in self._module.ancestors(assignment)]
         function = next((each for each in parents if isinstance(each, FUNCTIONS)), None)
-        if function is None or not all(
-            isinstance(each, (ast.With, ast.AsyncWith))
-            for each in parents[: parents.index(function)]
-        ):
+        if function is None:
             return False
-        done = [node for node in ast.walk(function) if isinstance(node, DOING)]
+        around = parents[: parents.index(function)]
+        entered = [each for each in around if isinstance(each, (ast.With, ast.AsyncWith))]
+        if len(entered) < len(around) or not any(_enters(each, stream.id) for each in entered):
+            return False
+        nodes = list(ast.walk(function))
+        if any(each is not farewell and _is_farewell(each, stream.id) for each in nodes):
+            return False
+        done = [node for node in nodes if isinstance(node, DOING)]
         return all(_begins(node) < _end(assignment) for node in done) and any(
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
@@ -335,17 +355,31 @@ class Checker:
 
     def _statement_after(self, node: ast.AST) -> ast.AST | None:
         """What is done next; of a ``with`` or ``try``, what it begins with."""
-        statement = self._statement(node)
-        block = self._block(statement)
-        if statement is block[-1]:
-            return None
-        following = block[block.index(statement) + 1]
+        following = self._following(self._statement(node))
         while isinstance(following, (ast.With, ast.Try)):
             following = following.body[0]
         return following
 
+    def _following(self, statement: ast.AST) -> ast.AST | None:
+        """What is done after a statement; None if it ends its function, or a loop's round."""
+        while True:
+            block = self._block(statement)
+            if statement is not block[-1]:
+                return block[block.index(statement) + 1]
+            around = self._module.parents[statement]
+            if isinstance(around, ast.ExceptHandler):
+                around = self._module.parents[around]
+            if isinstance(around, (ast.Try, ast.TryStar)):
+                if block is around.body and around.orelse:
+                    return around.orelse[0]
+                if block is not around.finalbody and around.finalbody:
+                    return around.finalbody[0]
+            elif not isinstance(around, (ast.If, ast.With)):
+                return None
+            statement = around
+
     def _is_expected(self, node: ast.AST) -> bool:
-        """Rule 7."""
+        """Rule 8."""
         for parent, _ in self._module.ancestors(node):
             if isinstance(parent, (ast.With, ast.AsyncWith)):
                 for item in parent.items:
@@ -358,6 +392,25 @@ class Checker:
 
 def _is_name(node: ast.AST | None, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
+
+
+def _enters_as(items: list[ast.withitem], name: str) -> bool:
+    return any(_is_name(each.optional_vars, name) for each in items)
+
+
+def _enters(statement: ast.With | ast.AsyncWith, name: str) -> bool:
+    return any(
+        _is_name(item.optional_vars, name) or _is_name(item.context_expr, name)
+        for item in statement.items
+    )
+
+
+def _is_farewell(node: ast.AST, name: str) -> bool:
+    """Is it the farewell of that stream, being set?"""
+    match node:
+        case ast.Attribute(value=stream, attr="farewell", ctx=ast.Store()):
+            return _is_name(stream, name)
+    return False
 
 
 def _begins(node: ast.expr | ast.stmt) -> tuple[int, int]:

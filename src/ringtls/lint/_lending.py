@@ -53,6 +53,13 @@ class Lending:
         made_by = ("__new__", "__init__", "__post_init__", "__init_subclass__")
         return not all(self.is_harmless_attribute(name, cls) for name in made_by)
 
+    def may_have(self, cls: ast.ClassDef, name: str) -> bool:
+        """May a value of the class have an attribute that AsyncDestructor does not bring along?"""
+        classes = self._classes(cls)
+        return classes is None or any(
+            name in self._module.inner_scope(each).bindings for each in classes
+        )
+
     def is_lent(self, argument: ast.expr, is_harmless: Callable[[ast.Name], bool]) -> bool:
         """Is it passed to a function of this module that only uses it?
 

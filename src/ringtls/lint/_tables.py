@@ -28,19 +28,19 @@ __all__ = [
 
 RULES = {
     "RTL101": "this {kind} is never closed: enter it with '{entered_with}'",
-    "RTL102": "'with' can't close a {kind}: use 'async with'",
-    "RTL103": "aclose_forcefully() ends a {kind} like aclose(): "
+    "RTL102": "'with' can't close {a_kind}: use 'async with'",
+    "RTL103": "aclose_forcefully() ends {a_kind} like aclose(): "
     "to reset the connection there is close_unclean()",
-    "RTL104": "this operation on a {kind} is discarded, and with it its result: keep it",
+    "RTL104": "this operation on {a_kind} is discarded, and with it its result: keep it",
     "RTL105": "this {kind} stays open if something raises before it is closed: "
     "use '{entered_with}', or close it in 'finally'",
     "RTL106": "this {kind} is lost when its variable is assigned anew or deleted: "
     "close it before, or use ringtls.replace()",
     "RTL107": "this {kind} is closed as soon as the task is started: "
     "have the task itself enter it with 'async with'",
-    "RTL108": "'async with' can't close a {kind}: use 'with'",
+    "RTL108": "'async with' can't close {a_kind}: use 'with'",
     "RTL109": "adestroy() is called by ringtls, once: call aclose()",
-    "RTL110": "this farewell of a {kind} is set after the last send: "
+    "RTL110": "this farewell of {a_kind} is set after the last send: "
     "set it before, or an end that comes earlier goes without",
 }
 
@@ -62,6 +62,10 @@ class Kind(enum.Enum):
     @property
     def is_blocking(self) -> bool:
         return self in (Kind.BLOCKING_SOCKET_STREAM, Kind.BLOCKING_TLS_STREAM)
+
+    @property
+    def with_article(self) -> str:
+        return f"{'an' if self.value[0] in 'Aa' else 'a'} {self.value}"
 
     @property
     def entered_with(self) -> str:
