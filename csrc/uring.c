@@ -96,6 +96,16 @@ static void uring_close(struct rtl_ring *r)
 			r->stats.buffers * sizeof(struct io_uring_buf));
 }
 
+/*
+ * Nothing above needs io_uring_enter(2), which a filter may refuse on its own.
+ * So it is called once, with nothing to do, while another engine can be had.
+ */
+static int try_entering(struct rtl_ring *r)
+{
+	return io_uring_enter((unsigned int)r->uring.ring_fd, 0, 0, 0,
+			      NULL);
+}
+
 static int uring_open(struct rtl_ring *r, unsigned int sq_entries,
 		      unsigned int cq_entries, enum rtl_engine engine)
 {
@@ -106,6 +116,8 @@ static int uring_open(struct rtl_ring *r, unsigned int sq_entries,
 	ret = io_uring_register_eventfd(&r->uring, r->eventfd);
 	if (!ret)
 		ret = provide_pool(r);
+	if (!ret)
+		ret = try_entering(r);
 	if (ret)
 		uring_close(r);
 	else

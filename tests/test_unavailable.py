@@ -15,6 +15,7 @@ from ringtls._engine import availability as _availability
 from ringtls._engine.availability import remedy, unavailable
 from ringtls._engine.ring import Ring
 
+from .support.engines import io_uring_only
 from .support.streams import open_fds
 from .support.waiting import LIMIT
 
@@ -39,9 +40,9 @@ trio.run(main)
 
 USE_REFUSED = """
 import logging, socket, sys, threading, trio, ringtls, ringtls.blocking
-from tests.support.seccomp import forbid_io_uring
+from tests.support.seccomp import forbid
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
-forbid_io_uring(int(sys.argv[1]))
+forbid(sys.argv[2], int(sys.argv[1]))
 async def main():
     ours, theirs = socket.socketpair()
     async with ringtls.SocketStream(ours) as a, ringtls.SocketStream(theirs) as b:
@@ -69,9 +70,9 @@ WORDS = {
 }
 
 
-def run_child(program: str, error: int, engine: str) -> str:
+def run_child(program: str, error: int, engine: str, call: str = "io_uring_setup") -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, str(error)],
+        [sys.executable, "-W", "error", "-c", program, str(error), call],
         cwd=ROOT,
         env=os.environ | {"RINGTLS_ENGINE": engine},
         capture_output=True,
@@ -102,6 +103,15 @@ def test_refused_epoll_does_it_and_one_record_says_why(error: int) -> None:
     out = run_child(USE_REFUSED, error, "")
     reason = unavailable(error).strerror
     assert out == f"INFO:ringtls:epoll is used: {reason}\n"
+
+
+@io_uring_only
+@pytest.mark.usefixtures("like_the_child")
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+def test_refused_after_the_opening(error: int) -> None:
+    """A filter that lets io_uring_setup(2) through, and not what comes then."""
+    out = run_child(USE_REFUSED, error, "", "io_uring_enter")
+    assert out == f"INFO:ringtls:epoll is used: {unavailable(error).strerror}\n"
 
 
 @pytest.mark.usefixtures("like_the_child")

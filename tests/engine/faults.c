@@ -377,6 +377,22 @@ int __wrap_io_uring_queue_init_params(unsigned int entries,
 	return __real_io_uring_queue_init_params(entries, ring, params);
 }
 
+int __real_io_uring_enter(unsigned int fd, unsigned int to_submit,
+			  unsigned int min_complete, unsigned int flags,
+			  sigset_t *sig);
+int __wrap_io_uring_enter(unsigned int fd, unsigned int to_submit,
+			  unsigned int min_complete, unsigned int flags,
+			  sigset_t *sig);
+
+int __wrap_io_uring_enter(unsigned int fd, unsigned int to_submit,
+			  unsigned int min_complete, unsigned int flags,
+			  sigset_t *sig)
+{
+	if (fails(FAULT_SETUP))
+		return -ENOMEM;
+	return __real_io_uring_enter(fd, to_submit, min_complete, flags, sig);
+}
+
 int __real_io_uring_register_eventfd(struct io_uring *ring, int fd);
 int __wrap_io_uring_register_eventfd(struct io_uring *ring, int fd);
 
