@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ import ringtls
 from ringtls import CloseOutcome, blocking
 
 from ..conftest import Contexts
+from ..support.clogging import ACCEPTED, NARROW, SMALL
 from ..support.peer import End, Peer
 from ..support.signals import signal_in_the_ring
 from ..support.streams import tcp_pair
@@ -81,26 +83,73 @@ def test_d6_what_is_known_and_set(connection: Connection) -> None:
     assert connection.end().data == b"goodbye"
 
 
+def public(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def coroutines(kind: type) -> set[str]:
+    return {name for name in public(kind) if inspect.iscoroutinefunction(getattr(kind, name))}
+
+
 def test_d6_a_face_has_all_that_the_stream_has() -> None:
-    """But for what is an operation of its own, which needs a run to be awaited in."""
-
-    def coroutines(kind: type) -> set[str]:
-        found = {name for name in dir(kind) if inspect.iscoroutinefunction(getattr(kind, name))}
-        return {name for name in found if not name.startswith("_")}
-
-    async def look(*streams: Any) -> list[type]:
-        return [type(stream) for stream in streams]
-
-    ours, theirs = map(blocking.SocketStream, tcp_pair())
-    with ours, theirs:
-        (socket_face,) = blocking.call(look, ours)
+    """But for what hands out an operation, which needs a run to be awaited in."""
+    operations = {"start_send", "start_receive"}
     for kind, blocking_kind, face in (
-        (ringtls.SocketStream, blocking.SocketStream, socket_face),
+        (ringtls.SocketStream, blocking.SocketStream, blocking._faces._SocketFace),
         (ringtls.TlsStream, blocking.TlsStream, blocking._faces._TlsFace),
     ):
-        assert coroutines(kind) <= coroutines(face)
-        public = {name for name in dir(blocking_kind) if not name.startswith("_")}
-        assert public - {"close"} <= set(dir(face))
+        assert public(kind) - public(face) == public(kind) & operations
+        assert coroutines(kind) == coroutines(face)
+        assert public(blocking_kind) - public(face) == {"close"}
+
+
+def test_d6_a_sockets_options() -> None:
+    async def set_options(stream: ringtls.SocketStream) -> tuple[object, object]:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 123)
+        stream.reset_if_killed()
+        return (
+            stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            stream.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8),
+        )
+
+    ours, theirs = tcp_pair()
+    with theirs, blocking.SocketStream(ours) as stream:
+        assert blocking.call(set_options, stream) == (123, struct.pack("ii", 1, 0))
+
+
+def test_d6_sending_without_waiting(contexts: Contexts) -> None:
+    """What is accepted is waited for by wait_sent(), within the stream's timeout."""
+    ours, theirs = tcp_pair(SMALL)
+    peer = Peer(theirs, contexts, server_side=False)
+    piece = bytes(ACCEPTED)
+    ends: list[End] = []
+
+    async def send(stream: ringtls.TlsStream) -> None:
+        with pytest.raises(trio.WouldBlock):  # there is a handshake to be made
+            stream.send_nowait(piece)
+        handshake = threading.Thread(target=peer.handshake)
+        handshake.start()
+        await stream.do_handshake()
+        handshake.join()
+        assert stream.send_nowait(b"small") >= len("small")
+        await stream.wait_sent()
+        assert stream.send_nowait(piece) >= len(piece) - NARROW
+        await stream.wait_send_all_might_not_block()
+        stream.timeout = 0  # type: ignore[attr-defined]
+        with pytest.raises(TimeoutError):
+            await stream.wait_sent()
+        stream.timeout = None  # type: ignore[attr-defined]
+        reading = threading.Thread(target=lambda: ends.append(peer.end()))
+        reading.start()
+        await stream.wait_sent()
+        assert stream.send_nowait(b"") == 0
+        await stream.aclose()
+        reading.join()
+
+    below = blocking.SocketStream(ours)
+    blocking.call(send, blocking.TlsStream(below, contexts.server, server_side=True))
+    assert ends[0].is_clean
+    assert ends[0].data == b"small" + piece
 
 
 def test_d6_the_end_of_an_exception(connection: Connection) -> None:

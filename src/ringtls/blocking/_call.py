@@ -61,7 +61,8 @@ def call(async_fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) ->
 
     Blocking streams among the arguments stand for their asynchronous faces: the function awaits
     their methods and enters them by ``async with``, as it does with the streams of ringtls in a
-    trio run. So one body, a protocol's client say, serves both. What makes streams is given as an
+    trio run. So one body, a protocol's client say, serves both. All methods are there but
+    ``start_send`` and ``start_receive``. What makes streams is given as an
     argument, too: where that is ``SocketStream``, ``TlsStream`` or ``open_tls_over_tcp_stream`` of
     ringtls.blocking, or a functools.partial of one, the function gets it as ringtls' own is called.
 

@@ -1,7 +1,9 @@
 """Blocking streams by their asynchronous names: what ``call`` gives to asynchronous code.
 
 No await in here suspends. Each method is the blocking one, which has waited for all there is to
-wait for when it returns. So timeouts, KeyboardInterrupt and the close contract are that one's.
+wait for when it returns; where the blocking stream has none, it is the asynchronous one below that,
+driven by the thread as all are. So timeouts, KeyboardInterrupt and the close contract are those of
+the blocking stream. What is left out is what hands out an Operation, which needs a run.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from .._drivers.blocking import complete
 from .._streams.tls_info import TlsInfo
 from ._streams import SocketStream, TlsStream, open_tls_over_tcp_stream
 
@@ -44,7 +47,8 @@ class _Face(trio.abc.HalfCloseableStream):
         self.below.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """At once: what was sent before is the kernel's."""
+        with self.below._call():
+            complete(self.below._stream.wait_send_all_might_not_block())
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         return self.below.receive_some(max_bytes)
@@ -75,6 +79,15 @@ class _SocketFace(_Face):
     def socket(self) -> socket.socket:
         return self.below.socket
 
+    def setsockopt(self, *arguments: Any) -> None:
+        self.below._stream.setsockopt(*arguments)
+
+    def getsockopt(self, *arguments: int) -> int | bytes:
+        return self.below._stream.getsockopt(*arguments)
+
+    def reset_if_killed(self) -> None:
+        self.below._stream.reset_if_killed()
+
     async def peek(self, max_bytes: int) -> bytes:
         return self.below.peek(max_bytes)
 
@@ -89,8 +102,13 @@ class _TlsFace(TlsInfo, _Face):
     async def do_handshake(self) -> None:
         self.below.do_handshake()
 
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        with self.below._call():
+            return self.below._stream.send_nowait(data)
+
     async def wait_sent(self) -> None:
-        """At once: what was sent before is the kernel's."""
+        with self.below._call():
+            complete(self.below._stream.wait_sent())
 
     async def wait_acknowledged(self) -> None:
         self.below.wait_acknowledged()
