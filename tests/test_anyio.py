@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 import subprocess
@@ -336,6 +337,14 @@ async def test_a_handshake_takes_too_long(
         with pytest.raises(anyio.EndOfStream):
             await stream.receive()
     assert "a handshake failed: it took too long" in caplog.text
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, "1"])
+async def test_a_handshake_timeout_that_is_none_is_refused_at_once(seconds: float) -> None:
+    [listener] = await open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        with pytest.raises((TypeError, ValueError)):
+            wrap_listener(listener, handshake_timeout=seconds)
 
 
 async def test_serving_in_a_group_of_the_callers(contexts: Contexts) -> None:

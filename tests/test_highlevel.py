@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import ssl
 from functools import partial
@@ -169,6 +170,20 @@ async def test_where_a_tls_listener_listens(contexts: Contexts, tmp_path: Path) 
     async with TlsListener(at_path, contexts.server) as listener:
         with pytest.raises(AttributeError, match=f"it listens at '{tmp_path}/socket'"):
             _ = listener.port
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, "1"])
+async def test_a_tls_listener_refuses_what_no_connection_could_have(
+    contexts: Contexts, seconds: float
+) -> None:
+    """At once, and not at the first connection, which would end a server."""
+    [below] = await open_tcp_listeners(0, host="127.0.0.1")
+    async with below:
+        with pytest.raises((TypeError, ValueError)):
+            TlsListener(below, contexts.server, shutdown_timeout=seconds)
+        with pytest.raises(ssl.SSLError):
+            TlsListener(below, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        TlsListener(below, contexts.server, shutdown_timeout=math.inf)
 
 
 async def test_c1_over_a_unix_socket(contexts: Contexts, tmp_path: Path) -> None:

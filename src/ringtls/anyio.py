@@ -45,6 +45,7 @@ from ._highlevel import HAPPY_EYEBALLS_DELAY, open_tcp_stream
 from ._streams import socket as _socket
 from ._streams import tls as _tls
 from ._streams import tls_listener as _tls_listener
+from ._streams.closing import checked_timeout
 from ._streams.hostnames import ascii_hostname
 from ._streams.trio_socket import StandIn
 
@@ -245,6 +246,10 @@ def wrap_listener(
 
     Args:
       handshake_timeout: seconds that a handshake may take.
+
+    Raises:
+      TypeError, ValueError: it is not a listener of ringtls, or ``handshake_timeout`` is negative
+        or not a number. The listener stays the caller's.
     """
     return _Listener(listener, handshake_timeout)
 
@@ -254,7 +259,7 @@ class _Listener(Listener[ByteStream]):
         if not isinstance(listener, _socket.SocketListener | _tls_listener.TlsListener):
             raise TypeError(f"expected a listener of ringtls, not {listener!r}")
         self._listener = listener
-        self._handshake_timeout = handshake_timeout
+        self._handshake_timeout = checked_timeout(handshake_timeout)
 
     async def serve(
         self, handler: Callable[[ByteStream], Any], task_group: TaskGroup | None = None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Generic, final
 
 import trio
 
-from .closing import SHUTDOWN_TIMEOUT
+from .closing import SHUTDOWN_TIMEOUT, checked_timeout
 from .tls import StreamT, TlsStream
 from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     import socket
-    import ssl
 
 __all__ = ["TlsListener"]
 
@@ -26,6 +26,10 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
     Args:
       transport_listener: where the connections come from; also an attribute.
       ssl_context: as for TlsStream, like those that follow.
+
+    Raises:
+      TypeError, ValueError: ``shutdown_timeout`` is negative or not a number.
+      ssl.SSLError: the context is one for clients.
     """
 
     def __init__(
@@ -37,10 +41,11 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
         reset_on_error: bool = False,
     ) -> None:
+        self._shutdown_timeout = checked_timeout(shutdown_timeout)
+        ssl_context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)  # or it raises
         self.transport_listener = transport_listener
         self._ssl_context = ssl_context
         self._https_compatible = https_compatible
-        self._shutdown_timeout = shutdown_timeout
         self._reset_on_error = reset_on_error
 
     async def accept(self) -> TlsStream[StreamT]:
