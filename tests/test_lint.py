@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -1036,6 +1037,31 @@ def test_a_directory(example: Path) -> None:
     assert result.stdout == REPORT.format(path=example) + REPORT.format(path=module)
 
 
+def test_what_is_no_file_in_a_directory(example: Path) -> None:
+    """A FIFO, which nobody writes into, and a directory of such a name, with a module."""
+    os.mkfifo(example.parent / "fifo.py")
+    package = example.parent / "package.py"
+    package.mkdir()
+    (package / "module.py").write_text(EXAMPLE)
+    result = run("-m", "ringtls.lint", example.parent)
+    module = package / "module.py"
+    assert result.stdout == REPORT.format(path=example) + REPORT.format(path=module)
+    assert (result.stderr, result.returncode) == ("", 1)
+
+
+@pytest.mark.parametrize("command", ["ringtls.lint", "flake8"])
+@pytest.mark.parametrize("line", ["# flake8: noqa", "x = 1\n    # FLAKE8=NOQA"])
+def test_a_file_that_is_silenced(example: Path, command: str, line: str) -> None:
+    example.write_text(f"{line}\n{EXAMPLE}")
+    result = run("-m", command, example)
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
+
+
+def test_a_line_with_code_does_not_silence_its_file(example: Path) -> None:
+    example.write_text(f"{EXAMPLE}x = '# flake8: noqa'\n")
+    assert run("-m", "ringtls.lint", example).stdout == REPORT.format(path=example)
+
+
 def test_nothing_found(tmp_path: Path) -> None:
     path = tmp_path / "fine.py"
     path.write_text('# coding: latin-1\nx = "\\d"\n# \xe9\n', encoding="latin-1")
@@ -1049,14 +1075,16 @@ def test_files_that_can_not_be_checked(example: Path) -> None:
         "nul.py": b"x = 1\0\n",
         "encoding.py": b"# coding: klingon\n",
         "bytes.py": b'x = "\xff"\n',
+        "deep.py": b"x = " + b"-" * 100_000 + b"1\n",
     }
     for name, source in wrong.items():
         (example.parent / name).write_bytes(source)
+    (example.parent / "broken.py").symlink_to("nothing")
     result = run("-m", "ringtls.lint", example.parent, example.parent / "missing.py")
     assert result.stdout == REPORT.format(path=example)
     lines = result.stderr.splitlines()
-    assert len(lines) == 5
-    for name in (*wrong, "missing.py"):
+    assert len(lines) == 7
+    for name in (*wrong, "broken.py", "missing.py"):
         assert any(line.startswith(f"{example.parent / name}: ") for line in lines), name
     assert result.returncode == 2
 

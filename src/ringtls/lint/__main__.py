@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import re
+import stat
 import sys
 import tokenize
 import warnings
@@ -17,6 +18,9 @@ from . import Checker
 
 #: The comment that silences a line, as flake8 reads it: for some codes, or without any for all.
 NOQA = re.compile(r"# noqa(?::\s?(?P<codes>[A-Z]+\d+(?:[,\s]+[A-Z]+\d+)*))?", re.IGNORECASE)
+
+#: The line that silences its whole file, there and here.
+NOQA_FILE = re.compile(r"^\s*# flake8[:=]\s*noqa", re.IGNORECASE | re.MULTILINE)
 
 
 class Finding(NamedTuple):
@@ -75,8 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ringtls.lint",
         description="Finds ringtls streams and operations that get lost.",
-        epilog="The comment '# noqa: RTL101' silences its line. The exit status is 1 if anything "
-        "was found, and 2 if a file could not be read or parsed.",
+        epilog="The comment '# noqa: RTL101' silences its line, '# flake8: noqa' its file. The "
+        "exit status is 1 if anything was found, and 2 if a file could not be read or parsed.",
     )
     parser.add_argument(
         "--format",
@@ -91,27 +95,41 @@ def main(arguments: list[str] | None = None) -> int:
     for path in _files(options.paths):
         try:
             findings += _check(path)
-        except (OSError, SyntaxError, ValueError, RecursionError) as error:
-            print(f"{path}: can't be checked: {error}", file=sys.stderr)
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            # The parser raises a bare MemoryError for what is nested too deeply.
+            print(f"{path}: can't be checked: {str(error) or 'too complex'}", file=sys.stderr)
             failed = True
     sys.stdout.write(FORMATS[options.format](findings))
     return 2 if failed else int(bool(findings))
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files, and all Python files of the directories, but for hidden ones."""
+    """The files, and all Python files of the directories, but for hidden ones.
+
+    What is named is read whatever it is; in a directory FIFOs, say, are passed over.
+    """
     for path in paths:
         if not path.is_dir():
             yield path
             continue
         for file in sorted(path.rglob("*.py")):
-            if not any(part.startswith(".") for part in file.relative_to(path).parts):
+            is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if not is_hidden and _may_be_a_file(file):
                 yield file
+
+
+def _may_be_a_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True  # and who reads it says what is wrong
 
 
 def _check(path: Path) -> list[Finding]:
     with tokenize.open(path) as file:
         source = file.read()
+    if NOQA_FILE.search(source):
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the compiler thinks of the module
         tree = ast.parse(source)
