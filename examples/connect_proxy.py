@@ -1,12 +1,12 @@
 """A CONNECT proxy over TLS (RFC 9110, section 9.3.6), by relay: what is no orderly end stays none.
 
-python examples/connect_proxy.py 8443 certificate.pem key.pem
+python examples/connect_proxy.py PORT CERTIFICATE KEY
 """
 
 from __future__ import annotations
 
+import argparse
 import ssl
-import sys
 
 import trio
 
@@ -33,14 +33,19 @@ async def handle(client: ringtls.TlsStream) -> None:
         print(error, flush=True)
 
 
-async def main(port: str, certificate: str, key: str) -> None:
+async def main(port: int, certificate: str, key: str) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     async with trio.open_nursery() as nursery:
         serve = ringtls.serve_tls_over_tcp
-        listeners = await nursery.start(serve, handle, int(port), context)
+        listeners = await nursery.start(serve, handle, port, context)
         print(f"https://localhost:{listeners[0].port}", flush=True)
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], sys.argv[2], sys.argv[3])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("certificate")
+    parser.add_argument("key")
+    arguments = parser.parse_args()
+    trio.run(main, arguments.port, arguments.certificate, arguments.key)

@@ -1,12 +1,12 @@
 """An HTTPS client: httpx, with HTTP/2, on ringtls.
 
-python examples/https_client.py https://www.example.org
+python examples/https_client.py URL
 """
 
 from __future__ import annotations
 
+import argparse
 import ssl
-import sys
 
 import httpx
 import trio
@@ -23,4 +23,6 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    trio.run(main, parser.parse_args().url)

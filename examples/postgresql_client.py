@@ -9,6 +9,7 @@ The protocol: https://www.postgresql.org/docs/current/protocol.html
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import hmac
@@ -16,8 +17,6 @@ import os
 import secrets
 import ssl
 import struct
-import sys
-from functools import partial
 
 import trio
 
@@ -169,13 +168,19 @@ async def connect(host: str, port: int, context: ssl.SSLContext) -> ringtls.TlsS
         raise
 
 
-async def main(host: str, user: str, database: str, query: str) -> None:
+async def main(host: str, user: str, database: str, query: str, password: str) -> None:
     async with await connect(host, PORT, ssl.create_default_context()) as stream:
         client = Client(stream)
-        await client.log_in(user, database, os.environ["PGPASSWORD"])
+        await client.log_in(user, database, password)
         for row in await client.query(query):
             print(*row, sep="\t")
 
 
 if __name__ == "__main__":
-    trio.run(partial(main, *sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    for name in ("host", "user", "database", "query"):
+        parser.add_argument(name)
+    args = parser.parse_args()
+    if "PGPASSWORD" not in os.environ:
+        parser.error("the environment has no PGPASSWORD")
+    trio.run(main, args.host, args.user, args.database, args.query, os.environ["PGPASSWORD"])

@@ -8,10 +8,10 @@ IDLE_TIMEOUT seconds, and every connection ends with close_notify.
 
 from __future__ import annotations
 
+import argparse
 import socket
 import socketserver
 import ssl
-import sys
 from contextlib import suppress
 
 import trio
@@ -38,9 +38,9 @@ class Handler(socketserver.BaseRequestHandler):
             print(f"{self.client_address}: {error}", flush=True)
 
 
-def main(port: str, certificate: str, key: str) -> None:
+def main(port: int, certificate: str, key: str) -> None:
     context.load_cert_chain(certificate, key)
-    with socketserver.ThreadingTCPServer(("", int(port)), Handler) as server:
+    with socketserver.ThreadingTCPServer(("", port), Handler) as server:
         print(server.server_address[1], flush=True)
         with suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -48,4 +48,9 @@ def main(port: str, certificate: str, key: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("certificate")
+    parser.add_argument("key")
+    arguments = parser.parse_args()
+    main(arguments.port, arguments.certificate, arguments.key)

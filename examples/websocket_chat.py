@@ -9,9 +9,9 @@ However somebody goes, by Ctrl-C or by an exception, the other side hears Close 
 
 from __future__ import annotations
 
+import argparse
 import os
 import ssl
-import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -97,11 +97,11 @@ async def pass_on(lines: trio.MemoryReceiveChannel[str], connection: WebSocketCo
         await connection.send_message(line)
 
 
-async def serve(port: str, certificate: str, key: str) -> None:
+async def serve(port: int, certificate: str, key: str) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     async with trio.open_nursery() as nursery:
-        serve = partial(ringtls.serve_tls_over_tcp, partial(handle, Room()), int(port), context)
+        serve = partial(ringtls.serve_tls_over_tcp, partial(handle, Room()), port, context)
         listeners = await nursery.start(serve)
         print(listeners[0].port, flush=True)
 
@@ -109,8 +109,8 @@ async def serve(port: str, certificate: str, key: str) -> None:
 # A client
 
 
-async def join(host: str, port: str, name: str) -> None:
-    stream = await ringtls.open_tls_over_tcp_stream(host, int(port))
+async def join(host: str, port: int, name: str) -> None:
+    stream = await ringtls.open_tls_over_tcp_stream(host, port)
     try:
         async with stream, trio.open_nursery() as nursery:
             with trio.fail_after(PATIENCE):
@@ -141,5 +141,18 @@ async def typed_lines() -> AsyncGenerator[str]:
 
 
 if __name__ == "__main__":
-    role, *arguments = sys.argv[1:]
-    trio.run(partial({"serve": serve, "join": join}[role], *arguments))
+    parser = argparse.ArgumentParser()
+    roles = parser.add_subparsers(dest="role", required=True)
+    server = roles.add_parser("serve")
+    server.add_argument("port", type=int)
+    server.add_argument("certificate")
+    server.add_argument("key")
+    client = roles.add_parser("join")
+    client.add_argument("host")
+    client.add_argument("port", type=int)
+    client.add_argument("name")
+    args = parser.parse_args()
+    if args.role == "serve":
+        trio.run(serve, args.port, args.certificate, args.key)
+    else:
+        trio.run(join, args.host, args.port, args.name)

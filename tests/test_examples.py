@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +165,20 @@ async def test_a_connect_proxy_whose_client_has_gone(contexts: Contexts) -> None
         with backend:
             backend.settimeout(LIMIT)
             assert await trio.to_thread.run_sync(backend.recv, 1) == b""
+
+
+PROGRAMS = [
+    path
+    for path in sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+    if "__main__" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_without_arguments(program: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, program], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"usage: {program.name}")
+    assert "Traceback" not in result.stderr
