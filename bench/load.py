@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .interruptions import interruptions_held
+from ringtls._cli.demo.interruptions import interruptions_held
+
 from .server import HOST, Server
 
 __all__ = ["LoadError", "Wrk", "WrkResult", "curl", "missing_programs", "program"]

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringtls._cli.certificates import Certificate
+from ringtls._cli.demo.interruptions import interruptions_held
 
 from .candidates import Candidate
 from .counters import Counters
-from .interruptions import interruptions_held
 
 __all__ = ["HOST", "Server", "ServerError", "Snapshot", "load_cpu", "running", "server_cpu"]
 

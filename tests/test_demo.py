@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -20,6 +23,7 @@ from ringtls._cli import demo, main
 from ringtls._cli.demo import proxy
 from ringtls._cli.demo.cases import CASES, Connection
 from ringtls._cli.demo.comparison import Comparison, compare
+from ringtls._cli.demo.interruptions import interruptions_held, unwound_by_signals
 from ringtls._cli.demo.measure import RINGTLS, TRIO
 from ringtls._cli.demo.peer import End, Observation, observe_end
 from ringtls._cli.demo.progress import Progress
@@ -37,6 +41,7 @@ from ringtls._cli.demo.proxy.terminators import (
 
 from .conftest import Contexts
 from .support.streams import reset
+from .support.waiting import LIMIT, wait_until
 
 CONNECTIONS = 6
 SERVERS = (RINGTLS.name, TRIO.name)
@@ -356,6 +361,70 @@ def test_terminators(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     rest = rows[len(ENDS) :]
     assert rest[1].startswith("! is an end that was forged")
     assert rest[-1] == "missing is not installed: apt-get install a-package"
+
+
+#: The signals do what they do by default, whatever these tests were started from.
+LONG_DEMO = """
+import signal, sys
+from ringtls._cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+sys.exit(main(["demo", "--proxy", "-n", "100000"]))
+"""
+
+
+def session(leader: int) -> list[str]:
+    """The names of the processes in a session, zombies included."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            name, _, rest = (process / "stat").read_text().rpartition(") ")
+            if int(rest.split()[3]) == leader:
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_terminators_and_removes_their_keys(number: int, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LONG_DEMO],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        terminators = sum(terminator.is_installed for terminator in TERMINATORS)
+        wait_until(lambda: process.poll() is not None or len(session(process.pid)) > terminators)
+        assert process.poll() is None
+        assert list(tmp_path.iterdir())
+        process.send_signal(number)
+        process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + number
+    wait_until(lambda: not session(process.pid))  # hitch does not wait for its workers
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with unwound_by_signals(), interruptions_held():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_is_held_while_a_process_starts_and_comes_once() -> None:
+    is_held = False
+    with pytest.raises(SystemExit) as raised, unwound_by_signals():
+        try:
+            with interruptions_held():
+                signal.raise_signal(signal.SIGTERM)
+                is_held = True
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert is_held
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 class Forging:

@@ -6,6 +6,7 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TextIO
 
+from ..interruptions import unwound_by_signals
 from .cases import CASES, Case
 from .comparison import started
 from .terminators import OWN, TERMINATORS
@@ -41,7 +42,7 @@ def compare(connections: int, file: TextIO) -> bool:
 
     print(f"What became of {connections} connections for each case:\n", file=file)
     write("", [terminator.name for terminator in there])
-    with ExitStack() as stack:
+    with unwound_by_signals(), ExitStack() as stack:
         runs = [stack.enter_context(started(terminator)) for terminator in there]
         for case in CASES:
             counts = [run.count(case, connections, AT_ONCE) for run in runs]

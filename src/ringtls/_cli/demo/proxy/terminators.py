@@ -16,10 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..interruptions import interruptions_held
 from .peers import HOST
 
 __all__ = ["CRASHES", "OWN", "TERMINATORS", "Setting", "Terminator", "TerminatorError", "running"]
@@ -192,15 +193,17 @@ def running(terminator: Terminator, setting: Setting) -> Iterator[subprocess.Pop
       TerminatorError
     """
     log = setting.directory / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            terminator.command(setting),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            process_group=0,  # ^C is for who started this
-        )
-    try:
+    command = terminator.command(setting)
+    with ExitStack() as stack:
+        with log.open("wb") as output, interruptions_held():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,  # ^C is for who started this
+            )
+            stack.callback(_end, process)
         deadline = time.monotonic() + PATIENCE
         while not _listens(setting.port):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -208,16 +211,18 @@ def running(terminator: Terminator, setting: Setting) -> Iterator[subprocess.Pop
                 raise TerminatorError(f"{terminator.name} does not start: {said}")
             time.sleep(0.01)
         yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
     if -process.returncode in CRASHES:
         name = signal.Signals(-process.returncode).name
         raise TerminatorError(f"{terminator.name} has crashed: {name}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _listens(port: int) -> bool:
