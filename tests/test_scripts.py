@@ -54,3 +54,22 @@ def test_setup_touches_no_other_tree(tmp_path: Path) -> None:
     assert said.returncode == 1
     assert said.stdout == f"{tmp_path} is not the source tree of ringtls\n"
     assert (tmp_path / "build").is_dir()
+
+
+@pytest.mark.long  # it makes a virtual environment
+def test_setup_keeps_what_there_was_until_there_is_better(tmp_path: Path) -> None:
+    (tmp_path / "script").mkdir()
+    for name in ("setup", "signals.sh"):
+        shutil.copy(ROOT / "script" / name, tmp_path / "script")
+    for name in ("pyproject.toml", "meson.build"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in (".venv", "build"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    said = call(tmp_path, "script/setup", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert said.returncode == 1
+    assert "No matching distribution found for meson-python" in said.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(".venv", "build", "meson.build", "pyproject.toml", "script"),
+    }
+    assert os.listdir(tmp_path / ".venv") == os.listdir(tmp_path / "build") == ["old"]
