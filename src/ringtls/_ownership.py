@@ -2,8 +2,10 @@
 
 1. Those that are async resources, in the order in which they were first assigned. Those that were
    assigned past the class, as a frozen dataclass does, come last.
-2. What is marked by borrowed() is somebody else's, in whatever attribute it is. The mark is taken
-   off where it is assigned, or passed to the constructor: nobody else sees it.
+2. What is marked by borrowed() is somebody else's, in whatever attribute it is, then and later. The
+   mark is taken off where it is assigned, or passed to the constructor: nobody else sees it.
+   Remembering that does not keep alive what the attributes have let go of. What they hold is held
+   here as well: where all are dropped in one reference cycle, weak references are cleared first.
 3. Attributes are where Python keeps them, in slots and in ``__dict__``. Looking there runs no code
    of the class.
 """
@@ -12,9 +14,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from types import MemberDescriptorType
-from typing import Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from weakref import ref
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["RECORD", "Ownership", "attributes", "borrowed"]
 
@@ -45,19 +51,33 @@ def borrowed(value: T) -> T:
 class Ownership:
     """What is known of the attributes of one value."""
 
-    __slots__ = ("_borrowed", "_lent", "_order")
+    __slots__ = ("_borrowed", "_lent", "_let_go", "_order")
 
     def __init__(self) -> None:
         self._order: dict[str, None] = {}  # of attributes, as they were first assigned
         self._borrowed: dict[str, object] = {}  # by the attribute that it was assigned to
-        self._lent: list[object] = []  # to the constructor
+        self._lent: list[object] = []  # to the constructor, and not assigned yet
+        self._let_go: list[Callable[[], object]] = []  # by an attribute that it was assigned to
 
     def assigned(self, name: str, value: object) -> object:
         """Note that an attribute is assigned; returns what it is to hold."""
         self._order[name] = None
+        is_lent = _is_among(self._lent, value)
         if type(value) is _Borrowed:
-            value = self._borrowed[name] = value.value
+            value, is_lent = value.value, True
+        if name in self._borrowed and self._borrowed[name] is not value:
+            self._let_go_of(name)
+        if is_lent:
+            self._borrowed[name] = value
+            self._lent = [each for each in self._lent if each is not value]
         return value
+
+    def _let_go_of(self, name: str) -> None:
+        """Rule 2: the attribute gets another value."""
+        value = self._borrowed[name]
+        still_known = [each for each in self._let_go if not _is_among([None, value], each())]
+        self._let_go = [*still_known, _weak(value)]
+        del self._borrowed[name]
 
     def lend(self, argument: Any) -> Any:
         """What a constructor gets as its argument: borrowed() does not show there."""
@@ -71,14 +91,27 @@ class Ownership:
         held = attributes(value)
         names = [name for name in self._order if name in held]
         names += [name for name in held if name not in self._order]
-        spared = [value, *self._lent, *self._borrowed.values()]
+        spared = [value, *self._lent, *self._borrowed.values(), *(each() for each in self._let_go)]
         resources: list[trio.abc.AsyncResource] = []
         for name in names:
             resource = held[name]
-            if _is_resource(resource) and not any(resource is each for each in spared):
+            if _is_resource(resource) and not _is_among(spared, resource):
                 resources.append(resource)
                 spared.append(resource)
         return resources
+
+
+def _is_among(values: list[object], value: object) -> bool:
+    """True if it is one of these; what equals one is another."""
+    return any(value is each for each in values)
+
+
+def _weak(value: object) -> Callable[[], object]:
+    """A weak reference, if there can be one."""
+    try:
+        return ref(value)
+    except TypeError:
+        return lambda: value
 
 
 def attributes(value: object) -> dict[str, object]:

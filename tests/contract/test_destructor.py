@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
@@ -741,6 +742,49 @@ async def test_a3_no_longer_borrowed() -> None:
     await value.aclose()
     assert log == whole("value", "own")
     await lent.aclose()
+
+
+@pytest.mark.parametrize("how", ["assigned", "passed"])
+async def test_a3_what_was_borrowed_is_not_held(how: str) -> None:
+    """Once its attribute has something else, whoever lent it may drop it."""
+
+    class Lent:
+        async def aclose(self) -> None:
+            raise AssertionError
+
+    class Borrower(AsyncDestructor):
+        def __init__(self, passed: object) -> None:
+            self.first = borrowed(Lent()) if how == "assigned" else passed
+
+    borrower = Borrower(borrowed(Lent()) if how == "passed" else None)
+    gone = weakref.ref(borrower.first)
+    assert isinstance(gone(), Lent)
+    borrower.first = None
+    assert gone() is None
+    await borrower.aclose()
+
+
+@pytest.mark.parametrize("slots", [(), ("__weakref__",)], ids=["without weak references", "with"])
+async def test_a3_borrowed_whatever_becomes_of_the_attribute(slots: tuple[str, ...]) -> None:
+    class Lent:
+        __slots__ = slots
+
+        async def aclose(self) -> None:
+            raise AssertionError
+
+    class Borrower(AsyncDestructor):
+        def __init__(self, passed: Lent) -> None:
+            self.first: object = passed
+            self.second: object = borrowed(Lent())
+
+    borrower = Borrower(borrowed(Lent()))
+    first, second = borrower.first, borrower.second
+    borrower.first, borrower.second = second, borrowed(Lent())
+    for _ in range(3):
+        borrower.first = borrowed(first)
+    borrower.third = second  # type: ignore[attr-defined]
+    borrower.first = first
+    await borrower.aclose()
 
 
 async def test_a3_a_cancellation_bounds_what_is_not_ours(

@@ -586,3 +586,29 @@ async def test_c14_a_run_of_its_own_in_a_child() -> None:
         finally:
             os._exit(status)
     assert await in_thread(exit_status, child) == 0
+
+
+@pytest.mark.parametrize("how", ["assigned", "passed"])
+def test_a3_a4_borrowed_in_a_reference_cycle(how: str) -> None:
+    """Weak references to all of it are cleared before the first finalizer runs."""
+    log: list[str] = []
+
+    class Lent:
+        borrower: Value
+
+        async def aclose(self) -> None:
+            log.append("closed what is not its own")
+
+    async def main() -> None:
+        lent = Lent()
+        if how == "passed":
+            lent.borrower = Value("value", log, borrowed(lent))
+        else:
+            lent.borrower = Value("value", log)
+            lent.borrower.lent = borrowed(lent)  # type: ignore[attr-defined]
+        del lent
+        gc.collect()
+
+    with warned("unclosed Value"):
+        trio.run(main)
+    assert log == whole("value")
