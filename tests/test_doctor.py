@@ -9,6 +9,7 @@ import resource
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,13 +161,28 @@ def test_demo_says_what_to_change_where_io_uring_is_refused_and_forced(
     assert done.stderr == f"ringtls: {unavailable(errno.EPERM)}\n"
 
 
+NO_SETTING = (
+    "RINGTLS_ENGINE is 'kqueue': set it to io_uring or epoll, or unset it to have what works here"
+)
+
+
 def test_a_setting_that_is_none() -> None:
-    done = run_refused(errno.EPERM, "doctor", engine="kqueue")
+    done = run_refused(errno.EPERM, "demo", engine="kqueue")
     assert done.returncode == 2
-    assert done.stderr == (
-        "ringtls: RINGTLS_ENGINE is 'kqueue': "
-        "set it to io_uring or epoll, or unset it to have what works here\n"
-    )
+    assert done.stderr == f"ringtls: {NO_SETTING}\n"
+
+
+def test_the_doctor_tells_of_a_setting_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RINGTLS_ENGINE", "kqueue")
+    assert main(["doctor", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    found = by_name(json.loads(out))
+    assert found["engine"]["status"] == "failed"
+    assert found["engine"]["remedy"] == NO_SETTING
+    assert found["wake-ups"]["status"] == found["close_notify"]["status"] == "skipped"
 
 
 def test_check_that_crashes_has_failed_and_others_go_on(
@@ -190,6 +206,135 @@ def test_check_that_crashes_has_failed_and_others_go_on(
     assert main(["doctor"]) == 0
 
 
+def test_without_a_directory_for_files_that_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    finding = finding_of("close_notify")
+    assert finding.status is Status.WARNING
+    assert "No such file or directory" in finding.found
+    assert finding.remedy is not None
+    assert "set TMPDIR" in finding.remedy
+
+
+def run_in_a_new_network(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command where the loopback interface is down."""
+    unshare = ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("there can be no network namespace here")
+    return subprocess.run(
+        [*unshare, sys.executable, "-m", "ringtls", *arguments],
+        env=os.environ | {"RINGTLS_ENGINE": ""},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+def test_without_loopback_the_doctor_warns() -> None:
+    done = run_in_a_new_network("doctor", "--json")
+    assert done.stderr == ""
+    assert done.returncode == 0
+    finding = by_name(json.loads(done.stdout))["close_notify"]
+    assert finding["status"] == "warning"
+    assert finding["found"] == "OSError: [Errno 101] Network is unreachable"
+    assert "ip link set lo up" in finding["remedy"]
+
+
+def test_without_loopback_the_demo_says_so_in_a_line() -> None:
+    done = run_in_a_new_network("demo", "-n", "3")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ringtls: [Errno 101] Network is unreachable"
+    assert "Traceback" not in done.stderr
+
+
+LOW = ("sh", "-c", 'ulimit -n 10; exec "$@"', "-")
+
+
+def test_too_few_descriptors_for_a_connection() -> None:
+    done = subprocess.run(
+        [*LOW, sys.executable, "-m", "ringtls", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 1
+    found = by_name(json.loads(done.stdout))
+    assert found["RLIMIT_NOFILE"]["status"] == "failed"
+    assert "ulimit -n" in found["RLIMIT_NOFILE"]["remedy"]
+    assert found["close_notify"]["status"] == "skipped"
+    assert found["close_notify"]["found"] == "there are too few file descriptors"
+
+
+@pytest.mark.parametrize("name", ["engine", "wake-ups", "close_notify"])
+def test_an_engine_that_lacks_descriptors_is_not_missing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise unavailable(errno.EMFILE)
+
+    monkeypatch.setattr(checks, "Ring", refuse)
+    finding = finding_of(name)
+    assert finding.status is Status.FAILED
+    assert finding.found == os.strerror(errno.EMFILE)
+    assert finding.remedy is not None
+    assert "ulimit -n" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "found", "advice"),
+    [
+        (OSError(errno.ENETUNREACH, "no net"), Status.WARNING, "[Errno 101] no net", "lo up"),
+        (OSError(errno.EMFILE, "no number"), Status.FAILED, "[Errno 24] no number", "ulimit -n"),
+        (OSError(errno.EIO, "no disk"), Status.FAILED, "[Errno 5] no disk", "as a bug"),
+    ],
+    ids=lambda value: errno.errorcode[value.errno or 0] if isinstance(value, OSError) else None,
+)
+def test_a_group_is_told_by_what_is_in_it(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, status: Status, found: str, advice: str
+) -> None:
+    lack = OSError(errno.ENETUNREACH, "no net")
+
+    def go_wrong() -> Finding:
+        raise ExceptionGroup("two", [error, ExceptionGroup("one", [lack])])
+
+    monkeypatch.setattr(checks, "CHECKS", (Check("all", go_wrong),))
+    finding = finding_of("all")
+    assert finding.status is status
+    words = dict.fromkeys((f"OSError: {found}", f"OSError: {lack}"))
+    assert finding.found == "; ".join(words)
+    assert finding.remedy is not None
+    assert advice in finding.remedy
+
+
+WITH_ANOTHER_FILE = """
+import importlib.abc, importlib.util, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "ringtls._engine._native":
+            return importlib.util.spec_from_file_location(name, file)
+file = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder())
+from ringtls._cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["--help"]])
+def test_an_engine_that_does_not_load(arguments: list[str], tmp_path: Path) -> None:
+    """As where liburing is missing: here the dynamic linker finds that it is no library."""
+    file = tmp_path / "_native.abi3.so"
+    file.write_bytes(b"none")
+    command = [sys.executable, "-c", WITH_ANOTHER_FILE, str(file), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert f"the engine can't be loaded: {file}: file too short" in line
+    assert "install the package liburing2" in line
+
+
 def test_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "kernel_version", lambda: (5, 15))
     finding = finding_of("kernel")
@@ -206,6 +351,13 @@ def test_sysctl_that_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.found == "2"
     assert finding.remedy is not None
     assert "sysctl -w kernel.io_uring_disabled=0" in finding.remedy
+
+
+def test_sysctl_that_lets_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "io_uring_disabled", lambda: 1)
+    monkeypatch.setattr(checks, "sysctl_forbids", lambda: False)
+    finding = finding_of("kernel.io_uring_disabled")
+    assert finding == Finding(Status.OK, "1 (open to few, of which this process is one)")
 
 
 def test_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

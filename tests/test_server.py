@@ -494,22 +494,34 @@ sys.exit(main())
 """
 
 
-def test_a_command_says_what_it_needs() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(["serve", "-d", "."], "server"), (["demo"], "server"), (["asgi", "main:app"], "asgi")],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_command_says_what_it_needs(arguments: list[str], extra: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", NO_EXTRA, "serve", "-d", "."],
+        [sys.executable, "-c", NO_EXTRA, *arguments],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
     assert run.returncode == 1
     assert re.fullmatch(
-        r"ringtls: serve needs \w+, which is not installed: pip install 'ringtls\[server\]'\n",
+        rf"ringtls: {arguments[0]} needs \w+, which is not installed: "
+        rf"pip install 'ringtls\[{extra}\]'\n",
         run.stderr,
     )
+
+
+def test_without_the_extra_there_is_help() -> None:
     run = subprocess.run(
         [sys.executable, "-c", NO_EXTRA, "--help"], capture_output=True, text=True, timeout=PATIENCE
     )
     assert run.returncode == 0
+    said = " ".join(run.stdout.split())
+    for command, extra in {"serve": "server", "proxy": "server", "asgi": "asgi"}.items():
+        assert re.search(rf"{command} needs \w+: pip install 'ringtls\[{extra}\]'", said)
 
 
 IMPORTED = """

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ringtls._engine import availability as _availability
-from ringtls._engine.availability import remedy, unavailable
+from ringtls._engine.availability import remedy, sysctl_forbids, unavailable
 from ringtls._engine.ring import Ring
 
 from .support.engines import io_uring_only
@@ -136,7 +136,7 @@ def test_an_engine_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "disabled", "version", "words"),
     [
-        (errno.EPERM, 1, (6, 6), "privileged processes only"),
+        (errno.EPERM, 1, (6, 6), "set kernel.io_uring_group to the number of a group"),
         (errno.EPERM, 2, (6, 6), "sysctl -w kernel.io_uring_disabled=0"),
         (errno.ENOSYS, None, (5, 0), "newer"),
         (errno.EIO, 0, (6, 6), "io_uring_setup(2)"),
@@ -150,9 +150,51 @@ def test_the_remedy_fits_the_cause(
     words: str,
 ) -> None:
     monkeypatch.setattr(_availability, "io_uring_disabled", lambda: disabled)
+    monkeypatch.setattr(_availability, "_is_exempt", lambda: False)
     monkeypatch.setattr(_availability, "kernel_version", lambda: version)
     assert words in remedy(error)
     assert os.strerror(error) in str(unavailable(error))
+
+
+ALL_IDS = f"0 0 {2**32 - 1}\n"
+SOME_IDS = "0 100000 65536\n"
+ADMIN = "CapEff:\t000001ffffffffff\n"
+NOT_ADMIN = "CapEff:\t00000000a80425fb\n"
+
+
+@pytest.mark.parametrize(
+    ("disabled", "group", "capabilities", "uid_map", "forbids"),
+    [
+        (0, -1, NOT_ADMIN, ALL_IDS, False),
+        (1, -1, NOT_ADMIN, ALL_IDS, True),
+        (1, -1, ADMIN, ALL_IDS, False),
+        (1, -1, ADMIN, None, False),
+        (1, -1, ADMIN, SOME_IDS, True),
+        (1, os.getegid(), NOT_ADMIN, ALL_IDS, False),
+        (2, os.getegid(), ADMIN, ALL_IDS, True),
+    ],
+)
+def test_whom_the_sysctl_lets(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    disabled: int,
+    group: int,
+    capabilities: str,
+    uid_map: str | None,
+    forbids: bool,
+) -> None:
+    """Where it lets this process a filter is what refuses."""
+    monkeypatch.setattr(_availability, "_PROC", tmp_path)
+    for directory in ("sys/kernel", "self"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "sys/kernel/io_uring_disabled").write_text(f"{disabled}\n")
+    (tmp_path / "sys/kernel/io_uring_group").write_text(f"{group}\n")
+    (tmp_path / "self/status").write_text(f"Name:\tx\n{capabilities}Seccomp:\t2\n")
+    if uid_map is not None:
+        (tmp_path / "self/uid_map").write_text(uid_map)
+    assert sysctl_forbids() is forbids
+    assert ("sysctl" in remedy(errno.EPERM)) is forbids
+    assert (BY_FILTER in remedy(errno.EPERM)) is not forbids
 
 
 BY_FILTER = "a seccomp filter forbids it"

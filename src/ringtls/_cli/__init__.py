@@ -16,20 +16,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .._engine.availability import not_loaded
 from .._engine.choice import forced
+from .leaves import leaves
 
 __all__ = ["main"]
 
-#: Modules of this package.
-COMMANDS = ("serve", "proxy", "asgi", "demo", "doctor")
+#: Modules of this package, and the extra with which each is installed.
+COMMANDS = {"serve": "server", "proxy": "server", "asgi": "asgi", "demo": "server", "doctor": None}
 
-#: What ``ringtls[server]`` installs.
+#: What ``ringtls[server]`` installs, and the others that are named above.
 EXTRA = ("cryptography", "httptools", "prometheus_client")
-
-#: Commands that do without it.
-BARE = ("doctor",)
-
-INSTALLATION = "pip install 'ringtls[server]'"
 
 #: The exit status of a program that SIGINT ended, as shells give it.
 INTERRUPTED = 130
@@ -44,34 +41,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     if argv is None:
         argv = sys.argv[1:]
-    named = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS  # importing all takes a while
+    named = argv[:1] if argv and argv[0] in COMMANDS else [*COMMANDS]  # importing all takes a while
     missing = next((name for name in EXTRA if importlib.util.find_spec(name) is None), None)
     for command in named:
-        if missing is None or command in BARE:
-            importlib.import_module(f".{command}", __package__).add_parser(subparsers)
+        extra = COMMANDS[command]
+        if missing is None or extra is None:
+            try:
+                module = importlib.import_module(f".{command}", __package__)
+            except ImportError as error:
+                text = not_loaded(error)
+                if text is None:
+                    raise
+                print(f"ringtls: {text}", file=sys.stderr)
+                return 1
+            module.add_parser(subparsers)
             continue
-        subparsers.add_parser(command, help=f"needs {missing}: {INSTALLATION}")
+        installation = f"pip install 'ringtls[{extra}]'"
+        subparsers.add_parser(command, help=f"needs {missing}: {installation}")
         if argv[:1] == [command]:
-            text = f"{command} needs {missing}, which is not installed: {INSTALLATION}"
+            text = f"{command} needs {missing}, which is not installed: {installation}"
             print(f"ringtls: {text}", file=sys.stderr)
             return 1
     arguments = parser.parse_args(argv)
-    try:
-        forced()
-    except ValueError as error:
-        print(f"ringtls: {error}", file=sys.stderr)
-        return 2
+    if argv[:1] != ["doctor"]:  # it tells this among all else
+        try:
+            forced()
+        except ValueError as error:
+            print(f"ringtls: {error}", file=sys.stderr)
+            return 2
     try:
         status: int = arguments.run(arguments)
-    except OSError as error:
-        print(f"ringtls: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BaseExceptionGroup as group:
-        if group.split(KeyboardInterrupt)[1] is not None:
+    except (OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
+        failures = leaves(error)
+        if all(isinstance(failure, KeyboardInterrupt) for failure in failures):
+            return INTERRUPTED
+        if not all(isinstance(failure, OSError) for failure in failures):
             raise
-        return INTERRUPTED
+        for text in dict.fromkeys(map(str, failures)):
+            print(f"ringtls: {text}", file=sys.stderr)
+        return 1
     return status
 
 

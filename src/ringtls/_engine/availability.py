@@ -1,9 +1,9 @@
 """Why there is no io_uring here, and what to change: one wording for errors and for the doctor.
 
-io_uring is refused in several ways. The errno of io_uring_setup(2), one sysctl, and whether this
-process is under a seccomp filter tell them apart:
+io_uring is refused in several ways. The errno of io_uring_setup(2), one sysctl and whom it lets,
+and whether this process is under a seccomp filter tell them apart:
 
-    EPERM    the sysctl is not 0       the sysctl forbids it
+    EPERM    the sysctl lets few       the sysctl forbids it
     EPERM    there is a filter         the filter forbids it, as a container's does
     EPERM    there is none             a security module (LSM) forbids it
     ENOSYS   the kernel is too old     and so is not asked for more
@@ -26,14 +26,27 @@ __all__ = [
     "KERNEL_FLOOR",
     "io_uring_disabled",
     "kernel_version",
+    "not_loaded",
     "remedy",
     "seccomp_mode",
+    "sysctl_forbids",
     "unavailable",
 ]
 
 KERNEL_FLOOR = (6, 1)
+
+#: See capabilities(7).
+_CAP_SYS_ADMIN = 1 << 21
+
 _PROC = Path("/proc")
 
+_BY_SYSCTL = {
+    2: "the sysctl kernel.io_uring_disabled is 2 (nobody); "
+    "set it to 0 with: sysctl -w kernel.io_uring_disabled=0",
+    1: "the sysctl kernel.io_uring_disabled is 1 (privileged processes only); "
+    "set it to 0 with: sysctl -w kernel.io_uring_disabled=0, or set kernel.io_uring_group to the "
+    "number of a group that this process is in",
+}
 _BY_FILTER = (
     "a seccomp filter forbids it, as container engines do by default; allow the system calls "
     "io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile "
@@ -59,10 +72,45 @@ def io_uring_disabled() -> int | None:
 
     None where there is no such sysctl: before Linux 6.6, or without /proc.
     """
+    return _sysctl("io_uring_disabled")
+
+
+def sysctl_forbids() -> bool:
+    """Whether that sysctl keeps this process from io_uring."""
+    disabled = io_uring_disabled()
+    return disabled == 2 or (disabled == 1 and not _is_exempt())
+
+
+def _is_exempt() -> bool:
+    """Whether 1 lets it: by CAP_SYS_ADMIN outside of user namespaces, or by its group."""
+    capabilities = _of_this_process("CapEff")
+    if capabilities is not None and int(capabilities, 16) & _CAP_SYS_ADMIN and not _is_in_userns():
+        return True
+    return _sysctl("io_uring_group") in {os.getegid(), *os.getgroups()}
+
+
+def _is_in_userns() -> bool:
+    """Whether ids are mapped, or some are left out; see user_namespaces(7)."""
     try:
-        return int((_PROC / "sys/kernel/io_uring_disabled").read_text())
+        return (_PROC / "self/uid_map").read_text().split() != ["0", "0", str(2**32 - 1)]
+    except OSError:
+        return False
+
+
+def _sysctl(name: str) -> int | None:
+    try:
+        return int((_PROC / "sys/kernel" / name).read_text())
     except (OSError, ValueError):
         return None
+
+
+def _of_this_process(name: str) -> str | None:
+    """A line of /proc/self/status."""
+    try:
+        lines = (_PROC / "self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split()[1] for line in lines if line.startswith(f"{name}:")), None)
 
 
 def seccomp_mode() -> int | None:
@@ -70,29 +118,20 @@ def seccomp_mode() -> int | None:
 
     None where that can't be found out: without /proc.
     """
-    try:
-        lines = (_PROC / "self/status").read_text().splitlines()
-    except OSError:
-        return None
-    modes = [int(line.split()[1]) for line in lines if line.startswith("Seccomp:")]
-    return modes[0] if modes else None
+    mode = _of_this_process("Seccomp")
+    return None if mode is None else int(mode)
 
 
 def remedy(error: int) -> str:
     """What to change, for an errno of io_uring_setup(2) or io_uring_register(2)."""
     too_old = kernel_version() < KERNEL_FLOOR
-    disabled = io_uring_disabled()
     if error == errno.EINVAL or (error == errno.ENOSYS and too_old):
         return (
             f"this kernel ({os.uname().release}) does not know the flags that ringtls needs; "
             f"run Linux {KERNEL_FLOOR[0]}.{KERNEL_FLOOR[1]} or newer"
         )
-    if error == errno.EPERM and disabled:
-        who = "privileged processes only" if disabled == 1 else "nobody"
-        return (
-            f"the sysctl kernel.io_uring_disabled is {disabled} ({who}); "
-            "set it to 0 with: sysctl -w kernel.io_uring_disabled=0"
-        )
+    if error == errno.EPERM and sysctl_forbids():
+        return _BY_SYSCTL[io_uring_disabled() or 2]
     if error in (errno.EPERM, errno.ENOSYS):
         without_filter = _BY_SECURITY_MODULE if error == errno.EPERM else _BY_KERNEL
         mode = seccomp_mode()
@@ -113,4 +152,15 @@ def unavailable(error: int, engine: str = "io_uring") -> RingUnavailableError:
     """The exception for an errno of what opens a ring."""
     return RingUnavailableError(
         error, f"{engine} is not available: {os.strerror(error)}: {remedy(error)}"
+    )
+
+
+def not_loaded(error: ImportError) -> str | None:
+    """What to change, if it is the engine's extension module that could not be loaded."""
+    if error.name != "_native":  # the dynamic linker's errors have the last part of the name
+        return None
+    return (
+        f"the engine can't be loaded: {error}; if it is liburing that is missing, install the "
+        "package liburing2 (Debian, Ubuntu) or liburing (Fedora); else install ringtls anew on "
+        "this machine"
     )

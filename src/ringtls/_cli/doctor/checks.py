@@ -2,10 +2,12 @@
 
 Rules:
 
-1. A check that raises is a failed check; the others go on.
+1. A check that raises is a failed check; the others go on. If it lacks what ringtls itself can do
+   without, a directory for its files or the loopback interface, that is a warning.
 2. What is about io_uring is skipped where there is none: its check says why. That is a warning,
    as epoll does instead, unless the environment forbids that.
-3. A remedy says what to change. It is there whenever the status is a warning or failed.
+3. What needs an engine is skipped where there is none, for which that check fails.
+4. A remedy says what to change. It is there whenever the status is a warning or failed.
 """
 
 from __future__ import annotations
@@ -28,13 +30,18 @@ from ..._engine.availability import (
     kernel_version,
     remedy,
     seccomp_mode,
+    sysctl_forbids,
 )
-from ..._engine.choice import VARIABLE, Engine, forced
+from ..._engine.choice import VARIABLE, Engine, forced, may_be_replaced
 from ..._engine.ring import SQ_ENTRIES, Ring
 from ..._engine.wakeups import wakes_event_loops
 from ..._errors import RingUnavailableError
+from ..leaves import leaves
 
 __all__ = ["CHECKS", "Check", "Finding", "Result", "Status", "run_checks"]
+
+#: A run, a listener and both sides of one connection may need so many file descriptors.
+FEWEST_DESCRIPTORS = 32
 
 #: Fewer file descriptors than this are soon used up: each connection needs one.
 FEW_DESCRIPTORS = 1024
@@ -47,9 +54,24 @@ RAISE_LOCKED_MEMORY = (
     "(not on every kernel); raise the limit (ulimit -l, LimitMEMLOCK= in systemd)"
 )
 
+RAISE_DESCRIPTORS = "raise the limit (ulimit -n, LimitNOFILE= in systemd)"
+
 OPENSSL_FLOOR = (1, 1, 1)
 
 SECCOMP_MODES = {0: "none", 1: "strict", 2: "a filter is in force"}
+
+SET_TMPDIR = "set TMPDIR to a directory that is writable and has room"
+RAISE_LOOPBACK = "bring the loopback interface up: ip link set lo up"
+
+#: What a check that went wrong may lack, by the errno.
+LACKS = {
+    errno.ENOENT: SET_TMPDIR,
+    errno.EROFS: SET_TMPDIR,
+    errno.ENOSPC: SET_TMPDIR,
+    errno.EDQUOT: SET_TMPDIR,
+    errno.ENETUNREACH: RAISE_LOOPBACK,
+    errno.EADDRNOTAVAIL: RAISE_LOOPBACK,
+}
 
 REPORT = "report it as a bug, with the output of: ringtls doctor --json"
 
@@ -68,6 +90,9 @@ class Finding:
     status: Status
     found: str
     remedy: str | None = None
+
+
+NO_ENGINE = Finding(Status.SKIPPED, "there is no engine")
 
 
 @dataclass(frozen=True)
@@ -90,8 +115,23 @@ def _finding_of(check: Check) -> Finding:
     try:
         return check.look()
     except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        return Finding(Status.FAILED, found, f"the check itself went wrong: {REPORT}")
+        return _went_wrong(leaves(error))
+
+
+def _went_wrong(errors: list[BaseException]) -> Finding:
+    found = "; ".join(dict.fromkeys(map(_in_words, errors)))
+    codes = {(error.errno or 0) if isinstance(error, OSError) else 0 for error in errors}
+    for code in codes & {errno.EMFILE, errno.ENFILE}:
+        return Finding(Status.FAILED, found, remedy(code))
+    if codes <= LACKS.keys():
+        return Finding(Status.WARNING, found, "; ".join({LACKS[code] for code in codes}))
+    return Finding(Status.FAILED, found, f"the check itself went wrong: {REPORT}")
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, RingUnavailableError):  # its text has the remedy, too
+        return os.strerror(error.errno or 0)
+    return f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -116,7 +156,9 @@ def _sysctl() -> Finding:
         return Finding(Status.OK, "none here: before Linux 6.6, or without /proc")
     if not disabled:
         return Finding(Status.OK, "0 (open to all)")
-    return Finding(Status.WARNING, str(disabled), remedy(errno.EPERM))
+    if sysctl_forbids():
+        return Finding(Status.WARNING, str(disabled), remedy(errno.EPERM))
+    return Finding(Status.OK, f"{disabled} (open to few, of which this process is one)")
 
 
 def _seccomp() -> Finding:
@@ -156,11 +198,9 @@ def _operations() -> Finding:
 
 
 def _wake_ups() -> Finding:
-    try:
-        works = wakes_event_loops()
-    except (RingUnavailableError, ValueError):
-        return _no_engine()
-    if works:
+    if not _has_engine():
+        return NO_ENGINE
+    if wakes_event_loops():
         return Finding(Status.OK, "a sleeping event loop is woken at once, each time")
     return Finding(
         Status.OK,
@@ -173,6 +213,8 @@ def _engine() -> Finding:
     try:
         ring = Ring()
     except RingUnavailableError as error:
+        if not may_be_replaced(error):
+            raise
         return Finding(Status.FAILED, f"none: {error.strerror}", f"unset {VARIABLE}, to have epoll")
     except ValueError as error:
         return Finding(Status.FAILED, "none", str(error))
@@ -194,11 +236,9 @@ def _descriptors() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= FEW_DESCRIPTORS:
         return Finding(Status.OK, _limit(soft))
-    return Finding(
-        Status.WARNING,
-        f"{soft}, and each connection needs one",
-        "raise the limit (ulimit -n, LimitNOFILE= in systemd)",
-    )
+    if soft < FEWEST_DESCRIPTORS:
+        return Finding(Status.FAILED, f"{soft}, too few for one connection", RAISE_DESCRIPTORS)
+    return Finding(Status.WARNING, f"{soft}, and each connection needs one", RAISE_DESCRIPTORS)
 
 
 def _limit(value: int, unit: str = "") -> str:
@@ -228,10 +268,11 @@ def _close_notify() -> Finding:
     except ModuleNotFoundError as error:
         needed = f"pip install 'ringtls[server]', for {error.name}, has it tried here"
         return Finding(Status.SKIPPED, needed)
-    try:
-        ends = trio.run(ends_over_loopback)
-    except (RingUnavailableError, ValueError):
-        return _no_engine()
+    if not _has_engine():
+        return NO_ENGINE
+    if _descriptors().status is Status.FAILED:
+        return Finding(Status.SKIPPED, "there are too few file descriptors")
+    ends = trio.run(ends_over_loopback)
     unclean = [f"{case}: {end.value}" for case, end in ends.items() if end is not End.CLEAN]
     if unclean:
         see = f"see what interferes with connections over loopback; else {REPORT}"
@@ -239,8 +280,8 @@ def _close_notify() -> Finding:
     return Finding(Status.OK, f"follows the data when a handler {' or is '.join(ends)}")
 
 
-def _no_engine() -> Finding:
-    return Finding(Status.SKIPPED, "there is no engine")
+def _has_engine() -> bool:
+    return _engine().status is not Status.FAILED
 
 
 CHECKS = (
