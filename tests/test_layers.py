@@ -36,7 +36,7 @@ LAYERS = (
         "_ownership",
     ),
     ("_api", "__init__", "anyio", "blocking", "httpcore", "hypercorn"),
-    ("_cli", "__main__", "lint", "pytest_plugin"),
+    ("_cli", "__main__", "_pytest_watch", "lint", "pytest_plugin"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 

@@ -125,8 +125,8 @@ def test_what_is_closed_is_fine(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
         """
-import ringtls.pytest_plugin
-ringtls.pytest_plugin.gc = types.SimpleNamespace(collect=None)
+import ringtls._pytest_watch
+ringtls._pytest_watch.gc = types.SimpleNamespace(collect=None)
 
 async def test_closed():
     async with make():
@@ -321,6 +321,85 @@ async def test_borrowed():
     result.assert_outcomes(failed=3, passed=3)
     lost = [line for line in result.outlines if line.startswith("unclosed")]
     assert [line.rpartition(":")[2] for line in lost] == ["37", "40", "43"]
+
+
+def test_blocking_streams(pytester: pytest.Pytester) -> None:
+    """What is held may be a fixture's; it is reported when it is dropped."""
+    result = run(
+        pytester,
+        """
+import ringtls.blocking
+
+def make_blocking():
+    ours, theirs = socket.socketpair()
+    with theirs:
+        return ringtls.blocking.SocketStream(ours)  # line 33
+
+@pytest.fixture(scope="module")
+def pool():
+    streams = []
+    yield streams
+    for stream in streams:
+        stream.close()
+
+def test_dropped():
+    make_blocking()
+
+def test_pool_grows(pool):
+    pool.append(make_blocking())
+
+def test_pool_is_used(pool):
+    assert pool[0].receive_some() == b""
+
+kept = []
+
+def test_kept():
+    kept.append(make_blocking())
+
+def test_no_longer_kept():
+    kept.clear()
+""",
+    )
+    result.assert_outcomes(passed=3, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*_ test_dropped _*",
+            "unclosed stream to fd *, made at *test_*.py:33",
+            "*_ test_no_longer_kept _*",
+            "unclosed stream to fd *, made at *test_*.py:33",
+        ]
+    )
+
+
+def test_an_older_pytest(pytester: pytest.Pytester) -> None:
+    """Whose hooks can't be wrappers of the new kind: its run goes on without the plugin."""
+    pytester.makepyfile(
+        older="""
+        import pytest
+
+        class Older(type(pytest.hookimpl)):
+            def __call__(self, function=None, hookwrapper=False, optionalhook=False,
+                         tryfirst=False, trylast=False):
+                return super().__call__(function, hookwrapper, optionalhook, tryfirst, trylast)
+
+        pytest.hookimpl = Older("pytest")
+        """
+    )
+    result = run(
+        pytester,
+        """
+@pytest.mark.ringtls_allow_unclosed
+async def test_allowed():
+    make()
+
+async def test_not_allowed():
+    make()
+""",
+        *("-q", "-p", "older", "-W", "error", "-W", "ignore:Module already imported"),
+        *("-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    )
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["ringtls has not looked for * pytest 8 or newer"])
 
 
 async def test_nothing_stays_open_after_an_unwrap(contexts: Contexts) -> None:
