@@ -164,8 +164,8 @@ int rtl_recv_multishot(struct rtl_ring *r, uint64_t id, int fd);
 
 /*
  * Send. The result is how much was sent, which is less than len only if it was
- * interrupted: by a cancellation, the deadline, or a shutdown(2) of the output.
- * Where the connection breaks it is the error, though a part may have been
+ * interrupted: by a cancellation or the deadline. Where the connection breaks,
+ * or its output is shut down, it is the error, though a part may have been
  * sent. io_uring_prep_send(3), send(2).
  */
 int rtl_send(struct rtl_ring *r, uint64_t id, int fd, const void *buf,

@@ -39,7 +39,7 @@ static int send_attempt(struct rtl_ring *r, struct rtl_request *req,
 	return rtl_result(send(req->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
-/* What was sent counts, whatever ends it but an error. -EPIPE: our own FIN. */
+/* What was sent counts if it was cut off. A FIN of ours, -EPIPE, may do that. */
 static void send_complete(struct rtl_ring *r, struct rtl_request *req,
 			  const struct rtl_completion *c, struct rtl_events *e)
 {
@@ -55,7 +55,7 @@ static void send_complete(struct rtl_ring *r, struct rtl_request *req,
 		}
 	}
 	if (c->result > 0 || (req->u.buf.done &&
-			      (c->result == -EPIPE ||
+			      ((req->cancelling && c->result == -EPIPE) ||
 			       rtl_is_cut_off(req, c->result))))
 		all.result = (int)req->u.buf.done;
 	rtl_request_complete(r, req, &all, e);

@@ -216,6 +216,20 @@ def test_h4_a_cancelled_send_says_how_much_went_out(ring: Ring) -> None:
         assert received == sent
 
 
+def test_h4_a_send_that_a_fin_of_ours_ends_is_not_a_short_one(ring: Ring) -> None:
+    """Nobody asked for its end, so it has none to tell how much went out."""
+    ours, theirs = tcp_pair(32768)
+    with ours, theirs:
+        operation = Handle(ring, ring.send(ours.fileno(), bytes(5_000_000)))
+        ring.submit()
+        select.select([theirs], [], [], LIMIT)
+        ring.reap()
+        ours.shutdown(socket.SHUT_WR)
+        finish(ring, operation)
+        with pytest.raises(BrokenPipeError, match="send on fd"):
+            operation.take()
+
+
 def test_h5_a_result_is_taken_once(ring: Ring, pair: Pair) -> None:
     ours, theirs = pair
     operation = Handle(ring, ring.send(ours.fileno(), b"abc"))

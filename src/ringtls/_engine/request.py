@@ -8,12 +8,13 @@ Rules:
 2. A Handle is what a caller has of a Request. Dropping it frees nothing. A request that is in
    flight then is cancelled if it reads, and completes if it writes; the ring reaps both.
 3. The state changes as TRANSITIONS says, and in no other way.
-4. A result is taken once. A second taker, or a second waiter, gets an error at the call.
+4. A result is taken once. A second taker, or a second waiter, gets an error at the call. Who ends
+   the connection takes no result, and hears of the completion as its ``watcher``.
 5. Cancelling a request asks the kernel to end it, and is not its end: that is its own completion,
    which comes later. If the request was done before the cancellation reached it, its result
    counts, and is not lost.
 6. An exception that a callback raises goes to ``on_failure``, if whoever made the request has set
-   that. So it ends one connection, and not the ring.
+   that, and one of the watcher's to the watcher. So it ends one connection, and not the ring.
 
 This module knows no event loop.
 """
@@ -31,6 +32,8 @@ from . import _native
 __all__ = ["TRANSITIONS", "Event", "Opcode", "Request", "Sink", "State", "ignore"]
 
 Sink: TypeAlias = Callable[[bytes | bytearray | memoryview], object]
+
+OnFailure: TypeAlias = Callable[[BaseException], object]
 
 
 _lib: Any = _native.lib
@@ -103,6 +106,7 @@ class Request:
         "result",
         "sink",
         "state",
+        "watcher",
     )
 
     def __init__(
@@ -122,7 +126,8 @@ class Request:
         self.sink: Sink = sink
         self.on_done = on_done
         self.on_progress = on_progress
-        self.on_failure: Callable[[BaseException], object] | None = None
+        self.on_failure: OnFailure | None = None
+        self.watcher: tuple[Callable[[Request], object], OnFailure] | None = None
         self.state: State = State.NEW
         self.result: int = 0
         self.data: bytes | None = None
@@ -158,6 +163,13 @@ class Request:
                     raise
                 self.on_failure(failure)
         self.on_done = self.on_failure = None
+        if self.watcher is not None:
+            on_done, on_failure = self.watcher
+            try:
+                on_done(self)
+            except BaseException as failure:
+                on_failure(failure)
+            self.watcher = None
 
     def progress(self, unsent: int) -> None:
         """The ring's call: of an OUTBOX only so many bytes are unsent."""

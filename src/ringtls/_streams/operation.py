@@ -11,7 +11,7 @@ Rules:
 4. It belongs to one trio run. Starting, awaiting or cancelling it elsewhere (another thread,
    another run, no run, a forked child) is a RuntimeError.
 5. It does not keep its stream open. If the stream ends first, awaiting it is a
-   ClosedResourceError.
+   ClosedResourceError. An orderly end waits for a send: FIN comes behind its last byte.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ class Operation(Uncopyable, Generic[T_co]):
     One that is dropped without having been awaited gives a ResourceWarning that says where it was
     started. A receive or an accept is then cancelled, and what came all the same is lost (a
     connection is closed); a send completes.
+
+    So does a send whose stream is closed meanwhile: FIN comes behind it. After 5 seconds the
+    connection is reset instead.
     """
 
     __slots__ = (
@@ -119,7 +122,8 @@ class Operation(Uncopyable, Generic[T_co]):
         Raises:
           OSError: of errno ECANCELED: ``cancel()`` has ended it, and it has no result.
           trio.BrokenResourceError: the connection broke.
-          trio.ClosedResourceError: the stream, or listener, was closed meanwhile.
+          trio.ClosedResourceError: the stream, or listener, was closed meanwhile; of a send: and
+            not all could be sent by then, or the stream was reset.
           RuntimeError: it was awaited before, or belongs to another run.
         """
         check_run(self._driver)

@@ -297,7 +297,8 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         """Start to send ``data``, and return at once.
 
         It is sent from the caller's memory, without a copy, and can't be resized meanwhile. Until
-        the kernel is done, nothing else can be sent.
+        the kernel is done, nothing else can be sent. ``aclose`` lets it complete, in the
+        background.
 
         Returns:
           An operation whose result is the number of bytes sent: all, but no more than 1 GiB,
@@ -369,7 +370,9 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Send FIN and close. The ring reads what the peer still sends, and throws it away.
 
-        Does not wait for the peer. The end goes on whether or not this is cancelled.
+        Does not wait for the peer. The end goes on whether or not this is cancelled. What
+        ``start_send`` has begun is sent before FIN; if that takes more than 5 seconds, the
+        connection is reset.
         """
         self._closing.start()
         await self._transport.driver.checkpoint()

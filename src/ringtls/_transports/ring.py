@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,7 +16,7 @@ import trio
 from .._clock import now
 from .._engine.descriptors import close_now, has_unacknowledged, is_gone, reset_connection
 from .._engine.handle import Handle
-from .._engine.request import ignore
+from .._engine.request import State, ignore
 from .base import (
     ACKNOWLEDGE_ONCE,
     DISCARD_LIMIT,
@@ -58,6 +59,7 @@ class RingTransport(BaseTransport):
         "_output_ended",
         "_resets_if_killed",
         "_ring",
+        "_send_limit",
         "_unread",
         "socket",
     )
@@ -71,6 +73,7 @@ class RingTransport(BaseTransport):
         self._input: Request | None = None
         self._input_ended = False
         self._last_send: Request | None = None
+        self._send_limit: Request | None = None
         self._unread = 0
         self._outbox: Request | None = None
         self._half_closes = False
@@ -285,7 +288,7 @@ class RingTransport(BaseTransport):
         """Wait until a send would not block."""
         await self._perform(self._ring.poll_writable(self._fd()))
 
-    # What nobody waits for: the ring cuts a receive off at the close, and our FIN a send.
+    # What nobody waits for. At the close the ring cuts a receive off; FIN comes behind a send.
 
     def start_receive(self, max_bytes: int) -> Request:
         return self._ring.recv(self._fd(), max_bytes)
@@ -343,7 +346,35 @@ class RingTransport(BaseTransport):
             self._flushed(error)
             on_closed(acknowledged=True)
             return
-        if self._outbox is None or self._finish(self._outbox, deadline):
+        send = self._last_send
+        if send is not None and send.state is State.SUBMITTED:  # one that nobody has cancelled
+            assert self.on_crash is not None
+            send.watcher = (self._end_send, self.on_crash)
+            self._limit_send(deadline)
+        elif self._outbox is None or self._finish(self._outbox, deadline):
+            self._flushed(self.error)
+
+    def _end_send(self, send: Request) -> None:
+        self._note_failed_send()
+        self._flushed(self.error)
+        if self._send_limit is not None:
+            with suppress(OSError):  # the ring has failed
+                self._ring.cancel(self._send_limit)
+
+    def _limit_send(self, deadline: float) -> None:
+        self._send_limit = self._ring.timer(
+            deadline, on_done=partial(self._end_send_limit, deadline)
+        )
+        self._send_limit.on_failure = self.on_crash
+
+    def _end_send_limit(self, deadline: float, timer: Request) -> None:
+        self._send_limit = None
+        if self._on_flushed is None:
+            return
+        if now() < deadline and timer.failure is None:  # the end of the run cancels timers
+            self._limit_send(deadline)
+        else:
+            self.error = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             self._flushed(self.error)
 
     def _start_close(self, deadline: float, on_closed: OnClosed) -> None:
