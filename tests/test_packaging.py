@@ -1,10 +1,19 @@
-"""What is built and installed: which files, and with which notices."""
+"""What is built and installed: which files, with which notices, and what a build says it lacks."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import shutil
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
+
+import pytest
+
+from .support.waiting import LIMIT
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src/ringtls"
@@ -27,3 +36,66 @@ def test_the_notice_of_liburing_is_installed() -> None:
     text = notice.read_text(encoding="utf-8")
     assert text.startswith("Copyright 2020 Jens Axboe\n\nPermission is hereby granted")
     assert text == (ROOT / "LICENSES/liburing.txt").read_text(encoding="utf-8")
+
+
+TOOLS = ("ar", "as", "gcc", "ld", "ninja", "pkg-config")
+
+has_tools = pytest.mark.skipif(
+    not all(shutil.which(tool) for tool in (*TOOLS, "meson")), reason="nothing is built here"
+)
+
+
+def said_by(*command: str | Path, path: Path) -> str:
+    """What a build says that lacks something, with the programs that are in a directory."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"CC": "gcc", "PATH": str(path)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.returncode == 1, done.stderr
+    return done.stdout
+
+
+def programs(path: Path, *names: str) -> Path:
+    """A directory with these."""
+    path.mkdir()
+    for name in names:
+        found = shutil.which(name)
+        assert found is not None
+        (path / name).symlink_to(found)
+    return path
+
+
+def meson_setup(build: Path) -> list[str | Path]:
+    return [sys.executable, str(shutil.which("meson")), "setup", build]
+
+
+@has_tools
+def test_a_build_without_pkg_config_says_so(tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *set(TOOLS) - {"pkg-config"})
+    said = said_by(*meson_setup(tmp_path / "build"), path=path)
+    assert "pkg-config was not found: install the package pkg-config" in said
+
+
+@has_tools
+def test_a_build_without_liburing_says_so(tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *set(TOOLS) - {"pkg-config"})
+    (path / "pkg-config").symlink_to("/bin/false")
+    said = said_by(*meson_setup(tmp_path / "build"), path=path)
+    assert "liburing 2.3 or newer was not found: install the package liburing-dev" in said
+
+
+@has_tools
+def test_a_build_without_the_headers_of_python_says_so(tmp_path: Path) -> None:
+    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    hide = 'mount -t tmpfs none "$0"'
+    headers = sysconfig.get_path("include")
+    if subprocess.run([*unshare, hide, headers], capture_output=True).returncode:
+        pytest.skip("nothing can be hidden here")
+    path = programs(tmp_path / "bin", *TOOLS, "mount", "sh", "unshare")
+    command = [*unshare, f'{hide} && exec "$@"', headers, *meson_setup(tmp_path / "build")]
+    said = said_by(*command, path=path)
+    assert "Python.h was not found: install the package python3-dev" in said
