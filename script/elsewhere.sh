@@ -2,6 +2,8 @@
 # Exit status 77 means that this can't run here; the last line says why.
 # shellcheck shell=sh
 
+# shellcheck source=script/signals.sh
+. script/signals.sh
 work=$(mktemp -d)
 clean_up() { :; } # what else is to be done at the end
 remove_work() {
@@ -10,9 +12,6 @@ remove_work() {
 	rm -rf --one-file-system "$work"
 }
 trap 'clean_up; remove_work' EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 cannot() {
 	echo "${0##*/}: can't run here: $*"
