@@ -73,3 +73,11 @@ def test_setup_keeps_what_there_was_until_there_is_better(tmp_path: Path) -> Non
         *(".venv", "build", "meson.build", "pyproject.toml", "script"),
     }
     assert os.listdir(tmp_path / ".venv") == os.listdir(tmp_path / "build") == ["old"]
+
+
+def test_a_wheel_is_made_in_a_checkout(tmp_path: Path) -> None:
+    (tmp_path / "script").mkdir()
+    shutil.copy(ROOT / "script/wheel", tmp_path / "script")
+    said = call(tmp_path, "script/wheel")
+    assert said.returncode == 1
+    assert said.stdout == "script/wheel: it needs a checkout by git\n"
