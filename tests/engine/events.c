@@ -162,7 +162,7 @@ static void send_over(struct play *p, struct request *q, int64_t result)
 	CHECK(result <= q->len && result, "send: %lld of %u", (long long)result,
 	      q->len);
 	if (result < 0) {
-		if (result == -ECANCELED || result == -EPIPE)
+		if (result == -ECANCELED)
 			return; /* else a part may have been sent */
 		c->out.written += q->len;
 		c->out.cut = true;
