@@ -113,7 +113,7 @@ struct rtl_request {
 	int64_t deadline_ns;
 	union {				/* what the backend notes */
 		struct {
-			struct __kernel_timespec limit;	/* of this try, from its start */
+			struct __kernel_timespec limit;	/* from a try's start */
 		} uring;
 		struct {
 			struct rtl_completion answer;

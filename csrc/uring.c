@@ -183,12 +183,13 @@ static void prepare(struct rtl_ring *r, struct rtl_request *req, bool limited)
  */
 static bool is_limited(const struct rtl_ring *r, struct rtl_request *req)
 {
-	int64_t limit = rtl_limit_of(r, req);
-	int64_t now = rtl_now_ns();
+	int64_t limit = rtl_limit_of(r, req), left;
 
-	if (limit >= 0)
-		req->at.uring.limit = rtl_timespec(limit > now ? limit - now : 0);
-	return limit >= 0;
+	if (limit < 0)
+		return false;
+	left = limit - rtl_now_ns();
+	req->at.uring.limit = rtl_timespec(left > 0 ? left : 0);
+	return true;
 }
 
 /* Fill SQEs while there is room. */

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID
 
@@ -23,6 +23,7 @@ from ringtls._cli.server.reloading import KEPT
 from ringtls._cli.server.supervisor import PassedSignals, _Content
 
 from .conftest import Contexts
+from .support.authority import pem_with_key
 from .support.server import (
     PATIENCE,
     TEXT,
@@ -65,14 +66,7 @@ def write_odd_certificate(path: Path) -> None:
         .add_extension(san, critical=False)
         .sign(key, hashes.SHA256())
     )
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
+    path.write_bytes(pem_with_key(certificate, key))
 
 
 @both_modes

@@ -23,7 +23,7 @@ import pytest
 import trio
 import trio.testing
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
@@ -43,6 +43,7 @@ from ringtls import (
 from ringtls._cli.certificates import make_certificate
 
 from .conftest import Contexts, contexts_of
+from .support.authority import pem_with_key
 from .support.peer import Peer, meet
 from .support.streams import (
     handshaken,
@@ -365,14 +366,7 @@ def client_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .sign(key, hashes.SHA256())
     )
     path = tmp_path_factory.mktemp("client") / "client.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
+    path.write_bytes(pem_with_key(certificate, key))
     return path
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import trio
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
 class TruncationError(trio.BrokenResourceError):
@@ -31,3 +35,11 @@ def wrong_caller(*, is_forked: bool) -> RuntimeError:
     return RuntimeError(
         "this stream belongs to another thread: use a stream in the thread that made it"
     )
+
+
+def without_frames(error: ErrorT) -> ErrorT:
+    """A copy to keep: an error that was raised refers to frames, and they to the stream and to who
+    has called."""
+    copy = type(error)(*error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy

@@ -103,6 +103,17 @@ async def test_c16_a_logging_filter_that_raises_in_a_server(
     assert "a bug in the user's filter" in capsys.readouterr().err
 
 
+def run_out_of_memory(self: TlsSession, *, keep_unread: bool) -> None:
+    raise MemoryError
+
+
+async def assert_only_one_is_reset(peer: Peer, good: TlsStream[Any], good_peer: Peer) -> None:
+    end = await trio.to_thread.run_sync(peer.end)
+    assert (end.close_notify, end.transport) == (False, Transport.RST)
+    await good.aclose()
+    assert (await trio.to_thread.run_sync(good_peer.end)).is_clean
+
+
 async def test_c16_an_exception_in_the_end(
     contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,10 +121,7 @@ async def test_c16_an_exception_in_the_end(
     stream, peer = await meet(contexts)
     good, good_peer = await meet(contexts)
 
-    def fail(self: TlsSession, *, keep_unread: bool) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(TlsSession, "close_output", fail)
+    monkeypatch.setattr(TlsSession, "close_output", run_out_of_memory)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(closed_while_it_waits, stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
@@ -123,10 +131,7 @@ async def test_c16_an_exception_in_the_end(
     assert stream.close_outcome is CloseOutcome.CRASHED
     await until(lambda: statistics().closings.get(CloseOutcome.CRASHED) == 1)
     monkeypatch.undo()
-    end = await trio.to_thread.run_sync(peer.end)
-    assert (end.close_notify, end.transport) == (False, Transport.RST)
-    await good.aclose()
-    assert (await trio.to_thread.run_sync(good_peer.end)).is_clean
+    await assert_only_one_is_reset(peer, good, good_peer)
 
 
 async def test_c16_an_exception_in_an_end_that_a_closed_socket_begins(
@@ -136,18 +141,12 @@ async def test_c16_an_exception_in_an_end_that_a_closed_socket_begins(
     stream, peer = await meet(contexts)
     good, good_peer = await meet(contexts)
 
-    def fail(self: TlsSession, *, keep_unread: bool) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(TlsSession, "close_output", fail)
+    monkeypatch.setattr(TlsSession, "close_output", run_out_of_memory)
     stream.transport_stream.socket.close()
     await until(lambda: stream.close_outcome is not None)
     monkeypatch.undo()
     assert stream.close_outcome is CloseOutcome.CRASHED
-    end = await trio.to_thread.run_sync(peer.end)
-    assert (end.close_notify, end.transport) == (False, Transport.RST)
-    await good.aclose()
-    assert (await trio.to_thread.run_sync(good_peer.end)).is_clean
+    await assert_only_one_is_reset(peer, good, good_peer)
 
 
 async def test_c16_an_exception_where_a_listener_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

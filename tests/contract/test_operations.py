@@ -196,14 +196,20 @@ def test_h4_a_cancellation_before_the_result_is_known_loses_nothing(ring: Ring, 
     assert received == b"in time"
 
 
+def send_that_blocks(ring: Ring, ours: socket.socket, theirs: socket.socket) -> Handle:
+    """Of five million bytes, of which some have come, over a connection that takes few."""
+    operation = Handle(ring, ring.send(ours.fileno(), bytes(5_000_000)))
+    ring.submit()
+    select.select([theirs], [], [], LIMIT)
+    ring.reap()
+    assert not operation.done
+    return operation
+
+
 def test_h4_a_cancelled_send_says_how_much_went_out(ring: Ring) -> None:
     ours, theirs = tcp_pair(32768)
     with ours, theirs:
-        operation = Handle(ring, ring.send(ours.fileno(), bytes(5_000_000)))
-        ring.submit()
-        select.select([theirs], [], [], LIMIT)
-        ring.reap()
-        assert not operation.done
+        operation = send_that_blocks(ring, ours, theirs)
         operation.cancel()
         finish(ring, operation)
         sent = operation.take()
@@ -220,10 +226,7 @@ def test_h4_a_send_that_a_fin_of_ours_ends_is_not_a_short_one(ring: Ring) -> Non
     """Nobody asked for its end, so it has none to tell how much went out."""
     ours, theirs = tcp_pair(32768)
     with ours, theirs:
-        operation = Handle(ring, ring.send(ours.fileno(), bytes(5_000_000)))
-        ring.submit()
-        select.select([theirs], [], [], LIMIT)
-        ring.reap()
+        operation = send_that_blocks(ring, ours, theirs)
         ours.shutdown(socket.SHUT_WR)
         finish(ring, operation)
         with pytest.raises(BrokenPipeError, match="send on fd"):

@@ -343,13 +343,24 @@ def test_h3_a_send_completes_though_the_run_ends(monkeypatch: pytest.MonkeyPatch
         kept.clear()
 
 
+async def closed_amid_a_send(left: SocketStream, right: SocketStream) -> Operation[int]:
+    sending = left.start_send(LARGE)
+    await left.aclose()
+    assert await right.receive_some()
+    return sending
+
+
+async def assert_cut_off(sending: Operation[int]) -> None:
+    with trio.fail_after(LIMIT), pytest.raises(trio.ClosedResourceError):
+        await sending
+
+
 async def test_h3_a_send_that_does_not_complete_in_time_is_no_end(small_pair: Pair) -> None:
     left, right = small_pair
     left._closing.timeout = 0.05
     sending = left.start_send(LARGE)
     await left.aclose()
-    with trio.fail_after(LIMIT), pytest.raises(trio.ClosedResourceError):
-        await sending
+    await assert_cut_off(sending)
     with pytest.raises(trio.BrokenResourceError):
         await all_of(right)
     assert left._closing.outcome is CloseOutcome.TIMED_OUT
@@ -357,23 +368,17 @@ async def test_h3_a_send_that_does_not_complete_in_time_is_no_end(small_pair: Pa
 
 async def test_h3_a_send_that_meets_a_reset_after_the_close(small_pair: Pair) -> None:
     left, right = small_pair
-    sending = left.start_send(LARGE)
-    await left.aclose()
-    assert await right.receive_some()
+    sending = await closed_amid_a_send(left, right)
     right.close_unclean()
-    with trio.fail_after(LIMIT), pytest.raises(trio.ClosedResourceError):
-        await sending
+    await assert_cut_off(sending)
     assert left._closing.outcome is CloseOutcome.PEER_RESET
 
 
 async def test_h3_a_send_whose_stream_is_reset_after_the_close(small_pair: Pair) -> None:
     left, right = small_pair
-    sending = left.start_send(LARGE)
-    await left.aclose()
-    assert await right.receive_some()
+    sending = await closed_amid_a_send(left, right)
     left.close_unclean()
-    with trio.fail_after(LIMIT), pytest.raises(trio.ClosedResourceError):
-        await sending
+    await assert_cut_off(sending)
     with pytest.raises(trio.BrokenResourceError):
         await all_of(right)
     assert left._closing.outcome is CloseOutcome.UNCLEAN

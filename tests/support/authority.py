@@ -14,7 +14,12 @@ from cryptography.x509.oid import NameOID
 
 from ringtls._cli import certificates
 
-__all__ = ["Authority"]
+__all__ = ["Authority", "pem_with_key"]
+
+
+def pem_with_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """What one file may hold of both."""
+    return certificate.public_bytes(serialization.Encoding.PEM) + certificates._key_pem(key)
 
 
 @dataclass
@@ -66,14 +71,7 @@ class Authority:
             self.key, hashes.SHA256()
         )
         path = self.directory / f"{file}.pem"
-        path.write_bytes(
-            signed.public_bytes(serialization.Encoding.PEM)
-            + key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
+        path.write_bytes(pem_with_key(signed, key))
         return signed, path
 
     def _identifier(self) -> x509.AuthorityKeyIdentifier:

@@ -112,14 +112,7 @@ def make_certificate(directory: Path, names: Sequence[str] = ()) -> Certificate:
     made = Certificate(*(directory / name for name in _NAMES))
     _write(made.ca, ca.public_bytes(serialization.Encoding.PEM))
     _write(made.certificate, certificate.public_bytes(serialization.Encoding.PEM))
-    _write(
-        made.key,
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
+    _write(made.key, _key_pem(key))
     return made
 
 
@@ -184,6 +177,14 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
         key_agreement=False,
         encipher_only=False,
         decipher_only=False,
+    )
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
 
 

@@ -38,7 +38,7 @@ import threading
 from threading import get_ident
 from typing import overload
 
-from .._errors import TruncationError
+from .._errors import TruncationError, without_frames
 
 __all__ = ["TlsSession"]
 
@@ -206,7 +206,7 @@ class TlsSession:
           ssl.SSLError: it failed, or the input has ended in the middle of it.
         """
         if self.failure is not None:
-            raise _without_frames(self.failure)
+            raise without_frames(self.failure)
         if self._is_server and not (self.has_ciphertext or self._input_ended):
             return False  # it is the client's turn, and OpenSSL would need an exception to say so
         if self.has_ciphertext:
@@ -258,7 +258,7 @@ class TlsSession:
             memory[: len(data)] = data
             return len(data)
         if self.failure is not None:
-            raise _without_frames(self.failure)
+            raise without_frames(self.failure)
         if self.close_notify_received:
             return b"" if memory is None else 0
         if self.has_ciphertext or self._more_decrypted:
@@ -513,7 +513,7 @@ class TlsSession:
                 self._update()
 
     def _fail(self, error: ssl.SSLError) -> ssl.SSLError:
-        self.failure = _without_frames(error)
+        self.failure = without_frames(error)
         self._update()
         return error
 
@@ -526,13 +526,6 @@ class TlsSession:
             or self.failure is not None
             or not self.handshake_done
         )
-
-
-def _without_frames(error: ssl.SSLError) -> ssl.SSLError:
-    """A copy to keep: an error that was raised refers to frames, and they to the stream."""
-    copy = type(error)(*error.args)
-    copy.__dict__.update(error.__dict__)
-    return copy
 
 
 def _unexpected_eof(when: str) -> ssl.SSLEOFError:

@@ -457,7 +457,7 @@ class _Listening:
         fd = self.socket.fileno()
         request = self.ring.close_request_of(fd)  # of a call that an exception has ended
         request = request or self.ring.close_fd(fd, discard_limit=0, deadline=now())
-        fd = self.socket.take_descriptor()  # before the ring may close it
+        self.socket.take_descriptor()  # before the ring may close it
         if not self.ring.release(request):
             close_now(fd)
 

@@ -28,7 +28,6 @@ __all__ = [
     "acknowledgement_pauses",
     "broken",
     "reset_met",
-    "without_frames",
 ]
 
 #: Bytes in the outbox from which on a sender waits.
@@ -197,11 +196,6 @@ class BaseTransport:
     def check_open(self) -> None:
         if self.closing:
             raise trio.ClosedResourceError("this stream was closed")
-
-
-def without_frames(error: OSError) -> OSError:
-    """An error to be kept: through its traceback it would keep the stream, and who has called."""
-    return error.with_traceback(None)
 
 
 def reset_met(error: OSError | None) -> OSError | None:

@@ -17,6 +17,7 @@ from .._clock import now
 from .._engine.descriptors import close_now, has_unacknowledged, is_gone, reset_connection
 from .._engine.handle import Handle
 from .._engine.request import State, ignore
+from .._errors import without_frames
 from .base import (
     ACKNOWLEDGE_ONCE,
     DISCARD_LIMIT,
@@ -27,7 +28,6 @@ from .base import (
     acknowledgement_pauses,
     broken,
     reset_met,
-    without_frames,
 )
 
 if TYPE_CHECKING:
