@@ -1,15 +1,19 @@
-"""The examples of the README and of docs/, as they stand there but for the README's port."""
+"""The examples of the README, of docs/ and of docstrings, as they stand there but for host and port."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import runpy
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,6 +184,55 @@ def test_the_terminator(contexts: Contexts, directory: Path) -> None:
                 socket.create_connection(("localhost", port), LIMIT) as vain,
             ):
                 vain.recv(1)
+
+
+IN_ASYNC = "async def main():\n{example}\n"
+
+#: What the example of a module's docstring leaves out.
+AROUND = {
+    "ringtls.anyio": "import anyio, ringtls.anyio\nfrom anyio.streams.tls import TLSAttribute\n"
+    + IN_ASYNC
+    + "anyio.run(main, backend='trio')",
+    "ringtls.blocking": "import ringtls.blocking\nif True:\n{example}",
+    "ringtls.httpcore": "import httpx, ringtls.httpcore, trio\n"
+    + IN_ASYNC
+    + "    print(response.text)\ntrio.run(main)",
+}
+
+
+@pytest.mark.parametrize("module", sorted(AROUND))
+def test_the_example_of_a_docstring(contexts: Contexts, directory: Path, module: str) -> None:
+    document = importlib.import_module(module).__doc__ or ""
+    found = re.search(r"\n\n((?:    .*\n)+)\n", document)
+    assert found is not None
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ThreadPoolExecutor() as executor,
+    ):
+        listener.settimeout(LIMIT)
+        serving = executor.submit(answer_once, listener, contexts.server)
+        port = str(listener.getsockname()[1])
+        example = found[1].replace("https://example.org", f"https://localhost:{port}")
+        example = example.replace("example.org", "localhost").replace("443", port)
+        shown = subprocess.run(
+            [sys.executable, "-c", AROUND[module].format(example=example)],
+            env={**os.environ, "SSL_CERT_FILE": str(directory / "ca.pem")},
+            capture_output=True,
+            timeout=LIMIT,
+        )
+        assert b"welcome" in shown.stdout, shown.stderr
+        assert serving.result(LIMIT) == b""  # close_notify, and nothing else
+
+
+def answer_once(listener: socket.socket, context: ssl.SSLContext) -> bytes:
+    """Whatever a client says, welcome it; returns what it says then."""
+    with context.wrap_socket(
+        listener.accept()[0], server_side=True, suppress_ragged_eofs=False
+    ) as client:
+        client.settimeout(LIMIT)
+        client.recv(4096)
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nwelcome")
+        return client.recv(4096)
 
 
 def test_what_the_page_of_frameworks_says() -> None:
