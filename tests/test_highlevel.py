@@ -8,6 +8,7 @@ import socket
 import ssl
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -105,6 +106,22 @@ async def test_no_listener_is_left_where_one_fails(monkeypatch: pytest.MonkeyPat
     assert [listener.socket.fileno() for listener in both] == [-1, -1]
     with pytest.raises(trio.ClosedResourceError):
         await opened[0].accept()
+
+
+async def test_no_listener_is_left_if_the_context_does_not_fit(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it warn of one that nobody could close."""
+    opened: list[SocketListener] = []
+
+    async def open_and_keep(port: int, **options: Any) -> list[SocketListener]:
+        opened.extend(await open_tcp_listeners(port, **options))
+        return opened
+
+    monkeypatch.setattr(highlevel, "open_tcp_listeners", open_and_keep)
+    with pytest.raises(ssl.SSLError, match="CLIENT"):
+        await open_tls_over_tcp_listeners(0, contexts.client, host="127.0.0.1")
+    await until(lambda: opened[0].socket.fileno() == -1)  # in the background
 
 
 async def test_no_stream_is_left_if_the_context_does_not_fit(contexts: Contexts) -> None:

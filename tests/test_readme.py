@@ -1,4 +1,4 @@
-"""The examples of the README, of docs/ and of docstrings, as they stand there but for host and port."""
+"""The examples of the README, of docs/ and of docstrings, as they stand but for host and port."""
 
 from __future__ import annotations
 

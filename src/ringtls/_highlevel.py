@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from typing import NoReturn, TypeVar
 
@@ -124,12 +124,8 @@ async def open_tcp_listeners(
     """
     TrioDriver.current().ring  # noqa: B018 raises before there is anything to be closed
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
-    try:
+    with _all_or_none(listeners):  # it raises where no descriptor is left, say
         return [SocketListener(listener.socket) for listener in listeners]
-    except BaseException:  # as where no descriptor is left
-        for listener in listeners:
-            listener.socket.close()
-        raise
 
 
 async def open_unix_listeners(
@@ -180,12 +176,27 @@ async def open_tls_over_tcp_listeners(
     Raises:
       OSError: the address can't be had, as when the port is in use.
       RingUnavailableError: io_uring is forced, and there is none here.
+      ssl.SSLError: the context is one for clients.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
-    return [
-        TlsListener(listener, ssl_context, https_compatible=https_compatible)
-        for listener in listeners
-    ]
+    with _all_or_none(listeners):
+        return [
+            TlsListener(listener, ssl_context, https_compatible=https_compatible)
+            for listener in listeners
+        ]
+
+
+@contextmanager
+def _all_or_none(
+    listeners: Sequence[trio.SocketListener] | Sequence[SocketListener],
+) -> Iterator[None]:
+    """Close all of them if what is made of them fails."""
+    try:
+        yield
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
 
 
 async def serve_tcp(
@@ -227,8 +238,8 @@ async def serve_tls_over_tcp(
     ``handler_nursery`` of yours, so do the handlers, whose streams are closed in order.
 
     Raises:
-      OSError, RingUnavailableError: as for ``open_tls_over_tcp_listeners``. Once it serves, running
-        out of descriptors is waited out, and no more than logged.
+      OSError, RingUnavailableError, ssl.SSLError: as for ``open_tls_over_tcp_listeners``. Once it
+        serves, running out of descriptors is waited out, and no more than logged.
       ExceptionGroup: what handlers raised, if they run in this function's own nursery.
     """
     listeners = await open_tls_over_tcp_listeners(
