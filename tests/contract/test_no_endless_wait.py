@@ -354,6 +354,24 @@ async def test_c16_another_threads_close_unclean_does_nothing(contexts: Contexts
     assert client.close_outcome is CloseOutcome.CLEAN
 
 
+@pytest.mark.parametrize("name", ["close_unclean", "reset_if_killed"])
+async def test_c16_another_threads_call_of_a_socket_stream_does_nothing(
+    pair: tuple[socket.socket, socket.socket], name: str
+) -> None:
+    ours, theirs = pair
+    async with SocketStream(ours) as stream:
+        linger = stream.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+
+        def call() -> None:
+            with pytest.raises(RuntimeError, match="another thread"):
+                getattr(stream, name)()
+
+        await trio.to_thread.run_sync(call)
+        assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == linger
+    theirs.settimeout(LIMIT)
+    assert theirs.recv(1) == b""
+
+
 # What the peer's TCP has
 
 

@@ -103,7 +103,8 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
     Like trio.SocketStream, with TCP_NODELAY set. The connection belongs to the stream from now on:
     the caller's object is left without it, as if closed (as SSLContext.wrap_socket leaves it), and
     closing that object does nothing. A stream belongs to the trio run that made it: in another
-    thread, or in a forked child, each call is a RuntimeError, and nothing has happened.
+    thread, or in a forked child, each call but those of options is a RuntimeError, and nothing has
+    happened.
 
     Args:
       sock: a connected stdlib or trio stream socket.
@@ -223,6 +224,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         If this is cancelled, nothing was received.
 
         Raises:
+          TypeError, ValueError: ``max_bytes`` is not a positive integer.
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: the stream was closed, before or during the call.
           trio.BusyResourceError: a task, or an operation, is receiving.
@@ -245,6 +247,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
           Between 1 and ``max_bytes`` bytes (64 KiB at most); b"" at the end.
 
         Raises:
+          TypeError, ValueError: ``max_bytes`` is not a positive integer.
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: the stream was closed, before or during the call.
           trio.BusyResourceError: a task, or an operation, is receiving.
@@ -326,6 +329,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
           b"" at the end.
 
         Raises:
+          TypeError, ValueError: ``max_bytes`` is not a positive integer.
           trio.BusyResourceError: a task, or another operation, is receiving.
           trio.ClosedResourceError: the stream was closed.
           RuntimeError: called outside the trio run that made the stream.
@@ -355,9 +359,9 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
           trio.BusyResourceError: a task, or an operation, is sending.
         """
         with self._sending:
+            self._transport.driver.check_caller()
             await self._transport.driver.checkpoint()
             self._transport.check_open()
-            self._transport.driver.check_caller()
             if self._sent_eof:
                 return
             try:
@@ -391,6 +395,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         A kernel that closes a killed process' sockets sends FIN, which is an end where there is no
         TLS. This sets SO_LINGER (socket(7)) until the stream's own end.
         """
+        self._transport.driver.check_caller()
         self._transport.reset_if_killed()
 
     def _release_to_tls(self) -> tuple[RingTransport, Closing]:

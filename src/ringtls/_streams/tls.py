@@ -286,11 +286,13 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     @enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
+        """Receive between 1 and ``max_bytes`` bytes (by default 64 KiB); b"" after the peer's
+        close_notify.
 
         If this is cancelled, nothing was received, and nothing is lost.
 
         Raises:
+          TypeError, ValueError: ``max_bytes`` is not a positive integer.
           TruncationError: the connection ended without close_notify.
           trio.BrokenResourceError: the connection broke, or TLS failed.
           trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
@@ -336,7 +338,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         what was received before.
 
         Raises:
-          trio.ClosedResourceError: the stream was closed.
+          trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         self._check_open()
         no_more_comes = self._transport.look()
@@ -499,7 +501,11 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     @property
     def transport_stream(self) -> StreamT:
-        """The stream below. None of its data methods may be used."""
+        """The stream below. None of its data methods may be used.
+
+        Raises:
+          trio.ClosedResourceError: this stream was unwrapped.
+        """
         if self._transport_stream is None:
             raise trio.ClosedResourceError("this stream was unwrapped")
         return self._transport_stream

@@ -54,7 +54,7 @@ class _Stream(Uncopyable):
         """True if a receive would return at once: see ringtls.SocketStream and ringtls.TlsStream.
 
         Raises:
-          trio.ClosedResourceError: the stream was closed.
+          trio.ClosedResourceError: the stream was closed, or unwrapped.
         """
         with self._driver.call():
             return self._stream.input_pending
@@ -149,6 +149,7 @@ class SocketStream(_Stream):
         If this is interrupted, what comes at that moment may be lost, as by socket.recv.
 
         Raises:
+          TypeError, ValueError: ``max_bytes`` is not a positive integer.
           TimeoutError: nothing was received.
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: the stream was closed.
@@ -160,6 +161,7 @@ class SocketStream(_Stream):
         """Look at what the next receive will return, without taking it: see ringtls.SocketStream.
 
         Raises:
+          TypeError, ValueError: ``max_bytes`` is not a positive integer.
           TimeoutError: nothing has come.
           trio.BrokenResourceError: the connection broke.
           trio.ClosedResourceError: the stream was closed.
@@ -291,11 +293,13 @@ class TlsStream(TlsInfo, _Stream):
             complete(self._stream.wait_sent())
 
     def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive between 1 and ``max_bytes`` bytes; b"" after the peer's close_notify.
+        """Receive between 1 and ``max_bytes`` bytes (by default 64 KiB); b"" after the peer's
+        close_notify.
 
         If this is interrupted, nothing was received, and nothing is lost.
 
         Raises:
+          TypeError, ValueError: ``max_bytes`` is not a positive integer.
           TimeoutError: nothing was received, and nothing is lost.
           TruncationError: the connection ended without close_notify.
           trio.BrokenResourceError: the connection broke, or TLS failed.
@@ -408,7 +412,11 @@ class TlsStream(TlsInfo, _Stream):
 
     @property
     def transport_stream(self) -> SocketStream:
-        """The stream below. None of its data methods may be used."""
+        """The stream below. None of its data methods may be used.
+
+        Raises:
+          trio.ClosedResourceError: this stream was unwrapped.
+        """
         self._stream.transport_stream  # noqa: B018 raises if it was unwrapped
         return self._transport_stream
 
