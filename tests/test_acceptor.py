@@ -17,8 +17,7 @@ from ringtls._engine.ring import Ring
 from ringtls._streams.acceptor import AT_ONCE, Acceptor
 
 from .support.rings import drive_until
-
-PATIENCE = 60
+from .support.waiting import LIMIT
 
 NAME: ContextVar[str] = ContextVar("NAME")
 
@@ -33,7 +32,7 @@ def has_room() -> bool:
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[SocketListener]:
-    with socket.create_server(("127.0.0.1", 0)) as sock, trio.fail_after(PATIENCE):
+    with socket.create_server(("127.0.0.1", 0)) as sock, trio.fail_after(LIMIT):
         async with SocketListener(sock) as listener:
             yield listener
 

@@ -10,7 +10,6 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import h2.errors
 import h2.events
@@ -24,11 +23,11 @@ from ringtls.httpcore import transport
 
 from .conftest import Contexts, contexts_of
 from .support.application import CANCELLED, PIECE
-from .support.http_peers import Http2Peer, Http2WebSocket, WebSocketPeer, read_head
+from .support.http_peers import Http2Peer, Http2WebSocket, WebSocketPeer, client_of, read_head
 from .support.peer import Peer
 from .support.server import Server, fails, read_metrics
 from .support.streams import reset
-from .support.waiting import LIMIT, wait_until
+from .support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,11 +51,6 @@ def start(contexts: Contexts, tmp_path: Path) -> Iterator[Start]:
 
 
 APPLICATION = "support.application:application"
-
-
-def client_of(contexts: Contexts, **options: Any) -> httpx.AsyncClient:
-    verify = contexts_of(contexts.ca, contexts.certificate, contexts.key).client
-    return httpx.AsyncClient(transport=transport(verify=verify, **options), timeout=LIMIT)
 
 
 def peer_of(server: Server, contexts: Contexts, *, alpn: str = "http/1.1") -> Peer:

@@ -30,6 +30,7 @@ from ringtls.httpcore import RingBackend, transport
 
 from .conftest import Contexts, contexts_of
 from .support import foreign_servers
+from .support.http_peers import read_head
 from .support.peer import End, Peer
 from .support.scripted import playing, replaying
 from .support.streams import reset
@@ -175,7 +176,7 @@ async def downloading(
     """A response that has begun to come, and how the server sees it end."""
 
     def send_for_ever(peer: Peer) -> None:
-        receive_request(peer)
+        read_head(peer)
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + PIECE)
         assert end(peer).is_clean
 
@@ -185,14 +186,6 @@ async def downloading(
             client.stream("GET", f"https://localhost:{port}") as response,
         ):
             yield response
-
-
-def receive_request(peer: Peer) -> bytes:
-    """Receive a request without a body."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += peer.receive(1)
-    return head
 
 
 async def test_a_cancelled_download_ends_with_close_notify(contexts: Contexts) -> None:
@@ -212,7 +205,7 @@ async def test_a_client_that_is_left_ends_with_close_notify(contexts: Contexts) 
     ends = []
 
     def answer(peer: Peer) -> None:
-        receive_request(peer)
+        read_head(peer)
         peer.send(ANSWER)
         ends.append(peer.end())
 
@@ -249,14 +242,14 @@ ENDS = [end_by_close_notify, end_by_a_late_answer, end_by_fin, end_by_reset]
 
 
 def answer_and_end(peer: Peer, end: Callable[[Peer], None], is_idle: threading.Event) -> None:
-    receive_request(peer)
+    read_head(peer)
     peer.send(ANSWER)
     assert is_idle.wait(LIMIT)
     end(peer)
 
 
 def answer_until_the_end(peer: Peer) -> None:
-    receive_request(peer)
+    read_head(peer)
     peer.send(ANSWER)
     peer.end()
 
@@ -304,7 +297,7 @@ async def test_what_is_upgraded_is_no_request(contexts: Contexts) -> None:
     headers = {"Connection": "upgrade", "Upgrade": "greetings"}
 
     def switch(peer: Peer) -> None:
-        receive_request(peer)
+        read_head(peer)
         peer.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\nwelcome")
         assert peer.receive(2) == b"hi"
         peer.end()
@@ -337,11 +330,11 @@ async def test_nor_is_one_of_the_users_own(contexts: Contexts, method: str) -> N
     is_begun = threading.Event()
 
     def switch(peer: Peer) -> None:
-        receive_request(peer)
+        read_head(peer)
         peer.send(answer)
         assert is_begun.wait(LIMIT)
         peer.send(b"welcome")
-        assert receive_request(peer) == REQUEST
+        assert read_head(peer) == REQUEST
         end_by_close_notify(peer)
 
     with playing(contexts, switch) as port:
@@ -359,9 +352,9 @@ async def test_nor_is_one_of_the_users_own(contexts: Contexts, method: str) -> N
 
 def answer_once_then(peer: Peer, end: Callable[[Peer], None]) -> None:
     """Take the second request, and end."""
-    receive_request(peer)
+    read_head(peer)
     peer.send(ANSWER)
-    receive_request(peer)
+    read_head(peer)
     end(peer)
 
 
@@ -396,7 +389,7 @@ async def test_nor_is_the_first_of_a_connection(
     contexts: Contexts, end: Callable[[Peer], None]
 ) -> None:
     def take_and_end(peer: Peer) -> None:
-        receive_request(peer)
+        read_head(peer)
         end(peer)
 
     with playing(contexts, take_and_end) as port:

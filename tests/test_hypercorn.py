@@ -14,7 +14,6 @@ from typing import Any
 
 import h2.connection
 import h2.events
-import httpx
 import pytest
 import trio
 import trio.testing
@@ -23,12 +22,11 @@ from hypercorn.utils import LifespanFailureError
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import Request
 
-from ringtls.httpcore import transport
 from ringtls.hypercorn import serve
 
 from .conftest import Contexts, contexts_of
 from .support.application import PIECE, application, unwilling
-from .support.http_peers import Http2Peer
+from .support.http_peers import Http2Peer, client_of
 from .support.peer import End, Peer, Transport
 from .support.waiting import LIMIT
 
@@ -49,11 +47,6 @@ async def serving(config: Config, app: Any = application) -> AsyncIterator[tuple
         url, *_ = await nursery.start(start)
         yield url.replace("127.0.0.1", "localhost"), ended
         ended.set()
-
-
-def client_of(contexts: Contexts, **options: Any) -> httpx.AsyncClient:
-    verify = contexts_of(contexts.ca, contexts.certificate, contexts.key).client
-    return httpx.AsyncClient(transport=transport(verify=verify, **options), timeout=LIMIT)
 
 
 async def raw_peer(contexts: Contexts, url: str, *, alpn: str = "http/1.1") -> Peer:

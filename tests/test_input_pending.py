@@ -15,7 +15,7 @@ from ringtls import SocketStream, TruncationError, blocking
 from .conftest import Contexts
 from .support.peer import Peer, meet
 from .support.streams import reset, tcp_pair
-from .support.waiting import until, wait_until
+from .support.waiting import LIMIT, until, wait_until
 
 
 def close_notify_and_fin(peer: Peer) -> None:
@@ -53,7 +53,7 @@ async def test_what_a_receive_would_return_at_once(
     ENDS[name](peer)
     await until(lambda: stream.input_pending)
     assert stream.input_pending  # it took nothing
-    with trio.fail_after(10):
+    with trio.fail_after(LIMIT):
         try:
             got: object = await stream.receive_some()
         except trio.BrokenResourceError as error:

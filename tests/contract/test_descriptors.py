@@ -38,15 +38,13 @@ from ..support.peer import End, Peer, meet
 from ..support.processes import fork
 from ..support.rings import drive, drive_until, is_awake
 from ..support.streams import open_fds, socket_streams, tcp_pair
-from ..support.waiting import closed_while_it_waits
+from ..support.waiting import LIMIT, closed_while_it_waits
 
 FACES = [TrioFace, BlockingFace]
 
 LAST_WORDS = b"last words"
 
 #: Seconds after which a socket of a test has waited in vain.
-PATIENCE = 10
-
 Story = Callable[[Face], Awaitable[None]]
 
 
@@ -82,7 +80,7 @@ def bystander() -> Iterator[set[int]]:
     with left, right:
         yield {left.fileno(), right.fileno()}
         for end in (left, right):
-            end.settimeout(PATIENCE)
+            end.settimeout(LIMIT)
             end.sendall(b"as new")
         for end in (left, right):
             assert end.recv(1000) == b"as new"
@@ -206,7 +204,7 @@ def test_c17_close_on_the_socket_of_a_blocking_stream_without_tls() -> None:
     stream.send_all(LAST_WORDS)
     stream.socket.close()
     with theirs:
-        theirs.settimeout(PATIENCE)
+        theirs.settimeout(LIMIT)
         assert theirs.recv(100) == LAST_WORDS
         assert theirs.recv(100) == b""
     BlockingDriver.current().end()
@@ -321,13 +319,13 @@ def test_c17_a_ring_that_fails_once_it_has_closed_a_number(
     with theirs:
         with pytest.raises(MemoryError) as caught:
             while not closing.is_over:
-                ring.wait(PATIENCE)
+                ring.wait(LIMIT)
                 ring.reap()
         with bystander() as numbers:
             assert number in numbers
             ring.fail(caught.value)
         assert closing.is_over
-    ring.close(timeout=PATIENCE)
+    ring.close(timeout=LIMIT)
 
 
 # Listeners
@@ -376,7 +374,7 @@ async def test_c17_a_listener_does_not_freeze_another_process() -> None:
     begin, have_begun = os.pipe()
     child = fork()
     if child == 0:
-        signal.alarm(PATIENCE)
+        signal.alarm(int(LIMIT))
         os.read(begin, 1)
         try:
             sock.accept()
@@ -421,7 +419,7 @@ async def test_c17_the_caller_closes_its_listening_socket() -> None:
         assert bystanders.fileno() == number
         await trio.testing.wait_all_tasks_blocked()
         with socket.create_connection(bystanders.getsockname()) as client:
-            bystanders.settimeout(PATIENCE)
+            bystanders.settimeout(LIMIT)
             bystanders.accept()[0].close()
             assert client.recv(1) == b""
         with pytest.raises(trio.ClosedResourceError), socket.create_connection(address):

@@ -28,6 +28,7 @@ from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from ..support.signals import SignalAtBytecode
 from ..support.tracing import traced_by
 from ..support.values import Value, whole
+from ..support.waiting import LIMIT
 from .test_combinators import STORIES, Resource, Story, Stuck
 
 T = TypeVar("T")
@@ -820,7 +821,7 @@ async def test_a2_an_end_in_an_end(whom: str) -> None:
 
     part = Part("part", log)
     owner = Value("owner", log, part)
-    with trio.fail_after(20):
+    with trio.fail_after(LIMIT):
         await owner.aclose()
     assert log == whole("owner", "part")
 
@@ -830,7 +831,7 @@ async def test_a2_ends_that_wait_for_each_other() -> None:
     log: list[str] = []
     left, right = Value("left", log), Value("right", log)
     left.part, right.part = right, left  # type: ignore[attr-defined]
-    with trio.fail_after(20):
+    with trio.fail_after(LIMIT):
         await aclose_all(left, right)
     assert sorted(log) == sorted(whole("left", "right"))
 

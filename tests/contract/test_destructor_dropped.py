@@ -26,6 +26,7 @@ from ..support.peer import End, meet
 from ..support.processes import exit_status, fork
 from ..support.streams import socket_streams
 from ..support.values import Value, whole
+from ..support.waiting import until
 from .test_combinators import Resource, Stuck
 
 pytestmark = pytest.mark.ringtls_allow_unclosed
@@ -41,12 +42,6 @@ def warned(text: str) -> Iterator[None]:
     assert any(re.search(text, each) for each in texts), texts
 
 
-async def until(log: list[str], line: str) -> None:
-    with trio.fail_after(20):
-        while line not in log:
-            await trio.sleep(0.001)
-
-
 # In a run that goes on
 
 
@@ -55,6 +50,10 @@ async def test_a4_dropped(how: str) -> None:
     log: list[str] = []
     values = [Value("value", log, Value("part", log))]
     gone = weakref.ref(values[0])
+
+    def is_gone() -> bool:
+        gc.collect()
+        return gone() is None
 
     def drop() -> None:
         values.clear()
@@ -69,11 +68,8 @@ async def test_a4_dropped(how: str) -> None:
             thread.join()
         else:
             drop()
-    await until(log, "end part")
-    with trio.fail_after(20):
-        while gone() is not None:
-            await trio.sleep(0.001)
-            gc.collect()
+    await until(lambda: "end part" in log)
+    await until(is_gone)
     assert log == whole("value", "part")
 
 
@@ -92,7 +88,7 @@ async def test_a4_a_family_in_a_cycle(parent_first: bool) -> None:
     del parent, child
     with warned("unclosed Value"):
         gc.collect()
-    await until(log, "end grandchild")
+    await until(lambda: "end grandchild" in log)
     assert log == whole("parent", "child", "grandchild")
 
 
@@ -104,8 +100,8 @@ async def test_a4_who_owns_each_other() -> None:
     del parent, child
     with warned("unclosed Value"):
         gc.collect()
-    await until(log, "end child")
-    await until(log, "end parent")
+    await until(lambda: "end child" in log)
+    await until(lambda: "end parent" in log)
     assert sorted(log) == sorted(whole("parent", "child"))
 
 
@@ -179,9 +175,7 @@ async def test_a4_what_it_raises_is_logged(caplog: pytest.LogCaptureFixture) -> 
 
     with warned("unclosed Failing"):
         Failing("value", log, Resource("bad", log, OSError("bad")))
-    with trio.fail_after(20):
-        while not caplog.records:
-            await trio.sleep(0.001)
+    await until(lambda: caplog.records)
     assert log == [*whole("value"), "begin bad"]
     [record] = caplog.records
     assert "destroying Failing, made at " in record.getMessage()
@@ -203,7 +197,7 @@ async def test_a4_bounded_what_is_not_ours(autojump_clock: trio.abc.Clock) -> No
 async def test_a4_where_warnings_are_errors() -> None:
     log: list[str] = []
     Value("value", log)
-    await until(log, "end value")
+    await until(lambda: "end value" in log)
 
 
 async def test_a4_closed_by_nobody_and_then_by_somebody() -> None:

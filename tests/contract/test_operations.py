@@ -147,7 +147,7 @@ def test_h3_dropping_a_write_lets_it_finish(ring: Ring, pair: Pair) -> None:
     del operation, data
     gc.collect()
     received = bytearray()
-    theirs.settimeout(10)
+    theirs.settimeout(LIMIT)
     while len(received) < len(sent):
         drive(ring)
         received += theirs.recv(1 << 20)
@@ -728,7 +728,7 @@ def test_h7_closing_the_ring_resets_what_was_not_released(pair: Pair, stage: str
     assert closing.result == -errno.ECANCELED
     assert open_fds() == fds
     os.fstat(ours.fileno())
-    theirs.settimeout(20)
+    theirs.settimeout(LIMIT)
     with pytest.raises(ConnectionResetError):
         theirs.recv(1)
 

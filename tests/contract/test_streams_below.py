@@ -24,7 +24,7 @@ from ringtls._transports.stream import StreamTransport
 from ..conftest import Contexts
 from ..support.peer import Peer, adapted_socket_stream, trio_socket_stream
 from ..support.streams import handshaken, tcp_pair
-from ..support.waiting import until
+from ..support.waiting import LIMIT, until
 from ..test_adapter import over
 
 AnyTls = TlsStream[trio.abc.Stream]
@@ -86,7 +86,7 @@ class FaultyWithoutHalves(trio.abc.Stream):
 @pytest.fixture
 async def deadline() -> AsyncIterator[None]:
     """Nothing in these tests may hang."""
-    with trio.fail_after(30):
+    with trio.fail_after(LIMIT):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Clients of HTTP/1.1, WebSocket and HTTP/2, over a raw peer that sees how the connection ends."""
+"""Clients: httpx, and over a raw peer, which sees the end, HTTP/1.1, WebSocket and HTTP/2."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from typing import Any, TypeVar
 
 import h2.connection
 import h2.events
+import httpx
 from h2.connection import ConnectionInputs, ConnectionState, H2ConnectionStateMachine
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import Connection
 from wsproto.events import AcceptConnection, Request, TextMessage
 
-from .peer import Peer
+from ringtls.httpcore import transport
 
-__all__ = ["Http2Peer", "Http2WebSocket", "WebSocketPeer", "read_head"]
+from ..conftest import Contexts, contexts_of
+from .peer import Peer
+from .waiting import LIMIT
+
+__all__ = ["Http2Peer", "Http2WebSocket", "WebSocketPeer", "client_of", "read_head"]
 
 Event = TypeVar("Event", bound=h2.events.Event)
 
@@ -25,6 +30,11 @@ _TRANSITIONS = {
         for goaway in (ConnectionInputs.SEND_GOAWAY, ConnectionInputs.RECV_GOAWAY)
     },
 }
+
+
+def client_of(contexts: Contexts, **options: Any) -> httpx.AsyncClient:
+    verify = contexts_of(contexts.ca, contexts.certificate, contexts.key).client
+    return httpx.AsyncClient(transport=transport(verify=verify, **options), timeout=LIMIT)
 
 
 def read_head(peer: Peer) -> bytes:
