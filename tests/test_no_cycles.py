@@ -6,6 +6,7 @@ So a stream that is dropped after a cancellation ends at once, and not at some l
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,7 @@ from weakref import ref
 import pytest
 import trio
 
-from ringtls import TlsStream, blocking, must_complete
+from ringtls import AsyncDestructor, TlsStream, aclose_all, blocking, must_complete
 from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts
@@ -69,6 +70,59 @@ async def test_must_complete_that_raises() -> None:
     with suppress(KeyError):
         await watched(lambda: must_complete(fail), seen)
     assert seen[0]() is None
+
+
+class Failing(AsyncDestructor):
+    async def adestroy(self) -> None:
+        raise KeyError
+
+
+class FailingTwice(Failing):
+    destroy_timeout = property(lambda self: -1.0)
+
+
+class FailingResource(trio.abc.AsyncResource):
+    async def aclose(self) -> None:
+        raise KeyError
+
+
+class Owner(AsyncDestructor):
+    def __init__(self) -> None:
+        self.resource = FailingResource()
+
+
+class Slow(AsyncDestructor):
+    destroy_timeout = 0.0
+
+    async def adestroy(self) -> None:
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("cls", [Failing, FailingTwice, Owner, Slow])
+async def test_a_destructor_that_fails(cls: type[AsyncDestructor]) -> None:
+    value = cls()
+    with suppress(ExceptionGroup):
+        await value.aclose()
+    seen = ref(value)
+    del value
+    assert seen() is None
+
+
+async def test_aclose_all_that_raises() -> None:
+    resources = [FailingResource(), FailingResource()]
+    with pytest.raises(ExceptionGroup):
+        await aclose_all(*resources)
+    seen = [ref(each) for each in resources]
+    resources.clear()
+    assert [each() for each in seen] == [None, None]
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore:unclosed Failing:ResourceWarning")
+async def test_a_dropped_destructor_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("ringtls"), "disabled", True)  # pytest keeps records
+    seen = ref(Failing())
+    await until(lambda: seen() is None)
 
 
 def test_a_blocking_receive_that_takes_too_long() -> None:

@@ -29,6 +29,7 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection
 
 from ._drivers.trio import TrioWaitQueue
+from ._errors import taken_out
 from ._log import log
 from ._task import Task
 
@@ -168,8 +169,8 @@ class Patience:
             self._scopes.discard(scope)
 
 
-async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> BaseException | None:
-    """Close a resource; returns what that raised, with a note that names it."""
+async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> list[BaseException]:
+    """Close a resource; returns what that raised, if it did, with a note that names it."""
     try:
         with patience.scope() as scope:
             await resource.aclose()
@@ -180,8 +181,8 @@ async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> Bas
         raise
     except BaseException as error:
         error.add_note(f"raised by closing {_name(resource)}")
-        return error
-    return None
+        return [error]
+    return []
 
 
 def _name(resource: object) -> str:
@@ -194,12 +195,11 @@ def _name(resource: object) -> str:
 async def _close(resources: Sequence[trio.abc.AsyncResource]) -> list[BaseException]:
     """Close them side by side (rules 2 and 3); returns what that raised, in their order."""
     patience = Patience()
-    errors: dict[int, BaseException] = {}
+    errors: list[list[BaseException]] = [[] for _ in resources]
 
     @enable_ki_protection
     async def close(number: int) -> None:
-        if error := await close_one(resources[number], patience):
-            errors[number] = error
+        errors[number] += await close_one(resources[number], patience)
 
     async def close_each() -> None:
         async with trio.open_nursery() as nursery:
@@ -208,4 +208,4 @@ async def _close(resources: Sequence[trio.abc.AsyncResource]) -> list[BaseExcept
                 await trio.lowlevel.cancel_shielded_checkpoint()  # tasks of a tick have no order
 
     await run_apart(close_each, on_cancel=patience.limit)
-    return [errors[number] for number in sorted(errors)]
+    return [error for raised in errors for error in taken_out(raised)]

@@ -52,6 +52,7 @@ from trio.lowlevel import enable_ki_protection
 from ._clock import now
 from ._combinators import Patience, close_one, run_apart
 from ._drivers.trio import TrioDriver
+from ._errors import taken_out
 from ._log import log
 from ._ownership import RECORD, Ownership, attributes
 from ._streams import leaks
@@ -271,7 +272,7 @@ class Destruction:
         errors = await self._destroy(value)
         if errors:
             text = f"destroying {self.name}, made at {self.made_at}, failed"
-            log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, errors))
+            log(logging.ERROR, "%s", text, failure=BaseExceptionGroup(text, taken_out(errors)))
 
     # The end
 
@@ -335,10 +336,9 @@ class Destruction:
             errors.append(error)
         self._step(Event.RETURNED)
         for resource in self.ownership.of(value):
-            raised = await close_one(resource, self._patience)
-            errors += [] if raised is None else [raised]
+            errors += await close_one(resource, self._patience)
         self._end(Event.CLOSED)
-        return errors
+        return taken_out(errors)
 
     def _end(self, event: Event) -> None:
         """To be repeated if something is raised in here."""
