@@ -130,6 +130,12 @@ async def main():
         async with client, server:
             await client.send_all(b"no ring")
             print(await server.receive_some())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.unwrap)
+                assert await server.unwrap() == (pair[1], b"")
+        async with pair[0], pair[1]:
+            await pair[0].send_all(b"plain")
+            assert await pair[1].receive_some() == b"plain"
 trio.run(main)
 """
 
