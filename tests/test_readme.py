@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import re
@@ -18,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from ringtls._cli import COMMANDS
+from ringtls.lint._tables import RULES
 
 from .conftest import Contexts
 from .newcomer import do_what_the_page_says
@@ -86,6 +90,28 @@ def test_every_script_is_in_the_table() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     for script in (ROOT / "script").iterdir():
         assert script.suffix or re.search(rf"^\| .*`script/{script.name}`", page, re.M), script
+
+
+#: Options of ringtls itself, of scripts, of the lint and of other programs.
+OF_OTHERS = {
+    *("--candidates", "--format", "--long", "--only", "--quick", "--version"),
+    *("--cap-drop", "--read-only", "--seccomp-default", "--security-opt", "--spec", "--strict"),
+    *("--tmpfs", "--ulimit", "--user"),
+}
+
+
+def test_every_option_that_is_named_exists() -> None:
+    commands = argparse.ArgumentParser().add_subparsers()
+    for command in COMMANDS:
+        importlib.import_module(f"ringtls._cli.{command}").add_parser(commands)
+    options = {o for each in commands.choices.values() for o in each._option_string_actions}
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text()))
+        assert named - options <= OF_OTHERS, page.name
+
+
+def test_every_finding_of_the_lint_is_in_the_table() -> None:
+    assert re.findall(r"^\| (RTL\d+) \|", README.read_text(), re.M) == sorted(RULES)
 
 
 def test_every_name_in_the_architecture_exists() -> None:
