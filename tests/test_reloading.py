@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID
 
 from ringtls._cli import certificates
-from ringtls._cli.server.reloading import KEPT
+from ringtls._cli.server.credentials import Credentials, Files
+from ringtls._cli.server.reloading import KEPT, Reloader, Result
 from ringtls._cli.server.supervisor import PassedSignals, _Content
 
 from .conftest import Contexts
@@ -100,14 +101,61 @@ def free_descriptors(process: int, number: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_shortage_of_descriptors(start: Start, number: int) -> None:
+def test_a_shortage_of_descriptors_passes(
+    start: Start, files: Contexts, tmp_path: Path, number: int
+) -> None:
     """None to read files by, one for a certificate, none for its key, or none for OpenSSL."""
     server: Server = start()
+    new = replace_certificate(files, tmp_path / "new")
     with free_descriptors(server.process.pid, number):
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_log(KEPT)
-    assert server.works()
+    server.wait_for_log("SIGHUP: the certificates were loaded anew")
+    assert certificate_of(server) == new
     assert server.stop() == 0
+
+
+def test_a_supervisor_that_is_short_of_descriptors_tries_again(
+    start: Start, files: Contexts, tmp_path: Path
+) -> None:
+    """1. There is none for what its process is to read. 2. There is one, and certificates want
+    two at once."""
+    server: Server = start("--workers", "1")
+    loaded = "worker 1: SIGHUP: the certificates were loaded anew"
+
+    def is_said(text: str, times: int) -> bool:
+        return server.log().count(text) >= times
+
+    for turn, number in enumerate((0, 1), 1):
+        new = replace_certificate(files, tmp_path / f"new{number}")
+        with free_descriptors(server.process.pid, number):
+            kept = server.log().count(KEPT)
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(partial(is_said, KEPT, kept + 1))
+            assert not is_said(loaded, turn)
+        wait_until(partial(is_said, loaded, turn))
+        assert certificate_of(server) == new
+    assert server.stop() == 0
+
+
+def test_only_what_is_short_is_tried_again(
+    files: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Files([(files.certificate, files.key)])
+    reloader = Reloader(loaded, Credentials(loaded.read(), ()))
+    assert reloader.use(reloader.read()) is Result.USED
+    assert reloader.use(b"") is Result.REFUSED
+    with monkeypatch.context() as patch:
+        patch.setattr(Credentials, "use", exhaust_memory)
+        assert reloader.use(reloader.read()) is Result.SHORT
+    files.key.write_text("no key")
+    assert reloader.use(reloader.read()) is Result.REFUSED
+    files.key.unlink()
+    assert reloader.use(reloader.read()) is Result.REFUSED
+
+
+def exhaust_memory(*_: object) -> None:
+    raise MemoryError
 
 
 def test_a_worker_that_is_short_of_descriptors_tries_again(
@@ -143,18 +191,21 @@ async def test_a_worker_that_meets_a_write_waits_for_what_is_written() -> None:
     os.close(content._descriptor)
 
 
-NO_THREADS = """
+NO_THREAD_AT_FIRST = """
 import threading
+start = threading.Thread.start
 def refuse(self):
+    threading.Thread.start = start
     raise RuntimeError("can't start new thread")
 threading.Thread.start = refuse
 """
 
 
 def test_no_thread_can_be_started(start: Start) -> None:
-    server: Server = start(patch=NO_THREADS)
+    server: Server = start(patch=NO_THREAD_AT_FIRST)
     server.process.send_signal(signal.SIGHUP)
     server.wait_for_log(f"{KEPT}: can't start new thread")
+    server.wait_for_log("SIGHUP: the certificates were loaded anew")
     assert certificate_of(server)
     assert server.stop() == 0
 
@@ -182,15 +233,15 @@ def test_a_file_that_hangs_takes_no_thread_from_requests(start: Start, files: Co
     assert server.works()
 
 
-FORK_ONCE = """
+SECOND_FORK_FAILS = """
 import os
-fork, forked = os.fork, []
-def fork_once():
-    if forked:
+fork, forks = os.fork, []
+def fork_mostly():
+    forks.append(None)
+    if len(forks) == 2:
         raise BlockingIOError(11, "Resource temporarily unavailable")
-    forked.append(fork())
-    return forked[0]
-os.fork = fork_once
+    return fork()
+os.fork = fork_mostly
 """
 
 
@@ -200,10 +251,13 @@ def test_systemd_hears_of_a_reload_that_could_not_begin(start: Start, tmp_path: 
         manager.bind(str(path))
         manager.settimeout(PATIENCE)
         environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
-        server: Server = start("--workers", "1", patch=FORK_ONCE, env=environment)
+        server: Server = start("--workers", "1", patch=SECOND_FORK_FAILS, env=environment)
         assert manager.recv(1000) == b"READY=1"
         server.process.send_signal(signal.SIGHUP)
         assert manager.recv(1000).startswith(b"RELOADING=1\n")
         assert manager.recv(1000) == b"READY=1"
         assert f"{KEPT}: can't start a process: " in server.log()
+        assert manager.recv(1000).startswith(b"RELOADING=1\n")
+        assert manager.recv(1000) == b"READY=1"
+        server.wait_for_log("worker 1: SIGHUP: the certificates were loaded anew")
         assert server.works()

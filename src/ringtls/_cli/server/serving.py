@@ -7,7 +7,8 @@ Rules:
    what is left. Every connection ends with close_notify all the same.
 2. SIGHUP loads the certificates anew, for connections that are accepted from then on. That is
    done in threads: neither files that are slow nor certificates that are many stop the loop. A
-   file that hangs keeps one thread at most, and none of those that requests need.
+   file that hangs keeps one thread at most, and none of those that requests need. What is short
+   (reloading.py) is tried again; what is left of that ends with the drain.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from .errors import StartError
 from .figures import Figures
 from .handling import Handler, Service, begin_connection
 from .notify import notify, notify_reloading, watchdog_interval
-from .reloading import KEPT, READ_TIMEOUT, Reloader
+from .reloading import KEPT, READ_TIMEOUT, RETRY_INTERVAL, Reloader, Result
 from .supervisor import SIGNALS
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ __all__ = ["Orders", "Server", "own_signals", "serve"]
 
 #: Seconds between two samples of what the streams count.
 SAMPLE_INTERVAL = 1.0
-
-#: Seconds until a worker tries again to use certificates.
-RETRY_INTERVAL = 1.0
 
 logger = logging.getLogger("ringtls.server")
 
@@ -172,28 +170,34 @@ class _Process:
 
     async def _reload(self) -> None:
         async with self._reloading:
-            notify_reloading()
             self._to_be_read = False  # what changes from now on is for the next time
-            reloader = self._server.reloader
-            with _counting_on_a_thread():
-                with trio.move_on_after(READ_TIMEOUT) as reading:
-                    data = await trio.to_thread.run_sync(
-                        reloader.read, abandon_on_cancel=True, limiter=self._reader
-                    )
-                if reading.cancelled_caught:
-                    reloader.give_up()
-                else:
-                    await trio.to_thread.run_sync(reloader.use, data)
-            notify("READY=1")
+            while not self._to_be_read:
+                notify_reloading()
+                result = await _counting_on_a_thread(self._read_and_use)
+                notify("READY=1")
+                if result is not Result.SHORT:
+                    return
+                await trio.sleep(RETRY_INTERVAL)
+
+    async def _read_and_use(self) -> Result:
+        reloader = self._server.reloader
+        with trio.move_on_after(READ_TIMEOUT) as reading:
+            data = await trio.to_thread.run_sync(
+                reloader.read, abandon_on_cancel=True, limiter=self._reader
+            )
+        if reading.cancelled_caught:
+            reloader.give_up()
+            return Result.REFUSED
+        return await trio.to_thread.run_sync(reloader.use, data)
 
     async def _use(self, data: bytes) -> None:
         """The supervisor has found it good: if it can't be used here, something is short."""
         self._latest = data
+        use = partial(trio.to_thread.run_sync, self._server.reloader.use, data)
         async with self._reloading:
             while self._latest is data:
-                with _counting_on_a_thread():
-                    if await trio.to_thread.run_sync(self._server.reloader.use, data):
-                        return
+                if await _counting_on_a_thread(use) is Result.USED:
+                    return
                 await trio.sleep(RETRY_INTERVAL)
 
     # Figures
@@ -207,13 +211,13 @@ class _Process:
         return not self._accepting.cancel_called
 
 
-@contextmanager
-def _counting_on_a_thread() -> Iterator[None]:
-    """If there can't be another thread, the certificates stay as they were, too."""
+async def _counting_on_a_thread(work: Callable[[], Awaitable[Result]]) -> Result:
+    """If there can't be another thread, that is a shortage, too."""
     try:
-        yield
+        return await work()
     except RuntimeError as error:
         logger.error("%s: %s", KEPT, error)
+        return Result.SHORT
 
 
 async def _feed_watchdog(interval: float) -> None:

@@ -18,7 +18,8 @@ Rules:
 6. A worker that ends is replaced after a pause, which doubles while workers in this place
    end soon. At the start there is no such patience: if one can't begin, all end.
 7. The supervisor waits for nothing but the kernel's signals. So it has files read by a process
-   of its own, which ends with what it read, or when it took too long.
+   of its own, which ends with what it read, or when it took too long. What is short, this process
+   included, is tried again (rule 2 of reloading.py).
 8. What was read is handed on in memory that all workers have from their start (``_Content``): to
    take it out needs no descriptor, of which a worker may have none left.
 9. A worker that does not end when it should (it is stopped, or hangs) is killed: while draining,
@@ -32,7 +33,9 @@ What happens to the supervisor, and what it does:
     SIGHUP               has the certificates read, once     nothing
                          more if that is under way
     they are read        if they are good, passes them       nothing
-                         on to the workers
+                         on to the workers; if something
+                         was short, tries again in a
+                         second
     SIGINT, SIGTERM      closes the sockets, tells the       tells the workers: they
                          workers: they drain                 cut short what is left
     a worker ends        starts another after a pause        notes it
@@ -59,7 +62,7 @@ import trio
 
 from .errors import StartError
 from .notify import notify, notify_reloading, watchdog_interval
-from .reloading import KEPT, READ_TIMEOUT
+from .reloading import KEPT, READ_TIMEOUT, RETRY_INTERVAL, Result
 
 __all__ = ["SIGNALS", "Loader", "PassedSignals", "Work", "supervise"]
 
@@ -144,8 +147,8 @@ class Loader(Protocol):
     def read(self) -> bytes:
         """What ``use`` wants. May block."""
 
-    def use(self, data: bytes) -> bool:
-        """Have workers inherit this from now on; False if it can't be used."""
+    def use(self, data: bytes) -> Result:
+        """Have workers inherit this from now on, if it can be used."""
 
     def give_up(self) -> None:
         """Reading took too long."""
@@ -406,7 +409,7 @@ class _Supervisor:
         self._draining = False
         self._kill_at = float("inf")  # on the monotonic clock
         self._reading: _Reading | None = None
-        self._read_again = False
+        self._read_at = float("inf")  # on the monotonic clock: when to read files
         self._watchdog = watchdog_interval()
         self._status = 0
 
@@ -436,7 +439,7 @@ class _Supervisor:
                 self._drain()
                 self._tell(number)
             elif number == signal.SIGHUP and not self._draining:
-                self._read_again = True
+                self._read_at = time.monotonic()
             self._look_at_reading()
             for place in self._places:
                 self._look_at(place)
@@ -449,6 +452,8 @@ class _Supervisor:
         """The next signal; None if it is time to do something without one."""
         now = time.monotonic()
         times = [self._kill_at]
+        if self._reading is None:
+            times.append(self._read_at)
         if self._watchdog is not None:
             times.append(now + self._watchdog)
         if not self._draining:
@@ -465,7 +470,7 @@ class _Supervisor:
         self._draining = True
         for place in self._places:
             place.close_sockets()
-        self._read_again = False
+        self._read_at = float("inf")
         if self._reading is not None:
             self._reading.kill()
             self._reading = None
@@ -483,23 +488,32 @@ class _Supervisor:
             if code is not None:
                 self._end_reading(self._reading, code)
                 self._reading = None
-        if self._read_again and self._reading is None:
-            self._read_again = False
+        if self._reading is None and time.monotonic() >= self._read_at:
+            self._read_at = float("inf")
             notify_reloading()
             try:
                 self._reading = _Reading(self._loader, self._places)
             except OSError as error:
                 logger.error("%s: can't start a process: %s", KEPT, error.strerror)
                 notify("READY=1")
+                self._read_soon()
 
     def _end_reading(self, reading: _Reading, code: int) -> None:
         data = reading.take()
         if code == -signal.SIGALRM:
             self._loader.give_up()
-        elif self._loader.use(data):
-            self._content.put(data)
-            self._tell(signal.SIGHUP)
+        else:
+            match self._loader.use(data):
+                case Result.USED:
+                    self._content.put(data)
+                    self._tell(signal.SIGHUP)
+                case Result.SHORT:
+                    self._read_soon()
         notify("READY=1")
+
+    def _read_soon(self) -> None:
+        """Something was short."""
+        self._read_at = min(self._read_at, time.monotonic() + RETRY_INTERVAL)
 
     def _tell(self, number: int) -> None:
         for process in self._processes():
