@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ringtls import _connecting
+from ringtls import SocketStream, _connecting
 from ringtls._cli import main
 from ringtls._cli.certificates import client_context, make_certificate
 from ringtls._cli.demo.peer import _hides_reset as hides_reset
@@ -274,6 +274,12 @@ class Resolver(trio.abc.HostnameResolver):
         raise NotImplementedError
 
 
+async def connect(target: backends.Backend) -> SocketStream:
+    address, stream = await _connecting.connect_to_any(await target.targets())
+    target.prefer(address)
+    return stream
+
+
 async def test_the_addresses_of_a_name(backend: Backend) -> None:
     """The next if the first refuses; they are asked for again if all do."""
     resolver = Resolver("127.0.0.2", "127.0.0.1")
@@ -281,16 +287,16 @@ async def test_the_addresses_of_a_name(backend: Backend) -> None:
     target = backends.Backend(Address("a.name", backend.listener.getsockname()[1]))
     assert target.connect_now() is None
     for _ in range(2):
-        async with await target.connect() as stream:
+        async with await connect(target) as stream:
             assert stream.socket.getpeername() == backend.listener.getsockname()
         backend.accept().close()
     assert resolver.asked == 1
     backend.listener.close()
     with pytest.raises(ConnectionRefusedError):
-        await target.connect()
+        await connect(target)
     target.note_failure()
     with pytest.raises(ConnectionRefusedError):
-        await target.connect()
+        await connect(target)
     assert resolver.asked == 2
 
 
@@ -318,7 +324,7 @@ async def test_an_address_that_swallows_connections_hides_no_other(
     with address_that_swallows("127.0.0.2", port):
         for delay in (0, math.inf):
             monkeypatch.setattr(_connecting, "HAPPY_EYEBALLS_DELAY", delay)
-            async with await target.connect() as stream:
+            async with await connect(target) as stream:
                 assert stream.socket.getpeername() == ("127.0.0.1", port)
             backend.accept().close()
 
@@ -356,7 +362,7 @@ def test_a_shortage_of_descriptors_is_waited_out(backend: Backend) -> None:
         crowd = Crowd(backend.listener.fileno())
         many = len(crowd.taken)
         assert _connect_now(target) is None
-        stream = await _connect(crowd, target)  # type: ignore[arg-type]
+        _, stream = await _connect(crowd, await target.targets())  # type: ignore[arg-type]
         assert len(crowd.taken) == many - 1
         stream.close_unclean()
 
@@ -488,6 +494,56 @@ def test_the_backends_certificate_is_verified(
     assert proxy.stop() == 0
     [line] = lines(proxy)
     assert "CERTIFICATE_VERIFY_FAILED" in line
+
+
+#: Each name has the first address, and then the other; each connection asks for them.
+TWO_ADDRESSES = """
+import trio
+from ringtls import _connecting
+from ringtls._cli.proxy import backends
+async def getaddrinfo(host, port, **_):
+    return [(2, 1, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+trio.socket.getaddrinfo = getaddrinfo
+backends.RESOLUTION_AGE = 0
+backends.FAILURE_PAUSE = 3600
+_connecting.HAPPY_EYEBALLS_DELAY = 3600
+"""
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_an_address_without_a_handshake_hides_no_other(
+    start: StartProxy, backend: Backend, contexts: Contexts, is_silent: bool
+) -> None:
+    """Whether it says nothing, or ends. Later clients do not meet it any more."""
+    port = backend.listener.getsockname()[1]
+    options = ["--backend-tls", "--backend-ca", str(contexts.ca), "--backend-name", "localhost"]
+    options += ["--connect-timeout", "4" if is_silent else "3600"]
+    with Backend(address=("127.0.0.2", port)) as other:
+        proxy = start("--backend", f"a.name:{port}", *options, patch=TWO_ADDRESSES)
+        with proxy.tls() as client, other.accept() as stuck:
+            if not is_silent:
+                stuck.close()
+            with served(backend, contexts) as theirs:
+                exchange(client, theirs)
+        with proxy.tls() as client, served(backend, contexts) as theirs:
+            exchange(client, theirs)
+        assert proxy.stop() == 0
+        [line] = lines(proxy)
+    assert f": passed over a.name:{port} at 127.0.0.2: " in line
+    assert ("no answer within" in line) == is_silent
+
+
+def test_no_address_makes_a_handshake(start: StartProxy, backend: Backend) -> None:
+    port = backend.listener.getsockname()[1]
+    with Backend(address=("127.0.0.2", port)) as other:
+        proxy = start("--backend", f"a.name:{port}", "--backend-tls", patch=TWO_ADDRESSES)
+        with proxy.tls() as client:
+            other.accept().close()
+            backend.accept().close()
+            assert is_reset(client)
+        assert proxy.stop() == 0
+        [line] = lines(proxy)
+    assert re.search(rf"no backend: a\.name:{port} at 127\.0\.0\.2: .*; a\.name:{port}: ", line)
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -17,9 +17,11 @@ __all__ = ["Backend", "Proxy", "StartProxy", "starting_proxies"]
 class Backend:
     """A plain listener, at an address or at a path, whose connections the test has."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, address: tuple[str, int] = ("127.0.0.1", 0)
+    ) -> None:
         if path is None:
-            self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+            self.listener = socket.create_server(address, backlog=128)
             self.name = "{}:{}".format(*self.listener.getsockname())
         else:
             self.listener = socket.socket(socket.AF_UNIX)

@@ -13,7 +13,9 @@ Rules:
    addresses are remembered for RESOLUTION_AGE seconds, as long as one of them can be connected to.
    One that is on this machine, and the only one, is connected to without waiting, if it can be.
 5. Of several addresses the next is tried when one has not answered for a moment, so one that
-   swallows connections hides no other. The one that answered is the first for the next client.
+   swallows connections hides no other. One that accepts a connection and then makes no handshake
+   has its share of the time: as much as each of those that have not been tried. It is tried after
+   all others for FAILURE_PAUSE seconds. The one that answered is the first for the next client.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import TypeAlias, cast
 import trio
 
 from ringtls import SocketStream
-from ringtls._connecting import Target, connect_now, connect_to_any
+from ringtls._connecting import Target, connect_now
 from ringtls._streams.hostnames import ascii_hostname
 
 from ..server.credentials import by_name
@@ -36,7 +38,7 @@ from ..server.listening import Address, Inherited, Local, parse_bind
 
 __all__ = ["Backend", "Place", "Routes", "parse_place", "parse_route"]
 
-#: Seconds; see rules 2 and 4.
+#: Seconds; see rules 2, 4 and 5.
 FAILURE_PAUSE = 10.0
 RESOLUTION_AGE = 5.0
 
@@ -87,6 +89,7 @@ class Backend:
         self._is_name = targets is None
         self._targets = targets or []
         self._resolve_at = 0.0
+        self._passed_over: dict[Target, float] = {}  # addresses, and until when (rule 5)
 
     def __str__(self) -> str:
         return str(self.place)
@@ -111,18 +114,12 @@ class Backend:
             return None
         return connect_now(*self._targets[0])
 
-    async def connect(self) -> SocketStream:
-        """Connect to the first of its addresses that answers. If cancelled, there is nothing.
+    async def targets(self) -> Sequence[Target]:
+        """Its addresses, in the order in which they are to be tried (rules 4 and 5).
 
         Raises:
-          OSError: none does, or its name can't be resolved.
+          OSError: its name can't be resolved.
         """
-        target, stream = await connect_to_any(await self._resolve())
-        self._targets = sorted(self._targets, key=target.__ne__)  # rule 5
-        return stream
-
-    async def _resolve(self) -> Sequence[Target]:
-        """See rule 4."""
         if self._is_name and time.monotonic() >= self._resolve_at:
             assert isinstance(self.place, Address)
             found = await trio.socket.getaddrinfo(
@@ -130,7 +127,19 @@ class Backend:
             )
             self._targets = [cast("Target", (each[0], each[4])) for each in found]
             self._resolve_at = time.monotonic() + RESOLUTION_AGE
-        return self._targets
+        now = time.monotonic()
+        return sorted(self._targets, key=lambda each: now < self._passed_over.get(each, now))
+
+    def prefer(self, target: Target) -> None:
+        """It has answered."""
+        self._targets = sorted(self._targets, key=target.__ne__)
+        self._passed_over.pop(target, None)
+
+    def pass_over(self, target: Target) -> None:
+        """It could be connected to, and that was all."""
+        now = time.monotonic()
+        self._passed_over = {each: end for each, end in self._passed_over.items() if now < end}
+        self._passed_over[target] = now + FAILURE_PAUSE
 
 
 def _targets_without_resolving(place: Place) -> Sequence[Target] | None:

@@ -5,8 +5,9 @@ Rules:
 1. ``ringtls.relay`` has both ends once a backend is there, and keeps its rules (R1 to R6 of
    docs/contract.md). Whatever goes wrong before is a reset for the client: nobody may take it for
    an end.
-2. A backend that can't be connected to is passed over, while there is another. For the client that
-   finds none there is one line in the log, which says why for each.
+2. A backend that can't be connected to is passed over, while there is another, and so is one of its
+   addresses. To be connected to is to have made the handshake, where there is one. For the client
+   that finds none there is one line in the log, which says why for each.
 3. Of the bytes before TLS only those that belong to a header of the PROXY protocol are received:
    what follows is for TLS to receive. A client whose bytes can't become a header is reset.
 4. Every connection to a backend is one of a client's. So nothing is sent to a backend but what the
@@ -28,6 +29,7 @@ from typing import ClassVar
 import trio
 
 from ringtls import SocketStream, TlsStream
+from ringtls._connecting import Target, connect_to_any
 from ringtls._streams.relay import relay_watched
 
 from ..server import SHORTAGES, Connection, Metrics, Service, Wait
@@ -75,6 +77,10 @@ class Options:
 
 class UnreachableError(Exception):
     """There is no backend; the text says why for each."""
+
+
+#: What is raised where something can't be connected to.
+_FAILURES = (trio.TooSlowError, OSError, trio.BrokenResourceError)
 
 
 class ProxyService(Service):
@@ -167,30 +173,49 @@ class ProxyService(Service):
         failures: list[str] = []
         for backend in self._routes.backends_for(connection.server_name):
             try:
-                stream = await self._open(connection, backend)
-            except trio.TooSlowError:
-                failure = f"no answer within {self._options.connect_timeout:g} s"
-            except OSError as error:
-                failure = _reason(error)
-            except trio.BrokenResourceError as error:
-                failure = str(error)
+                stream = await self._open(connection, backend, failures)
+            except _FAILURES as error:
+                failures.append(f"{backend}: {_reason(error, self._options.connect_timeout)}")
             else:
                 if failures:
                     logger.warning("%s: passed over %s", connection.peer, "; ".join(failures))
                 return backend, stream
             backend.note_failure()
             self._accounts.note_failure(backend)
-            failures.append(f"{backend}: {failure}")
         raise UnreachableError("; ".join(failures))
 
-    async def _open(self, connection: Connection, backend: Backend) -> SocketStream | TlsStream:
+    async def _open(
+        self, connection: Connection, backend: Backend, failures: list[str]
+    ) -> SocketStream | TlsStream:
         transport = _connect_now(backend)
         if transport is not None and self._options.encryption is None:
             return await self._prepare(connection, backend, transport)  # which waits for nobody
-        with trio.fail_after(self._options.connect_timeout):
-            if transport is None:
-                transport = await _connect(connection, backend)
-            return await self._prepare(connection, backend, transport)
+        with trio.fail_after(self._options.connect_timeout) as scope:
+            if transport is not None:
+                return await self._prepare(connection, backend, transport)
+            return await self._open_any(connection, backend, failures, scope.deadline)
+
+    async def _open_any(
+        self, connection: Connection, backend: Backend, failures: list[str], deadline: float
+    ) -> SocketStream | TlsStream:
+        """Of its addresses that which answers (rule 5 of backends.py)."""
+        targets = list(await backend.targets())
+        while True:
+            target, transport = await _connect(connection, targets)
+            now = trio.current_time()
+            share = (deadline - now) / len(targets)
+            try:
+                with trio.fail_at(now + share):
+                    stream = await self._prepare(connection, backend, transport)
+            except _FAILURES as error:
+                targets.remove(target)
+                if not targets:
+                    raise
+                backend.pass_over(target)
+                failures.append(f"{backend} at {target[1][0]}: {_reason(error, share)}")
+            else:
+                backend.prefer(target)
+                return stream
 
     async def _prepare(
         self, connection: Connection, backend: Backend, transport: SocketStream
@@ -221,7 +246,11 @@ def _client_of(connection: Connection) -> SocketStream | TlsStream:
     return connection.stream if connection.is_tls else connection.transport
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception, timeout: float) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no answer within {timeout:.3g} s"
+    if not isinstance(error, OSError):
+        return str(error)
     # That of the resolver has no number of the system's, that of the ring more text than is needed.
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
@@ -269,16 +298,18 @@ def _connect_now(backend: Backend) -> SocketStream | None:
         return None
 
 
-async def _connect(connection: Connection, backend: Backend) -> SocketStream:
+async def _connect(
+    connection: Connection, targets: Sequence[Target]
+) -> tuple[Target, SocketStream]:
     """Connect, with the patience that a shortage of descriptors asks for."""
     for _ in range(SHORTAGE_RETRIES):
         try:
-            return await backend.connect()
+            return await connect_to_any(targets)
         except OSError as error:
             if error.errno not in SHORTAGES:
                 raise
         await connection.make_room()
-    return await backend.connect()
+    return await connect_to_any(targets)
 
 
 def endpoints_of(connection: Connection) -> Endpoints | None:
