@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -40,11 +41,15 @@ from ringtls._cli.demo.proxy.terminators import (
 )
 
 from .conftest import Contexts
+from .support.processes import in_child
 from .support.streams import reset
 from .support.waiting import LIMIT, wait_until
 
 CONNECTIONS = 6
 SERVERS = (RINGTLS.name, TRIO.name)
+
+#: What a process may have by default, on many systems.
+FEW = 1024
 
 
 # The peer: connections that are ended by hand
@@ -447,6 +452,21 @@ def test_an_end_that_is_forged_is_marked(
     assert main(["demo", "--proxy", "-n", "3"]) == 1
     row = capsys.readouterr().out.splitlines()[3]
     assert re.split(r"\s{2,}", row) == ["backend ends (FIN)", "close_notify 2, !FIN 1"]
+
+
+@pytest.mark.parametrize("terminator", TERMINATORS, ids=lambda terminator: terminator.name)
+def test_a_terminator_starts_where_there_may_be_few_descriptors(terminator: Terminator) -> None:
+    """Fewer than it is to have for its connections, and no more to be had by asking."""
+    if not terminator.is_installed:
+        pytest.skip(f"{terminator.name} is not installed")
+    assert Setting.descriptors > FEW
+
+    def start() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))
+        with started(terminator):
+            pass
+
+    in_child(start)
 
 
 def test_a_terminator_that_does_not_start() -> None:
