@@ -11,7 +11,11 @@ remove_work() {
 	! grep -F " $work/" /proc/self/mounts || { echo "$work is left, for these mounts" && return 1; }
 	rm -rf --one-file-system "$work"
 }
-trap 'clean_up; remove_work' EXIT
+leave_nothing() {
+	clean_up
+	remove_work
+}
+at_exit leave_nothing
 
 cannot() {
 	echo "${0##*/}: can't run here: $*"
@@ -19,7 +23,7 @@ cannot() {
 }
 
 usage() {
-	sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+	sed -n '2,/^set/s/^# \{0,1\}//p' "script/${0##*/}"
 	exit 2
 }
 

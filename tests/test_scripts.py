@@ -75,6 +75,44 @@ def test_setup_keeps_what_there_was_until_there_is_better(tmp_path: Path) -> Non
     assert os.listdir(tmp_path / ".venv") == os.listdir(tmp_path / "build") == ["old"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["test-container", "-?"], ["test-debian"], ["test-kernel"]],
+    ids=lambda each: each[0],
+)
+def test_usage_from_elsewhere(arguments: list[str]) -> None:
+    name, *rest = arguments
+    said = call(ROOT / "docs", f"../script/{name}", *rest)
+    assert said.returncode == 2
+    assert f"\n  script/{name} " in said.stdout
+
+
+#: A signal ends it, or nothing does. Each signal then comes amid the undoing, to a program, too.
+ENDING = """
+. script/elsewhere.sh
+clean_up() {
+    for name in HUP INT TERM; do
+        kill -s $name $$
+        sh -c 'kill -s "$0" $$; echo "$0"' $name
+    done
+}
+echo "$work"
+[ "$1" = none ] || kill -s "$1" $$
+exit 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("none", 3), ("HUP", 129), ("INT", 130), ("TERM", 143)]
+)
+def test_what_is_undone_at_the_end_is_undone_whole(name: str, status: int) -> None:
+    said = call(ROOT, "sh", "-euc", ENDING, "-", name)
+    work, *survived = said.stdout.splitlines()
+    assert said.returncode == status
+    assert survived == ["HUP", "INT", "TERM"]
+    assert not Path(work).exists()
+
+
 def test_a_wheel_is_made_in_a_checkout(tmp_path: Path) -> None:
     (tmp_path / "script").mkdir()
     shutil.copy(ROOT / "script/wheel", tmp_path / "script")
