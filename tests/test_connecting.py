@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -205,6 +207,26 @@ async def test_all_refuse(refuser: Target, tmp_path: Path) -> None:
         await connect_to_any([refuser, (socket.AF_UNIX, str(tmp_path / "missing"))])
     with pytest.raises(ConnectionRefusedError):
         await connect_to_any([refuser])
+
+
+async def test_all_fail_and_something_ran_short_here(
+    refuser: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That can be helped, which a refusal can't."""
+
+    async def connect_or_run_short(*target: Any) -> SocketStream:
+        if target == short:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await connect(*target)
+
+    short = socket.AF_INET, ("192.0.2.1", 443)
+    monkeypatch.setattr(connecting, "connect", connect_or_run_short)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)) as caught:
+        await connect_to_any([refuser, short, refuser])
+    cause = caught.value.__cause__
+    assert isinstance(cause, ExceptionGroup)
+    refused, ran_short = errno.ECONNREFUSED, errno.EMFILE
+    assert [getattr(each, "errno", 0) for each in cause.exceptions] == [refused, ran_short, refused]
 
 
 async def test_one_that_is_slow_may_still_answer(

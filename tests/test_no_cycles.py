@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -16,6 +18,7 @@ import pytest
 import trio
 
 from ringtls import AsyncDestructor, TlsStream, aclose_all, blocking, must_complete
+from ringtls._connecting import connect_to_any
 from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts
@@ -27,6 +30,10 @@ from .support.waiting import cut_off, until
 
 class Owned:
     """What the caller has."""
+
+
+class OwnedText(str):
+    """A piece of that."""
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +130,15 @@ async def test_a_dropped_destructor_that_fails(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(logging.getLogger("ringtls"), "disabled", True)  # pytest keeps records
     seen = ref(Failing())
     await until(lambda: seen() is None)
+
+
+async def test_no_address_that_answers(tmp_path: Path) -> None:
+    path = OwnedText(tmp_path / "missing")
+    with suppress(OSError):
+        await connect_to_any([(socket.AF_UNIX, path)] * 2)
+    seen = ref(path)
+    del path
+    assert seen() is None
 
 
 def test_a_blocking_receive_that_takes_too_long() -> None:

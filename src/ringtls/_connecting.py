@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._accepting import SHORTAGES
 from ._drivers.trio import TrioDriver
 from ._engine.handle import Handle
+from ._errors import taken_out, without_frames
 from ._highlevel import HAPPY_EYEBALLS_DELAY
 from ._streams.self_connection import refuse_itself
 from ._streams.socket import SocketStream
@@ -62,7 +64,8 @@ async def connect_to_any(targets: Sequence[Target]) -> tuple[Target, SocketStrea
     that goes on being waited for (RFC 8305, section 5). If cancelled, there is no connection.
 
     Raises:
-      OSError: none could be connected to; that of the one that failed last.
+      OSError: none could be connected to. That of the one that failed last, or where something ran
+        short here (SHORTAGES), that; the cause is an ExceptionGroup of all.
       RingUnavailableError, ValueError, TypeError: as for ``connect``.
     """
     *first, last = targets
@@ -92,7 +95,9 @@ async def connect_to_any(targets: Sequence[Target]) -> tuple[Target, SocketStrea
             stream.close_unclean()
         raise
     if not winners:
-        raise failures[-1]
+        told = next((each for each in failures if each.errno in SHORTAGES), failures[-1])
+        group = ExceptionGroup("no address could be connected to", taken_out(failures))
+        raise without_frames(told) from group
     winner, *others = winners
     for _, stream in others:
         stream.close_unclean()

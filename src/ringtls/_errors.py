@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import trio
 
-ErrorT = TypeVar("ErrorT", bound=Exception)
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 class TruncationError(trio.BrokenResourceError):
@@ -45,7 +45,7 @@ def without_frames(error: ErrorT) -> ErrorT:
     return copy
 
 
-def taken_out(errors: list[BaseException]) -> list[BaseException]:
+def taken_out(errors: list[ErrorT]) -> list[ErrorT]:
     """What the list has, in another one: if a frame to which an error refers had it for longer,
     all that the frames have would be freed late."""
     return [errors.pop(0) for _ in range(len(errors))]
