@@ -13,6 +13,7 @@ import trio
 
 import ringtls
 import ringtls.blocking
+import ringtls.hypercorn
 
 
 def test_public_names() -> None:
@@ -93,6 +94,7 @@ def test_everything_public_is_in_the_reference() -> None:
             *(f"ringtls.blocking.{n}" for n in ringtls.blocking.__all__),
             "ringtls.httpcore",
             "ringtls.hypercorn",
+            *(f"ringtls.hypercorn.{n}" for n in ringtls.hypercorn.__all__),
             *(f"ringtls.{n}" for n in ringtls.__all__),
         ]
     )

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from hypercorn.config import Config, Sockets
     from hypercorn.typing import AppWrapper, Framework
 
-__all__ = ["ClientDisconnectedError", "HypercornConnection", "lifespan", "serve", "worker_serve"]
+__all__ = ["ClientDisconnectedError", "serve", "worker_serve"]
 
 
 async def serve(

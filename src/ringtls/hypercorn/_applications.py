@@ -36,7 +36,11 @@ __all__ = ["Applications", "ClientDisconnectedError", "tls_extension"]
 
 
 class ClientDisconnectedError(OSError):
-    """An application has sent something to a client that is gone; see rule 1."""
+    """An application has sent something to a client that is gone, or has asked a WebSocket for more
+    after that had told of its end.
+
+    Where an application lets it out it is no error, and is not logged. ASGI has an OSError for it.
+    """
 
 
 class Applications(TaskGroup):

@@ -29,7 +29,8 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError, wrap_app
 
-from ringtls.hypercorn import HypercornConnection, lifespan
+from ringtls.hypercorn import lifespan
+from ringtls.hypercorn._connection import HypercornConnection
 
 from ..server import (
     Connection,
