@@ -23,7 +23,10 @@ import pytest
 import trio
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import RequestReceived, StreamEnded
+from h2.errors import ErrorCodes
+from h2.events import Event, RequestReceived, StreamEnded
+from h2.settings import SettingCodes
+from hyperframe.frame import GoAwayFrame
 
 from ringtls import open_tcp_stream, serve_tcp, serve_tls_over_tcp
 from ringtls.httpcore import RingBackend, transport
@@ -476,13 +479,13 @@ class Http2Server:
         self._http2.initiate_connection()
         self._open: set[int] = set()
 
-    def receive(self, count: int) -> None:
-        """Receive so many requests, whole."""
+    def receive(self, count: int, until: type[Event] = StreamEnded) -> None:
+        """Receive so many requests, whole or until another event."""
         while count:
             for event in self._http2.receive_data(self.peer.receive(1)):
                 if isinstance(event, RequestReceived):
                     self._open.add(event.stream_id)
-                count -= isinstance(event, StreamEnded)
+                count -= isinstance(event, until)
         self.flush()
 
     def answer(self) -> None:
@@ -507,6 +510,18 @@ class Http2Server:
         for stream in self._open:
             self._http2.send_headers(stream, [(":status", "200")])
         self.flush()
+
+    def limit_streams(self, count: int) -> None:
+        """It goes out with what is sent next."""
+        self._http2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: count})
+
+    def leave(self, last: int, *, in_one_piece: bool = True) -> None:
+        """Say GOAWAY, and answer what it lets be answered."""
+        self._open = {stream for stream in self._open if stream <= last}
+        self._prepare_answers()
+        data = GoAwayFrame(0, last).serialize() + self._http2.data_to_send()
+        for piece in [data] if in_one_piece else [bytes([byte]) for byte in data]:
+            self.peer.send(piece)
 
     def ping(self) -> None:
         self._http2.ping(b"anybody?")
@@ -544,7 +559,6 @@ def end_by_ping_and_close_notify(server: Http2Server) -> None:
     end_by_close_notify(server.peer)
 
 
-#: To GOAWAY httpcore itself sees.
 HTTP2_ENDS: list[Callable[[Http2Server], None]] = [
     end_by_goaway,
     end_by_goaway_and_close_notify,
@@ -687,7 +701,7 @@ async def test_who_looks_does_not_meet_who_reads(http2_contexts: Contexts) -> No
                     await stream.write(GET_FRAME)
 
 
-@pytest.mark.parametrize("end", HTTP2_ENDS[2:], ids=HTTP2_END_NAMES[2:])
+@pytest.mark.parametrize("end", HTTP2_ENDS[1:], ids=HTTP2_END_NAMES[1:])
 @pytest.mark.parametrize("count", [1, 3])
 async def test_requests_of_http2_that_met_the_end_are_sent_again(
     http2_contexts: Contexts, end: Callable[[Http2Server], None], count: int
@@ -765,6 +779,136 @@ async def test_nor_is_the_first_of_a_connection_of_http2(http2_contexts: Context
         async with connecting(http2_contexts, http2=True) as client:
             with pytest.raises(FAILURES):
                 await client.get(f"https://localhost:{port}")
+
+
+# What GOAWAY lets be answered, and what not
+
+#: All streams: the server names one later, or never.
+NONE_NAMED = (1 << 31) - 1
+
+
+@pytest.mark.parametrize("last", [3, NONE_NAMED], ids=["named", "unnamed"])
+@pytest.mark.parametrize("in_one_piece", [True, False])
+async def test_answers_outlive_goaway(
+    http2_contexts: Contexts, last: int, in_one_piece: bool
+) -> None:
+    """The connection ends with them, and takes no other request."""
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.answer_next()
+        server.receive(1)
+        server.leave(last, in_one_piece=in_one_piece)
+        assert peer.end().is_clean
+
+    with playing(http2_contexts, first, http2_answer_until_the_end) as port:
+        url = f"https://localhost:{port}"
+        async with connecting(http2_contexts, http2=True) as client:
+            await client.get(url)
+            assert (await client.post(url)).text == "ok"
+            assert (await client.post(url)).text == "ok"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_goaway_refuses_goes_elsewhere(http2_contexts: Contexts, method: str) -> None:
+    """1. Two streams are open, two requests wait until there may be others.
+
+    2. GOAWAY lets one be answered. 3. It is, and the three go elsewhere.
+    """
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.limit_streams(2)
+        server.answer_next()
+        server.receive(2)
+        server.leave(3)
+        assert peer.end().is_clean
+
+    def second(peer: Peer) -> None:
+        server = Http2Server(peer)
+        for _ in range(3):
+            server.answer_next()
+        peer.end()
+
+    async def request() -> None:
+        assert (await client.request(method, url)).text == "ok"
+
+    with playing(http2_contexts, first, second) as port:
+        url = f"https://localhost:{port}"
+        async with connecting(http2_contexts, http2=True) as client:
+            await client.get(url)
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(request)
+
+
+async def test_a_server_that_answers_nothing_is_asked_once(http2_contexts: Contexts) -> None:
+    def script(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        server.leave(0)
+        peer.end()
+
+    with playing(http2_contexts, script) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(f"https://localhost:{port}")
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # httpx' own
+async def test_goaway_amid_an_upload_that_it_refuses(http2_contexts: Contexts) -> None:
+    """Which does not go on waiting for room."""
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.answer_next()
+        server.receive(1, until=RequestReceived)
+        server.leave(1)
+        peer.end()
+
+    with playing(http2_contexts, first, http2_answer_until_the_end) as port:
+        url = f"https://localhost:{port}"
+        async with connecting(http2_contexts, http2=True) as client:
+            await client.get(url)
+            with pytest.raises(httpx.RemoteProtocolError, match="ConnectionTerminated"):
+                await client.post(url, content=2 * PIECE)
+            assert (await client.post(url)).text == "ok"
+
+
+async def test_a_goaway_that_tells_why_is_the_error(http2_contexts: Contexts) -> None:
+    """Of what is not answered before the end."""
+
+    def script(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.receive(1)
+        peer.send(GoAwayFrame(0, 1, ErrorCodes.ENHANCE_YOUR_CALM).serialize())
+        end_by_close_notify(peer)
+
+    with playing(http2_contexts, script) as port:
+        async with connecting(http2_contexts, http2=True) as client:
+            with pytest.raises(httpx.RemoteProtocolError, match="error_code:11"):
+                await client.post(f"https://localhost:{port}")
+
+
+async def test_a_pool_of_httpcore_hears_goaway(http2_contexts: Contexts) -> None:
+    """At once, and nothing of what comes behind it."""
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.answer_next()
+        server.receive(1)
+        server.leave(NONE_NAMED)
+        assert peer.end().is_clean
+
+    with playing(http2_contexts, first, http2_answer_until_the_end) as port:
+        url = f"https://localhost:{port}"
+        async with httpcore.AsyncConnectionPool(
+            http2_contexts.client, http2=True, network_backend=RingBackend()
+        ) as pool:
+            await pool.request("GET", url)
+            with pytest.raises(httpcore.RemoteProtocolError, match="ConnectionTerminated"):
+                await pool.request("GET", url)
+            assert (await pool.request("GET", url)).content == b"ok"
 
 
 # In several runs

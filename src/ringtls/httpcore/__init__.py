@@ -24,7 +24,8 @@ except ModuleNotFoundError as _error:
         f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
     ) from _error
 
-from ._backend import RingBackend, Stream
+from ._backend import AskedBackend, RingBackend, Stream
+from ._requests import ELSEWHERE
 
 __all__ = ["RingBackend", "transport"]
 
@@ -40,7 +41,7 @@ def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
     # httpx has no argument for it. Where these names are gone this raises AttributeError.
     pool = made._pool
     assert isinstance(pool._network_backend, httpcore.AsyncNetworkBackend)
-    pool._network_backend = RingBackend()
+    pool._network_backend = AskedBackend()
     create = pool.create_connection
     pool.create_connection = lambda origin: _Pooled(create(origin))  # type: ignore
     return made
@@ -50,7 +51,8 @@ class _Pooled:
     """A connection that leaves its pool when it is of no more use.
 
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
-    a request takes longer with each that it has. One whose server has ended it takes no request.
+    a request takes longer with each that it has. One whose server has ended it, or leaves, takes no
+    request; those that the server will not answer go elsewhere.
     """
 
     def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
@@ -65,13 +67,20 @@ class _Pooled:
         if self._stream is not None and await self._stream.has_ended():
             self._has_ended = True
             raise httpcore.ConnectionNotAvailable
-        response = await self._below.handle_async_request(request)
+        try:
+            response = await self._below.handle_async_request(request)
+        except httpcore.RemoteProtocolError as error:
+            if all(getattr(reason, "error_code", None) != ELSEWHERE for reason in error.args):
+                raise
+            self._has_ended = True
+            raise httpcore.ConnectionNotAvailable from error
         if response.extensions["http_version"] == b"HTTP/2":
             self._stream = response.extensions["network_stream"]
         return response
 
     def is_available(self) -> bool:
-        return not self._has_ended and self._below.is_available()
+        server_leaves = self._stream is not None and self._stream.server_leaves
+        return not self._has_ended and not server_leaves and self._below.is_available()
 
     def has_expired(self) -> bool:
         is_of_no_use = self._below.is_idle() and not self.is_available()

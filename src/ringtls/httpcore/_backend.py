@@ -16,6 +16,8 @@ Rules:
    run takes another one, whatever was on its way: nobody waits for that any more.
 4. A server may end an idle connection while a request is on its way. If that may be sent again
    (``_requests``), the pool is told so.
+5. GOAWAY is kept from httpcore (``_requests``) only where the next requests look for it, by
+   ``has_ended`` and ``server_leaves``: httpcore would send them all the same.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from ._requests import Requests, requests_of
 if TYPE_CHECKING:
     from httpcore import SOCKET_OPTION
 
-__all__ = ["RingBackend", "Stream"]
+__all__ = ["AskedBackend", "RingBackend", "Stream"]
 
 RECEIVE_SIZE = 65536
 
@@ -49,6 +51,8 @@ MOST_AHEAD = 4 * RECEIVE_SIZE
 
 class RingBackend(httpcore.AsyncNetworkBackend):
     """What opens connections for httpcore's pools: their ``network_backend``."""
+
+    _keeps_goaway = False
 
     async def connect_tcp(
         self,
@@ -69,7 +73,7 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         TrioDriver.current()
         with _mapped(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
             stream = await open_tcp_stream(host, port, local_address=local_address)
-            return await _prepared(stream, socket_options)
+            return await self._prepared(stream, socket_options)
 
     async def connect_unix_socket(
         self,
@@ -86,32 +90,38 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         """
         TrioDriver.current()
         with _mapped(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
-            return await _prepared(await open_unix_socket(path), socket_options)
+            return await self._prepared(await open_unix_socket(path), socket_options)
 
     async def sleep(self, seconds: float) -> None:
         """Wait so many seconds, as trio.sleep does."""
         await trio.sleep(seconds)
 
+    async def _prepared(
+        self, stream: SocketStream, options: Iterable[SOCKET_OPTION] | None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            for option in options or ():
+                stream.setsockopt(*option)
+        except BaseException:
+            await stream.aclose()
+            raise
+        return Stream(stream, keeps_goaway=self._keeps_goaway)
 
-async def _prepared(
-    stream: SocketStream, options: Iterable[SOCKET_OPTION] | None
-) -> httpcore.AsyncNetworkStream:
-    try:
-        for option in options or ():
-            stream.setsockopt(*option)
-    except BaseException:
-        await stream.aclose()
-        raise
-    return Stream(stream)
+
+class AskedBackend(RingBackend):
+    """One for connections that are asked before each request (rule 5)."""
+
+    _keeps_goaway = True
 
 
 class Stream(httpcore.AsyncNetworkStream):
     """A connection: the socket's stream, and the layers of TLS on it."""
 
-    def __init__(self, below: SocketStream, *tls: TlsStream[Any]) -> None:
+    def __init__(self, below: SocketStream, *tls: TlsStream[Any], keeps_goaway: bool) -> None:
         self._below = below
         self._tls = tls
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
+        self._keeps_goaway = keeps_goaway
         self._requests: Requests | None = None  # before HTTP begins
         self._run = trio.lowlevel.current_trio_token()
         self._looks_itself = True  # where HTTP/2 is spoken
@@ -128,29 +138,41 @@ class Stream(httpcore.AsyncNetworkStream):
                         await trio.lowlevel.checkpoint()
                         data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
                         return data
-                    data = await self._stream.receive_some(max_bytes)
+                    data = await self._receive(max_bytes)
                 finally:
                     self._receiving.release()
         except httpcore.ReadError as error:
             await self._send_again(error)
+            if data := self._ended():
+                return data
             raise
         if not data:
             await self._send_again()
-        elif self._requests is not None:
-            self._requests.received(data)
+            return self._ended()
+        return data
+
+    def _ended(self) -> bytes:
+        return b"" if self._requests is None else self._requests.ended()
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        while data := await self._stream.receive_some(max_bytes):
+            if self._requests is not None:
+                data = self._requests.received(data)
+            if data:
+                break
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
             return
         if self._requests is None:
-            self._requests = requests_of(buffer)
+            self._requests = requests_of(buffer, keeps_goaway=self._keeps_goaway)
         try:
             with _mapped(timeout, httpcore.WriteTimeout, httpcore.WriteError):
                 if (requests := self._requests) is not None:
                     if requests.begins(buffer) and await self._is_gone(requests):
                         await self._give_up()
-                    requests.sent(buffer)
+                    self._ahead += requests.sent(buffer)
                 await self._stream.send_all(buffer)
         except httpcore.WriteError as error:
             await self._send_again(error)
@@ -183,9 +205,14 @@ class Stream(httpcore.AsyncNetworkStream):
             return False
         await _acquire(self._looking)
         try:
-            return await self._look(self._requests)
+            return await self._look(self._requests) or self.server_leaves
         finally:
             self._looking.release()
+
+    @property
+    def server_leaves(self) -> bool:
+        """True if the server answers no other request on this connection."""
+        return self._requests is not None and self._requests.server_leaves
 
     async def _look(self, requests: Requests) -> bool:
         try:
@@ -206,8 +233,7 @@ class Stream(httpcore.AsyncNetworkStream):
                 scope.deadline = trio.current_time()
                 if not (data := await self._stream.receive_some(RECEIVE_SIZE)):
                     return True
-                self._ahead += data
-                requests.received(data)
+                self._ahead += requests.received(data)
             if scope.cancelled_caught:  # it is for TLS alone
                 break
         return False
@@ -231,7 +257,7 @@ class Stream(httpcore.AsyncNetworkStream):
         except BaseException:
             await stream.aclose()
             raise
-        return Stream(self._below, *self._tls, stream)
+        return Stream(self._below, *self._tls, stream, keeps_goaway=self._keeps_goaway)
 
     def get_extra_info(self, info: str) -> Any:
         match info:
