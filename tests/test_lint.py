@@ -26,6 +26,7 @@ from ringtls import (
 )
 from trio import aclose_forcefully
 Alias = ringtls.TlsStream
+Annotated: typing.TypeAlias = TlsStream
 import dataclasses, typing
 import anyio, ringtls.anyio
 from ringtls.anyio import wrap_stream
@@ -138,6 +139,20 @@ assert stream is not None
 stream: TlsStream = TlsStream(raw, context)  # RTL101
 ---
 stream = Alias(raw, context)  # RTL101
+---
+stream = Annotated(raw, context)  # RTL101
+---
+stream = TlsStream(raw, context)  # RTL101
+stream.aclose()
+---
+session = Session(borrowed)  # RTL101
+try:
+    await session.ask("?")
+finally:
+    session.aclose()
+---
+stream = TlsStream(raw, context)  # RTL101
+ringtls.aclose_all(stream)
 ---
 if (stream := TlsStream(raw, context)).session_reused:  # RTL101
     await stream.receive_some()
@@ -699,6 +714,10 @@ nursery.start_soon(stream.aclose)
 stream = TlsStream(raw, context)
 await stream.do_handshake()
 closing = stream.aclose()
+---
+stream = TlsStream(raw, context)
+await stream.do_handshake()
+closing = ringtls.aclose_all(stream)
 ---
 async with await connect("host", 443) as stream:
     await stream.send_all(b"x")

@@ -17,7 +17,8 @@ Rules:
    of if there is any use of the variable, also in a nested function, that is not in HARMLESS:
    entering or returning it, storing it, passing it to a call... Closing it is enough in a
    ``finally`` or ``except``, or right after it was made; elsewhere it may not be reached (RTL105).
-   ``relay`` and ``aclose_all`` close what they are passed.
+   ``relay`` and ``aclose_all`` close what they are passed. A statement that calls one of these, or
+   ``aclose()``, and does not await it, closes nothing.
 5. A function of the module that is passed a stream, also by ``nursery.start_soon(function,
    stream)`` or ``blocking.call(function, stream)``, is looked into. It takes care of the stream if
    one of its uses there does.

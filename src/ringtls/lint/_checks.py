@@ -219,10 +219,12 @@ class Checker:
                 parent, kind
             ):
                 return Use.CLOSES
-            case ast.Call(func=function) if self._kinds.dotted(
-                function
-            ) in ENDERS and self._is_awaited(parent):
-                return Use.CLOSES
+            case ast.Attribute(attr="aclose") if self._is_forgotten(parent):
+                return Use.HARMLESS
+            case ast.Call(func=function) if self._kinds.dotted(function) in ENDERS:
+                if self._is_awaited(parent):
+                    return Use.CLOSES
+                return Use.HARMLESS if self._is_forgotten(function) else Use.CARES
             case ast.Expr() | ast.Compare() | ast.FormattedValue() | ast.AsyncFor() | ast.For():
                 return Use.HARMLESS
             case ast.UnaryOp() | ast.Assert() | ast.If() | ast.While() | ast.comprehension():
@@ -241,6 +243,12 @@ class Checker:
         if method.attr == "close_unclean" or (kind and kind.is_blocking):
             return True
         return self._is_awaited(call)
+
+    def _is_forgotten(self, function: ast.expr) -> bool:
+        """Is it called by a statement that does not await it?"""
+        call = self._module.parents[function]
+        is_called = isinstance(call, ast.Call) and call.func is function
+        return is_called and isinstance(self._module.parents[call], ast.Expr)
 
     def _is_awaited(self, call: ast.AST) -> bool:
         return isinstance(self._module.parents[call], ast.Await)

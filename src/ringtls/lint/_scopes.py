@@ -173,6 +173,11 @@ class Module:
                 return self._assigned(name, value)
             case ast.Assign(value=value):
                 return Binding(Origin.VALUE, value)
+            case ast.AnnAssign(
+                annotation=ast.Name(id="TypeAlias") | ast.Attribute(attr="TypeAlias"),
+                value=ast.expr() as value,
+            ):
+                return Binding(Origin.VALUE, value)
             case ast.AnnAssign(annotation=annotation, value=value):
                 if value is not None:
                     self._assigned(name, value)
