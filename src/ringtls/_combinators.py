@@ -31,7 +31,7 @@ from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection
 from ._drivers.trio import TrioWaitQueue
 from ._errors import taken_out
 from ._log import log
-from ._task import Task
+from ._task import Task, call_user
 
 __all__ = ["aclose_all", "must_complete", "replace"]
 
@@ -173,7 +173,7 @@ async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> lis
     """Close a resource; returns what that raised, if it did, with a note that names it."""
     try:
         with patience.scope() as scope:
-            await resource.aclose()
+            await call_user(resource.aclose)
         if scope.cancelled_caught:
             text = "%s did not close within %g s, it was cancelled"
             log(logging.WARNING, text, _name(resource), GRACE)

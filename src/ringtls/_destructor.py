@@ -27,7 +27,8 @@ Rules:
    run, is the owner's to close: adestroy() needs it. The owner claims it before any of them ends.
 6. A value whose ``__init__`` raises never was one. It has no adestroy() to run, but what it had
    taken by then is closed. Classes may get their ``__init__`` late (dataclasses do), so it is
-   wrapped when the first value is made.
+   wrapped when the first value is made: in each class that has one, as any may be the first to be
+   called, and with borrowed() arguments. Which is the next is left to the class of the value.
 7. User code raises what it likes: nothing of that stops an end, or the run. If something is raised
    in here (short memory), the end is over at once: nobody waits for it for ever.
 """
@@ -60,7 +61,7 @@ from ._streams.closing import checked_timeout
 from ._streams.operation import check_run
 from ._streams.socket import SocketStream
 from ._streams.tls import TlsStream
-from ._task import Task
+from ._task import Task, call_user
 
 if TYPE_CHECKING:
     from typing import Self
@@ -362,7 +363,7 @@ class Destruction:
         except Exception as error:  # a class can say anything
             errors.append(error)
         with trio.move_on_after(timeout) as scope:
-            await value.adestroy()
+            await call_user(value.adestroy)
         if scope.cancelled_caught:
             log(
                 logging.WARNING,
@@ -415,7 +416,7 @@ class AsyncDestructor(trio.abc.AsyncResource):
         not async.
     """
 
-    __slots__ = ("__destruction", "__weakref__")
+    __slots__ = (RECORD, "__weakref__")
 
     __destruction: Destruction
 
@@ -538,27 +539,35 @@ def destruction_of(value: AsyncDestructor) -> Destruction:
 
 def _guard_init(cls: type[AsyncDestructor]) -> bool:
     """Have the class' ``__init__`` say how it ended (rule 6). False if it has none."""
-    init: Callable[..., None] = cls.__init__
-    if init is object.__init__:
+    if cls.__init__ is object.__init__:
         return False
-    if getattr(init, "guarded_class", None) is cls:
-        return True
+    for each in cls.__mro__:
+        if AsyncDestructor in each.__mro__ and "__init__" in vars(each) and not _is_guarded(each):
+            _guard(each, each.__init__)  # type: ignore[misc]
+    if not _is_guarded(cls):  # it has that of a class that is no AsyncDestructor
+        _guard(cls, lambda self, *args, **kwargs: super(cls, self).__init__(*args, **kwargs))
+    return True
 
-    @wraps(init)
+
+def _is_guarded(cls: type[AsyncDestructor]) -> bool:
+    return getattr(cls.__init__, "guard", None) is cls.__init__  # wraps() copies what it has
+
+
+def _guard(cls: type[AsyncDestructor], init: Callable[..., None]) -> None:
+    @wraps(cls.__init__)
     def guarded(self: AsyncDestructor, *args: Any, **kwargs: Any) -> None:
-        if type(self) is not cls:  # a subclass calls it, whose own is guarded
-            init(self, *args, **kwargs)
-            return
         destruction = destruction_of(self)
-        destruction.made = _Made.NOT_YET
         lend = destruction.ownership.lend
+        is_outermost = destruction.made is not _Made.NOT_YET
+        destruction.made = _Made.NOT_YET
         try:
             init(self, *map(lend, args), **{name: lend(kwargs[name]) for name in kwargs})
         except BaseException:
-            destruction.was_never_made(self)
+            if is_outermost:
+                destruction.was_never_made(self)
             raise
-        destruction.made = _Made.YES
+        if is_outermost:
+            destruction.made = _Made.YES
 
-    guarded.guarded_class = cls  # type: ignore[attr-defined]
+    guarded.guard = guarded  # type: ignore[attr-defined]
     cls.__init__ = guarded  # type: ignore[assignment, method-assign]
-    return True

@@ -279,6 +279,10 @@ class Ending(Protocol):
     deadline: float
     """Until when it should have ended, a time of _clock.now()."""
 
+    @property
+    def made_at(self) -> object:
+        """Where the user's code made it; ``str`` gives "file:line"."""
+
     def start_as_orphan(self) -> None:
         """Begin the end: nobody else does."""
 

@@ -1,4 +1,5 @@
-"""Work for a task of ours, of which somebody hears whatever it raises (rule C16)."""
+"""Work for a task of ours, of which somebody hears whatever it raises (rule C16), and calls of the
+user's code in it."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from types import FunctionType
 
 import trio
 from outcome import acapture
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import current_task, enable_ki_protection
 
-__all__ = ["Task"]
+__all__ = ["Task", "call_user"]
 
 #: It is the first frame of a task, where a KeyboardInterrupt would meet no handler of ours.
 _acapture = enable_ki_protection(FunctionType(acapture.__code__.replace(), acapture.__globals__))
@@ -57,3 +58,25 @@ class Task:
 
     def __del__(self) -> None:
         self.fail(RuntimeError("a task of ringtls was lost"))
+
+
+async def call_user(function: Callable[[], Awaitable[object]]) -> None:
+    """Await what the user's code does.
+
+    A GeneratorExit comes out only where this coroutine is finalized, because the run has crashed.
+    One that the code raises itself is a RuntimeError, as Python makes it of a StopIteration.
+    """
+    task = current_task()
+    try:
+        await function()
+    except GeneratorExit as error:
+        if _runs(task):
+            raise RuntimeError("GeneratorExit was raised") from error
+        raise
+
+
+def _runs(task: trio.lowlevel.Task) -> bool:
+    try:
+        return current_task() is task
+    except RuntimeError:  # no task does
+        return False

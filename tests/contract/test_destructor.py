@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -222,7 +223,29 @@ class FrozenWithSlots(AsyncDestructor):
         self.log.append("destroyed within 20")
 
 
-@pytest.mark.parametrize("cls", [Plain, Frozen, WithSlots, FrozenWithSlots])
+@attrs.define
+class Attrs(AsyncDestructor):
+    log: list[str]
+    first: Resource
+    second: Any = attrs.field(default=None, validator=attrs.validators.instance_of(Resource))
+
+    async def adestroy(self) -> None:
+        self.log.append("destroyed within 20")
+
+
+@attrs.frozen(slots=False)
+class FrozenAttrs(AsyncDestructor):
+    log: list[str]
+    first: Resource
+    second: Any = None
+
+    async def adestroy(self) -> None:
+        self.log.append("destroyed within 20")
+
+
+@pytest.mark.parametrize(
+    "cls", [Plain, Frozen, WithSlots, FrozenWithSlots, Attrs, attrs.define(Attrs), FrozenAttrs]
+)
 async def test_a1_a3_dataclasses(cls: Any) -> None:
     log: list[str] = []
     lent = Resource("lent", log)
@@ -230,6 +253,40 @@ async def test_a1_a3_dataclasses(cls: Any) -> None:
         assert value.second is lent
         assert value == value
     assert log == ["destroyed within 20", *whole("first")]
+
+
+async def test_a1_init_is_that_of_the_next_class() -> None:
+    """Whichever of them had a value first."""
+
+    class Base(AsyncDestructor):
+        def __init__(self) -> None:
+            self.initialized = ["base"]
+
+    class Left(Base):
+        pass
+
+    class Right(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.initialized.append("right")
+
+    class Other:
+        def __init__(self) -> None:
+            self.initialized = ["other"]
+
+    class Foreign(AsyncDestructor, Other):
+        pass
+
+    class Both(Left, Right, Foreign):
+        pass
+
+    class Twin(Left, Right):
+        pass
+
+    made: list[Any] = [Twin(), Left(), Right(), Foreign(), Both()]
+    order = [each.initialized for each in made]
+    assert order == [["base", "right"], ["base"], ["base", "right"], ["other"], ["base", "right"]]
+    await aclose_all(*made)
 
 
 async def test_a1_generic() -> None:
@@ -392,6 +449,21 @@ class UnmadeToo(Unmade):
         self.more = Value("more", log)
         super().__init__(log, error)
         raise AssertionError
+
+
+async def test_a1_init_goes_on_where_that_of_its_base_raises() -> None:
+    log: list[str] = []
+
+    class Saved(Unmade):
+        def __init__(self) -> None:
+            with suppress(KeyError):
+                super().__init__(log, KeyError())
+
+    value = Saved()
+    await trio.testing.wait_all_tasks_blocked()
+    assert log == []
+    await value.aclose()
+    assert log == whole("unmade", "part")
 
 
 @pytest.mark.parametrize("error", [KeyError(), KeyboardInterrupt(), trio.Cancelled])
@@ -674,6 +746,22 @@ async def test_a3_what_is_no_exception() -> None:
     assert log[-2:] == whole("b")
 
 
+async def test_a3_a_generator_exit() -> None:
+    """By which Python finalizes coroutines, and which user code may raise, too."""
+    log: list[str] = []
+
+    class Failing(Value):
+        async def adestroy(self) -> None:
+            await super().adestroy()
+            raise GeneratorExit
+
+    value = Failing("value", log, Resource("bad", log, GeneratorExit()), Value("b", log))
+    for waits in (value.aclose, value.aclose):
+        with suppress(ExceptionGroup), trio.fail_after(20):
+            await waits()
+    assert log == [*whole("value"), "begin bad", *whole("b")]
+
+
 async def test_a3_an_error_of_the_body_is_not_lost() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with Value("value", [], Resource("bad", [], OSError())):
@@ -733,6 +821,26 @@ async def test_a3_borrowed() -> None:
     assert log == whole("borrower", "own")
     await aclose_all(*lent)
     assert sorted(log[4:]) == sorted(whole(*names))
+
+
+async def test_a3_borrowed_by_a_base() -> None:
+    """Its constructor, too, gets the value itself, whoever calls it."""
+    log: list[str] = []
+    lent = Value("lent", log)
+
+    class Borrower(Value):
+        def __init__(self, name: str, part: Value) -> None:
+            super().__init__(name, log, part)
+            self.title = part.name
+
+    class Special(Borrower):
+        def __init__(self) -> None:
+            super().__init__("borrower", borrowed(lent))
+
+    async with Special() as borrower:
+        assert borrower.title == "lent"
+    assert log == whole("borrower")
+    await lent.aclose()
 
 
 async def test_a3_no_longer_borrowed() -> None:

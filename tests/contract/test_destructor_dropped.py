@@ -200,6 +200,32 @@ async def test_a4_where_warnings_are_errors() -> None:
     await until(lambda: "end value" in log)
 
 
+def test_c16_a4_where_giving_a_warning_raises(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it does where logging captures warnings, and one of its filters raises."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise KeyError
+
+    log: list[str] = []
+    kept: list[Value] = []
+
+    async def main() -> str:
+        kept.extend([Value("first", log), Value("second", log)])
+        return "result"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", fail)
+        assert trio.run(main) == "result"
+        monkeypatch.undo()
+    assert sorted(log) == sorted(whole("first", "second"))
+    texts = [record.getMessage() for record in caplog.records]
+    assert all("test_destructor_dropped.py:" in each and "KeyError" in each for each in texts)
+    assert len(texts) == 2
+
+
 async def test_a4_closed_by_nobody_and_then_by_somebody() -> None:
     """Dropped, and taken up again before its end has begun."""
     log: list[str] = []

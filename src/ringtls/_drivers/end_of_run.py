@@ -43,6 +43,9 @@ def adopt(endings: Iterable[Ending]) -> None:
             ending.warn_unclosed()
         except ResourceWarning as warning:  # the user's filter makes it an error
             log(logging.ERROR, "%s", warning)
+        except BaseException as failure:  # by warnings.showwarning(), or where logging captures it
+            text = "what was made at %s is unclosed, and warning of that raised %r"
+            log(logging.ERROR, text, ending.made_at, failure, failure=failure)
 
 
 def give_up(endings: Iterable[Ending]) -> None:
