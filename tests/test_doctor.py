@@ -308,33 +308,6 @@ def test_a_group_is_told_by_what_is_in_it(
     assert advice in finding.remedy
 
 
-WITH_ANOTHER_FILE = """
-import importlib.abc, importlib.util, sys
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "ringtls._engine._native":
-            return importlib.util.spec_from_file_location(name, file)
-file = sys.argv.pop(1)
-sys.meta_path.insert(0, Finder())
-from ringtls._cli import main
-sys.exit(main())
-"""
-
-
-@pytest.mark.parametrize("arguments", [["doctor"], ["--help"]])
-def test_an_engine_that_does_not_load(arguments: list[str], tmp_path: Path) -> None:
-    """As where liburing is missing: here the dynamic linker finds that it is no library."""
-    file = tmp_path / "_native.abi3.so"
-    file.write_bytes(b"none")
-    command = [sys.executable, "-c", WITH_ANOTHER_FILE, str(file), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    [line] = done.stderr.splitlines()
-    assert f"the engine can't be loaded: {file}: file too short" in line
-    assert "install the package liburing2" in line
-
-
 def test_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "kernel_version", lambda: (5, 15))
     finding = finding_of("kernel")

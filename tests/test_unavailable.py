@@ -114,6 +114,47 @@ def test_refused_after_the_opening(error: int) -> None:
     assert out == f"INFO:ringtls:epoll is used: {unavailable(error).strerror}\n"
 
 
+WITH_ANOTHER_FILE = """
+import importlib.abc, importlib.util, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "ringtls._engine._native":
+            return importlib.util.spec_from_file_location(name, file)
+file = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder())
+"""
+IMPORTED = """
+import ringtls
+try:
+    ringtls.TlsStream
+except ImportError as error:
+    print(error)
+"""
+COMMAND = """
+from ringtls._cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "status"),
+    [(IMPORTED, [], 0), (COMMAND, ["doctor"], 1), (COMMAND, ["--help"], 1)],
+    ids=["import", "doctor", "help"],
+)
+def test_an_engine_that_does_not_load(
+    program: str, arguments: list[str], status: int, tmp_path: Path
+) -> None:
+    """As where liburing is missing: here the dynamic linker finds that it is no library."""
+    file = tmp_path / "_native.abi3.so"
+    file.write_bytes(b"none")
+    command = [sys.executable, "-c", WITH_ANOTHER_FILE + program, str(file), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == status
+    [line] = (done.stderr if status else done.stdout).splitlines()
+    assert f"the engine can't be loaded: {file}: file too short" in line
+    assert "install the package liburing2" in line
+
+
 @pytest.mark.usefixtures("like_the_child")
 def test_without_a_descriptor_there_is_neither() -> None:
     out = run_child(USE_FORCED, errno.EMFILE, "")

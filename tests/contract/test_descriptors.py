@@ -26,6 +26,7 @@ from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, SocketListener, SocketStream, blocking
 from ringtls._drivers.blocking import BlockingDriver
+from ringtls._engine import extension
 from ringtls._engine import ring as _ring
 from ringtls._engine.handle import Handle
 from ringtls._engine.request import ignore
@@ -315,7 +316,7 @@ def test_c17_a_ring_that_fails_once_it_has_closed_a_number(
     closing = ring.close_fd(number, discard_limit=0, deadline=time.monotonic())
     ours.detach()
     assert ring.release(closing)
-    monkeypatch.setattr(_ring, "_ffi", Short(_ring._ffi))
+    monkeypatch.setattr(_ring, "_ffi", Short(extension.ffi))
     with theirs:
         with pytest.raises(MemoryError) as caught:
             while not closing.is_over:

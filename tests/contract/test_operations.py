@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ringtls._engine import extension
 from ringtls._engine import ring as _ring
 from ringtls._engine.choice import Engine
 from ringtls._engine.descriptors import close_now, has_unacknowledged
@@ -442,7 +443,7 @@ def test_h6_an_opcode_that_nothing_uses_need_not_be_known(
         def rtl_supports(self, engine: object, opcode: int) -> int:
             return 0
 
-    monkeypatch.setattr(_ring, "_lib", Library(_ring._lib))
+    monkeypatch.setattr(_ring, "_lib", Library(extension.lib))
     assert set(Opcode) == set(ring.unsupported())
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .._engine.availability import not_loaded
+from .._engine.availability import EXTENSION
 from .._engine.choice import forced
 from .leaves import leaves
 
@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 module = importlib.import_module(f".{command}", __package__)
             except ImportError as error:
-                text = not_loaded(error)
-                if text is None:
+                if error.name != EXTENSION:
                     raise
-                print(f"ringtls: {text}", file=sys.stderr)
+                print(f"ringtls: {error}", file=sys.stderr)
                 return 1
             module.add_parser(subparsers)
             continue

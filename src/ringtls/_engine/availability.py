@@ -23,6 +23,7 @@ from pathlib import Path
 from .._errors import RingUnavailableError
 
 __all__ = [
+    "EXTENSION",
     "KERNEL_FLOOR",
     "io_uring_disabled",
     "kernel_version",
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 KERNEL_FLOOR = (6, 1)
+
+#: The module that csrc/ is built into.
+EXTENSION = "ringtls._engine._native"
 
 #: See capabilities(7).
 _CAP_SYS_ADMIN = 1 << 21
@@ -155,12 +159,11 @@ def unavailable(error: int, engine: str = "io_uring") -> RingUnavailableError:
     )
 
 
-def not_loaded(error: ImportError) -> str | None:
-    """What to change, if it is the engine's extension module that could not be loaded."""
-    if error.name != "_native":  # the dynamic linker's errors have the last part of the name
-        return None
-    return (
+def not_loaded(error: ImportError) -> ImportError:
+    """The exception for one of importing the extension module, as where liburing is missing."""
+    return ImportError(
         f"the engine can't be loaded: {error}; if it is liburing that is missing, install the "
         "package liburing2 (Debian, Ubuntu) or liburing (Fedora); else install ringtls anew on "
-        "this machine"
+        "this machine",
+        name=EXTENSION,
     )

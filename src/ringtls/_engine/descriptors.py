@@ -7,13 +7,10 @@ import os
 import select
 import sys
 import termios
-from typing import Any
 
-from . import _native
+from .extension import lib as _lib
 
 __all__ = ["close_now", "has_unacknowledged", "is_gone", "reset_connection", "unacknowledged"]
-
-_lib: Any = _native.lib
 
 
 def unacknowledged(fd: int) -> int:

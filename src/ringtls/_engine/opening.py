@@ -6,13 +6,11 @@ import errno
 from typing import Any
 
 from .._errors import RingUnavailableError
-from . import _native
 from .availability import unavailable
 from .choice import Engine, announce, may_be_replaced
+from .extension import lib as _lib
 
 __all__ = ["CQ_ENTRIES", "SMALLEST_RING", "open_engine"]
-
-_lib: Any = _native.lib
 
 CQ_ENTRIES = 4096
 SMALLEST_RING = 32

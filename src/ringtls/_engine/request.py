@@ -25,18 +25,15 @@ import enum
 import errno
 import os
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from . import _native
+from .extension import lib as _lib
 
 __all__ = ["TRANSITIONS", "Event", "Opcode", "Request", "Sink", "State", "ignore"]
 
 Sink: TypeAlias = Callable[[bytes | bytearray | memoryview], object]
 
 OnFailure: TypeAlias = Callable[[BaseException], object]
-
-
-_lib: Any = _native.lib
 
 
 class Opcode(enum.IntEnum):

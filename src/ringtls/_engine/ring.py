@@ -50,9 +50,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .._clock import now
 from .._errors import wrong_caller
 from .._log import log
-from . import _native
 from .address import Address, packed
 from .choice import Engine, forced
+from .extension import ffi as _ffi
+from .extension import lib as _lib
 from .opening import open_engine
 from .request import Event, Opcode, Request, Sink, State, ignore
 
@@ -60,9 +61,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Ring", "RingCounters"]
-
-_ffi: Any = _native.ffi
-_lib: Any = _native.lib
 
 _from_buffer = _ffi.from_buffer
 _outbox_write = _lib.rtl_outbox_write
