@@ -301,7 +301,7 @@ async def test_c22_not_after_send_eof(contexts: Contexts) -> None:
     assert end.data == b""
 
 
-@pytest.mark.parametrize("words", [lambda: 1 / 0, bytes(16385), lambda: "text"])
+@pytest.mark.parametrize("words", [lambda: 1 / 0, lambda: bytes(16385), lambda: "text"])
 async def test_c22_what_it_raises_does_not_stop_the_end(
     contexts: Contexts, words: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -314,6 +314,19 @@ async def test_c22_what_it_raises_does_not_stop_the_end(
     assert end.is_clean
     assert end.data == b"data;"
     assert "without its farewell" in caplog.text
+
+
+@pytest.mark.parametrize(("words", "error"), [("text", TypeError), (bytes(16385), ValueError)])
+async def test_c22_what_can_not_be_said_is_refused_when_it_is_set(
+    contexts: Contexts, words: Any, error: type[Exception]
+) -> None:
+    """The end would go without it, and nobody but the log would hear of that."""
+    stream, peer = await meet(contexts)
+    stream.farewell = WORDS
+    with pytest.raises(error, match="a farewell"):
+        stream.farewell = words
+    await stream.aclose()
+    assert (await end_of(peer)).data == WORDS
 
 
 async def test_c22_not_when_broken_off(contexts: Contexts) -> None:

@@ -48,7 +48,15 @@ if TYPE_CHECKING:
     from .._interfaces import Owner, Transport
     from .session import TlsSession
 
-__all__ = ["TRANSITIONS", "Closing", "Event", "Farewell", "Phase", "checked_timeout"]
+__all__ = [
+    "TRANSITIONS",
+    "Closing",
+    "Event",
+    "Farewell",
+    "Phase",
+    "check_farewell",
+    "checked_timeout",
+]
 
 #: Seconds that a connection's end may take.
 SHUTDOWN_TIMEOUT = 5.0
@@ -322,8 +330,7 @@ class Closing:
             return
         try:
             words = self.farewell() if callable(self.farewell) else self.farewell
-            if len(words) > LONGEST_FAREWELL:
-                raise ValueError(f"a farewell has {LONGEST_FAREWELL} bytes at most")
+            check_farewell(words)
             if words:
                 session.write(words)
         except BaseException as failure:
@@ -427,3 +434,16 @@ def checked_timeout(seconds: float) -> float:
     if not seconds >= 0:
         raise ValueError(f"a timeout must be >= 0, not {seconds}")
     return seconds
+
+
+def check_farewell(words: object) -> None:
+    """What can be said.
+
+    Raises:
+      TypeError: it is not bytes.
+      ValueError: it is too long.
+    """
+    if not isinstance(words, bytes | bytearray | memoryview):
+        raise TypeError(f"a farewell is bytes, or a function that returns them, not {words!r}")
+    if len(words) > LONGEST_FAREWELL:
+        raise ValueError(f"a farewell has {LONGEST_FAREWELL} bytes at most")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
-from .closing import checked_timeout
+from .closing import check_farewell, checked_timeout
 from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -87,15 +87,21 @@ class TlsInfo(Uncopyable):
         Bytes, or a function that returns them when the end begins; 16 KiB at most. They are not
         sent before the handshake is complete, after ``send_eof``, when the connection is broken
         off, or if only a part of what was given to the last ``send_all`` was accepted: they would
-        land inside of another message. If the function raises, that is logged, and the end goes on
-        without them. It must not refer to the stream, which could not be noticed as lost then.
-        WebSocket has such words (Close, RFC 6455, section 5.5.1), HTTP/2 (GOAWAY, RFC
-        9113, section 6.8) and SMTP (QUIT).
+        land inside of another message. If the function raises, or returns what can't be sent,
+        that is logged, and the end goes on without them. It must not refer to the stream, which
+        could not be noticed as lost then. WebSocket has such words (Close, RFC 6455, section
+        5.5.1), HTTP/2 (GOAWAY, RFC 9113, section 6.8) and SMTP (QUIT).
+
+        Raises:
+          TypeError: when it is set: it is neither bytes nor a function.
+          ValueError: when it is set: more than 16 KiB.
         """
         return self._closing.farewell
 
     @farewell.setter
     def farewell(self, words: Farewell) -> None:
+        if words is not None and not callable(words):
+            check_farewell(words)
         self._closing.farewell = words
 
     @property
@@ -145,28 +151,29 @@ class TlsInfo(Uncopyable):
         """Whether the handshake resumed a session.
 
         Raises:
-          trio.NeedHandshakeError: called before the handshake, like all methods that follow.
+          trio.NeedHandshakeError: there was no handshake yet.
         """
         return self._after_handshake("session_reused").session_reused
 
     def selected_alpn_protocol(self) -> str | None:
-        """See ssl.SSLSocket.selected_alpn_protocol."""
+        """See ssl.SSLSocket.selected_alpn_protocol; before the handshake
+        trio.NeedHandshakeError."""
         return self._after_handshake("selected_alpn_protocol").selected_alpn_protocol()
 
     def getpeercert(self, binary_form: bool = False) -> Any:
-        """See ssl.SSLSocket.getpeercert."""
+        """See ssl.SSLSocket.getpeercert; before the handshake trio.NeedHandshakeError."""
         return self._after_handshake("getpeercert").getpeercert(binary_form)
 
     def cipher(self) -> tuple[str, str, int] | None:
-        """See ssl.SSLSocket.cipher."""
+        """See ssl.SSLSocket.cipher; before the handshake trio.NeedHandshakeError."""
         return self._after_handshake("cipher").cipher()
 
     def shared_ciphers(self) -> list[tuple[str, str, int]] | None:
-        """See ssl.SSLSocket.shared_ciphers."""
+        """See ssl.SSLSocket.shared_ciphers; before the handshake trio.NeedHandshakeError."""
         return self._after_handshake("shared_ciphers").shared_ciphers()
 
     def compression(self) -> str | None:
-        """See ssl.SSLSocket.compression."""
+        """See ssl.SSLSocket.compression; before the handshake trio.NeedHandshakeError."""
         return self._after_handshake("compression").compression()
 
     def verify_client_post_handshake(self) -> None:
@@ -186,11 +193,11 @@ class TlsInfo(Uncopyable):
         self._session.request_certificate()
 
     def version(self) -> str | None:
-        """See ssl.SSLSocket.version."""
+        """See ssl.SSLSocket.version; before the handshake trio.NeedHandshakeError."""
         return self._after_handshake("version").version()
 
     def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
-        """See ssl.SSLSocket.get_channel_binding."""
+        """See ssl.SSLSocket.get_channel_binding; before the handshake trio.NeedHandshakeError."""
         return self._after_handshake("get_channel_binding").get_channel_binding(cb_type)
 
     def _after_handshake(self, name: str) -> ssl.SSLObject:
