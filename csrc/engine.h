@@ -87,10 +87,11 @@ int rtl_open(struct rtl_ring **out, int eventfd, unsigned int sq_entries,
 	     unsigned int buffer_size, enum rtl_engine engine);
 
 /*
- * Free a ring. -EBUSY, and nothing is freed, while it has requests or borrowed
- * segments: the kernel may use their memory.
+ * Free a ring, and set the pointer to NULL. With NULL nothing is done: a caller
+ * that was interrupted behind the call repeats it. -EBUSY, and nothing is freed,
+ * while it has requests or borrowed segments: the kernel may use their memory.
  */
-int rtl_free(struct rtl_ring *r);
+int rtl_free(struct rtl_ring **ring);
 
 /*
  * Give up a ring that has failed: descriptors that were released are closed
@@ -100,11 +101,12 @@ int rtl_free(struct rtl_ring *r);
 void rtl_fail(struct rtl_ring *r);
 
 /*
- * Close what a ring that has failed has open itself: the kernel drops its
- * requests, and sockets that only they still held. All its memory stays, as the
- * kernel may still use that. Only rtl_counters() may follow.
+ * Close what a ring that has failed has open itself, and set the pointer to
+ * NULL, with which nothing is done: the kernel drops its requests, and sockets
+ * that only they still held. All its memory stays, as the kernel may still use
+ * that. Only rtl_counters() may follow.
  */
-void rtl_abandon(struct rtl_ring *r);
+void rtl_abandon(struct rtl_ring **ring);
 
 /* 1 if the kernel knows the operation, 0 if not. */
 int rtl_supports(struct rtl_ring *r, enum rtl_opcode opcode);

@@ -65,10 +65,15 @@ no_table:
  * must not be freed: the kernel may still write to its buffers. Nor one that
  * has not told yet which borrowed segments are over.
  */
-int rtl_free(struct rtl_ring *r)
+int rtl_free(struct rtl_ring **ring)
 {
+	struct rtl_ring *r = *ring;
+
+	if (!r)
+		return 0;
 	if (r->stats.in_flight || r->notices)
 		return -EBUSY;
+	*ring = NULL;
 	r->backend->close(r);
 	rtl_pool_exit(r);
 	rtl_table_exit(r);
@@ -76,9 +81,13 @@ int rtl_free(struct rtl_ring *r)
 	return 0;
 }
 
-void rtl_abandon(struct rtl_ring *r)
+void rtl_abandon(struct rtl_ring **ring)
 {
-	r->backend->close(r);
+	struct rtl_ring *r = *ring;
+
+	*ring = NULL;
+	if (r)
+		r->backend->close(r);
 }
 
 void *rtl_pool(const struct rtl_ring *r)

@@ -116,7 +116,7 @@ def test_a_shortage_of_descriptors_leaves_none_behind(left: int) -> None:
         try:
             with pytest.raises(OSError, match="Too many open files"):
                 while True:
-                    taken.append(os.dup(driver._wakeup_fd))
+                    taken.append(os.dup(driver._eventfd.fileno()))
             for _ in range(left):
                 os.close(taken.pop())
             with suppress(RingUnavailableError):

@@ -15,6 +15,7 @@ import os
 import random
 import socket
 import ssl
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -29,9 +30,9 @@ from ringtls._drivers.blocking import BlockingDriver
 from ringtls._task import Task
 
 from ..conftest import Contexts
-from ..support.injection import InjectedError, RaiseAt
+from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from ..support.peer import Peer, adapted_socket_stream
-from ..support.streams import tcp_pair
+from ..support.streams import open_fds, tcp_pair
 
 INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "4"))
 
@@ -169,3 +170,52 @@ def test_c16_an_exception_where_a_system_task_begins_or_goes_on(contexts: Contex
     while played(PLAYS["adapter"], contexts, RaiseAt(number, "call", "Task.run")):
         number += 1
     assert number > 3  # each stream has one at least
+
+
+def leave_open(injection: RaiseAt) -> None:
+    """A run that ends with a stream open, and its peer and descriptors afterwards."""
+    before = open_fds()
+    ours, theirs = tcp_pair()
+    kept: list[SocketStream] = []
+
+    async def main() -> None:
+        kept.append(SocketStream(ours))
+        await kept[0].send_all(SENT)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with injection.tracing():
+            trio.run(main)
+        kept.clear()
+    with suppress(ConnectionError):
+        while theirs.recv(65536):
+            pass
+    theirs.close()
+    assert open_fds() == before, injection.place
+
+
+AFTER_THE_RUN = [
+    "TrioDriver.after_run",
+    "give_up",
+    "Ring.close",
+    "Ring._drain",
+    "Ring._let_go",
+    "Ring._free",
+]
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.parametrize("function", AFTER_THE_RUN)
+def test_c16_an_exception_after_the_run(function: str) -> None:
+    """Descriptors are given back all the same."""
+    leave_open(RaiseAt(sys.maxsize, "call"))  # the first ring of a process tries another one
+    injection = RaiseAt(1, "call", function)
+    leave_open(injection)
+    assert injection.has_raised
+
+
+@pytest.mark.long
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.parametrize("function", AFTER_THE_RUN)
+def test_c16_an_exception_at_each_bytecode_after_the_run(function: str) -> None:
+    raise_at_each_bytecode(function, leave_open)

@@ -33,7 +33,8 @@ void play_births(enum rtl_engine engine)
 		CHECK(ENGINE(rtl_supports, ring, (enum rtl_opcode)o) == 1,
 		      "%s is not supported",
 		      opcode_name((enum rtl_opcode)o));
-	error = ENGINE(rtl_free, ring);
-	CHECK(!error, "free: %s", strerror(-error));
+	error = ENGINE(rtl_free, &ring);
+	CHECK(!error && !ring, "free: %s", strerror(-error));
+	CHECK(!ENGINE(rtl_free, &ring), "free once more");
 	close(fd);
 }

@@ -179,7 +179,7 @@ void play_end(struct play *p)
 	if (!one_in(&p->random, 5))
 		settle(p);
 	if (requests_live(p)) {
-		error = ENGINE(rtl_free, p->ring);
+		error = ENGINE(rtl_free, &p->ring);
 		CHECK(error == -EBUSY, "free of a busy ring: %d", error);
 	}
 	tell_all_to_end(p);
@@ -191,7 +191,7 @@ void play_end(struct play *p)
 	check_all_completed(p);
 	faults_stop();
 	take_census(p);
-	error = ENGINE(rtl_free, p->ring);
+	error = ENGINE(rtl_free, &p->ring);
 	CHECK(!error, "free: %s", strerror(-error));
 	requests_free(p);
 }

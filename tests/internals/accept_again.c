@@ -75,7 +75,7 @@ int main(void)
 	assert(rtl_submit(r) == 2); /* with its limit */
 	assert(!rtl_cancel(r, 2));
 	assert(reap_one(r) == -ECANCELED);
-	while (rtl_free(r))
+	while (rtl_free(&r))
 		rtl_reap(r, events, 16);
 	return 0;
 }

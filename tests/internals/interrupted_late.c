@@ -43,6 +43,6 @@ int main(void)
 	assert(answer(r, 3) == 1);
 	assert(events[RTL_RESULT] == 4);
 
-	assert(!rtl_free(r));
+	assert(!rtl_free(&r));
 	return 0;
 }

@@ -53,7 +53,7 @@ int main(void)
 	while (rtl_reap(r, events, 16) != 1)
 		assert(!rtl_wait(r, RTL_NS_PER_SECOND));
 	assert(events[RTL_RESULT] == -ECANCELED);
-	while (rtl_free(r))
+	while (rtl_free(&r))
 		rtl_reap(r, events, 16);
 	return 0;
 }

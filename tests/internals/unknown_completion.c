@@ -48,6 +48,6 @@ int main(void)
 	assert(events[RTL_ID] == 1 && events[RTL_RESULT] == 5);
 	assert(!memcmp(rtl_pool(r), "found", 5));
 	assert(!rtl_reap(r, events, 16));
-	assert(!rtl_free(r));
+	assert(!rtl_free(&r));
 	return 0;
 }

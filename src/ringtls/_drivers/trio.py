@@ -48,6 +48,7 @@ from outcome import Value
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
 from .._clock import now
+from .._engine.eventfd import open_eventfd
 from .._engine.wakeups import open_for_event_loop
 from .._errors import wrong_caller
 from .._statistics import Statistics, Tally
@@ -171,17 +172,18 @@ class _Guard(trio.abc.Instrument):
             driver.before_io_wait(timeout)
             driver.is_at_work = False
 
+    def after_run(self) -> None:
+        self._driver.after_run()
+
 
 class TrioDriver(trio.abc.Instrument):
     """What the streams of one trio run share, and how its tasks wait for the ring."""
 
     runs_between_calls: ClassVar[bool] = True
-    _wakeup_fd = -1
-
     def __init__(self) -> None:
         self.failure: BaseException | None = None
         self._ring: Ring | None = None
-        self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._eventfd = open_eventfd()
         self.is_forked = False
         self._thread = get_ident()
         _drivers.add(self)
@@ -241,7 +243,7 @@ class TrioDriver(trio.abc.Instrument):
           RingUnavailableError: io_uring is forced, and there is none here.
         """
         if self._ring is None:
-            self._ring = open_for_event_loop(self._wakeup_fd)
+            self._ring = open_for_event_loop(self._eventfd.fileno())
             self.wake()  # the pump sleeps on the ring from now on
         return self._ring
 
@@ -383,23 +385,17 @@ class TrioDriver(trio.abc.Instrument):
             self._fail(failure)
 
     def after_run(self) -> None:
+        """To be repeated if something is raised in here."""
         if self.is_forked:
             return  # all of it is the parent's
-        try:
-            give_up(self._endings)  # none is left, unless the run has crashed
-            if self._ring is not None:
-                self._ring.close(timeout=1.0)
-        finally:
-            self._close_wakeup_fd()
+        give_up(self._endings)  # none is left, unless the run has crashed
+        if self._ring is not None:
+            self._ring.close(timeout=1.0)
+        self._eventfd.close()  # the kernel has it open by itself
 
     def __del__(self) -> None:
-        self._close_wakeup_fd()  # its making was broken off
-
-    def _close_wakeup_fd(self) -> None:
-        """From now on nobody here writes to it; the kernel has it open by itself."""
-        wakeup_fd, self._wakeup_fd = self._wakeup_fd, -1
-        if wakeup_fd >= 0:
-            os.close(wakeup_fd)
+        with suppress(AttributeError):  # its making was broken off
+            self._eventfd.close()
 
     def _reap(self) -> None:
         ring = self._ring
@@ -425,8 +421,8 @@ class TrioDriver(trio.abc.Instrument):
     def wake(self) -> None:
         """Have the pump look again. Nothing after the run, which may have crashed: what it leaves
         behind is finalized then, and the number is another file's (rule C17)."""
-        if self._wakeup_fd >= 0:
-            os.eventfd_write(self._wakeup_fd, 1)
+        if not self._eventfd.closed:
+            os.eventfd_write(self._eventfd.fileno(), 1)
 
     # The pump
 
@@ -455,9 +451,9 @@ class TrioDriver(trio.abc.Instrument):
             await trio.lowlevel.checkpoint()
         ring = self._ring
         if ring is None or not ring.is_usable:
-            await trio.lowlevel.wait_readable(self._wakeup_fd)
+            await trio.lowlevel.wait_readable(self._eventfd)
             with suppress(BlockingIOError):
-                os.eventfd_read(self._wakeup_fd)
+                os.eventfd_read(self._eventfd.fileno())
         else:
             await trio.lowlevel.wait_readable(ring.sleep_fd)
             if ring.is_usable:

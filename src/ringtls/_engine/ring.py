@@ -52,12 +52,15 @@ from .._errors import wrong_caller
 from .._log import log
 from .address import Address, packed
 from .choice import Engine, forced
+from .eventfd import open_eventfd
 from .extension import ffi as _ffi
 from .extension import lib as _lib
 from .opening import open_engine
 from .request import Event, Opcode, Request, Sink, State, ignore
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from typing_extensions import Buffer
 
 __all__ = ["Ring", "RingCounters"]
@@ -119,6 +122,7 @@ def _die_in_child() -> None:
     for ring in _open_rings:
         ring.forked = ring._unusable = True
         ring._wake_lock = threading.RLock()  # another thread may have had it, which is not here
+        ring._close_eventfd()
     _open_rings.clear()
 
 
@@ -166,14 +170,15 @@ class Ring:
         cooperative: bool = False,
         engine: Engine | None = None,
     ) -> None:
-        self._owns_wakeup_fd = wakeup_fd is None
-        self.wakeup_fd: int = (
-            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if wakeup_fd is None else wakeup_fd
-        )
-        opened = _ffi.new("struct rtl_ring **")
+        self._eventfd: FileIO | None = None  # its own
+        if wakeup_fd is None:
+            self._eventfd = open_eventfd()
+            wakeup_fd = self._eventfd.fileno()
+        self.wakeup_fd: int = wakeup_fd
+        self._opened = _ffi.new("struct rtl_ring **")
         try:
             self.engine: Engine = open_engine(
-                opened,
+                self._opened,
                 engine or forced(),
                 self.wakeup_fd,
                 sq_entries or SQ_ENTRIES,
@@ -181,13 +186,11 @@ class Ring:
                 buffer_size,
                 cooperative,
             )
-            self._engine = opened[0]
+            self._engine = self._opened[0]
             self._begin(buffers, buffer_size, cooperative)
         except BaseException:
+            self._free()
             _open_rings.discard(self)
-            if opened[0] != _ffi.NULL:
-                _lib.rtl_free(opened[0])
-            self._close_wakeup_fd()
             raise
 
     def _begin(self, buffers: int, buffer_size: int, cooperative: bool) -> None:
@@ -606,41 +609,51 @@ class Ring:
     def close(self, timeout: float) -> bool:
         """Cancel and drain, for at most ``timeout`` seconds, then free the ring.
 
+        What is raised meanwhile is a failure of the ring (rule 5). To be repeated then: what that
+        has left undone is done.
+
         Returns:
           False if something could not be drained: then nothing was freed, and never will be
           (rule 6).
         """
-        if self._closed or self.forked:
+        if self not in _open_rings:
             return True
         if self._failure is None:
             self._refuse_reentry()
         drained = False
         try:
-            if get_ident() == self._thread and self._failure is None:
+            if get_ident() == self._thread and self._failure is None and not self._closed:
                 self._dismiss_abandoned()
                 self._drain(now() + timeout)
-                drained = not (self._in_flight or self._borrowed)
+        except BaseException as failure:
+            self.fail(failure)
+            raise
         finally:
-            with self._wake_lock:
-                self._closed = self._unusable = True
-            if drained:
-                _lib.rtl_free(self._engine)
-                self._close_wakeup_fd()
-            else:
-                self._abandon()
-            _open_rings.discard(self)
+            drained = self._let_go()
         return drained
 
-    def _abandon(self) -> None:
-        _parked.append(self)
-        failed = self._failure is not None and not isinstance(self._failure, OSError)
-        if failed and get_ident() == self._thread:
-            _lib.rtl_abandon(self._engine)
-            self._close_wakeup_fd()
+    def _let_go(self) -> bool:
+        with self._wake_lock:
+            self._closed = self._unusable = True
+        is_ours = get_ident() == self._thread
+        drained = is_ours and self._failure is None and self._free()
+        if not drained:
+            _parked.append(self)
+        if is_ours and self._failure is not None and not isinstance(self._failure, OSError):
+            _lib.rtl_abandon(self._opened)
+            self._close_eventfd()
+        _open_rings.discard(self)
+        return drained
 
-    def _close_wakeup_fd(self) -> None:
-        if self._owns_wakeup_fd:
-            os.close(self.wakeup_fd)
+    def _free(self) -> bool:
+        drained: bool = _lib.rtl_free(self._opened) == 0
+        if drained:
+            self._close_eventfd()
+        return drained
+
+    def _close_eventfd(self) -> None:
+        if self._eventfd is not None:
+            self._eventfd.close()
 
     def cancel_all(self, *, reads_only: bool) -> None:
         """Ask for the end of every request, or of those that nobody else would notice."""
