@@ -19,18 +19,25 @@ _acapture = enable_ki_protection(FunctionType(acapture.__code__.replace(), acapt
 
 
 class Task:
-    """Work for a task of its own, shielded there, and who hears of what it raises.
+    """Work for a task of its own, and who hears of what it raises.
+
+    It is shielded there; but for what is to hear of a cancellation, and returns then.
 
     What is raised at the entry of ``run`` meets no handler of ours. Then nothing refers to this
     object any more, and its finalizer tells.
     """
 
-    __slots__ = ("_fail", "_work")
+    __slots__ = ("_fail", "_shield", "_work")
 
     def __init__(
-        self, work: Callable[[], Awaitable[None]], fail: Callable[[BaseException], object]
+        self,
+        work: Callable[[], Awaitable[None]],
+        fail: Callable[[BaseException], object],
+        *,
+        shield: bool = True,
     ) -> None:
         self._work = work
+        self._shield = shield
         self._fail: Callable[[BaseException], object] | None = fail
 
     def start(self, start_task: Callable[[Callable[[], Awaitable[object]]], None]) -> bool:
@@ -44,7 +51,7 @@ class Task:
 
     async def run(self) -> None:
         try:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=self._shield):
                 await self._work()
             self._fail = None
         except BaseException as error:

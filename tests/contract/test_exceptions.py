@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import trio
 
-from ringtls import SocketStream, TlsStream, blocking
+from ringtls import AsyncDestructor, SocketStream, TlsStream, blocking
 from ringtls._drivers.blocking import BlockingDriver
 from ringtls._task import Task
 
@@ -219,3 +219,63 @@ def test_c16_an_exception_after_the_run(function: str) -> None:
 @pytest.mark.parametrize("function", AFTER_THE_RUN)
 def test_c16_an_exception_at_each_bytecode_after_the_run(function: str) -> None:
     raise_at_each_bytecode(function, leave_open)
+
+
+def leave_all(injection: RaiseAt) -> None:
+    """A run with a stream that is open at its end, one that is dropped, and a destructor."""
+    pairs = [tcp_pair() for _ in range(2)]
+    kept: list[object] = []
+    destroyed: list[str] = []
+
+    class Value(AsyncDestructor):
+        async def adestroy(self) -> None:
+            destroyed.append("value")
+
+    async def use(sock: socket.socket) -> SocketStream:
+        stream = SocketStream(sock)
+        await stream.send_all(SENT)
+        return stream
+
+    async def main() -> None:
+        kept.extend([await use(pairs[0][0]), Value()])
+        await use(pairs[1][0])
+        gc.collect(0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never started
+        with injection.tracing():
+            trio.run(main)
+        kept.clear()
+    for _, theirs in pairs:
+        with theirs, theirs.makefile("rb") as received:
+            assert received.read() == SENT, injection.place
+    assert destroyed == ["value"], injection.place
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.parametrize(
+    "function",
+    [
+        "Closing.start_as_orphan",
+        "Patience.lasts_until",
+        "TrioDriver._await_endings",
+        "TrioDriver._drain",
+        "TrioDriver._drain_destructors",
+        "TrioDriver._drain_rest",
+        "TrioDriver._end_shield",
+        "TrioDriver._pump",
+        "TrioDriver._start_late_pump",
+        "adopt",
+    ],
+)
+def test_c16_an_exception_in_what_ends_the_run(function: str) -> None:
+    """The next one takes over: the run does not crash, and no connection notices."""
+    number = 1
+    injection = RaiseAt(number, "call", function)
+    leave_all(injection)
+    assert injection.has_raised
+    while injection.has_raised:
+        number += 1
+        injection = RaiseAt(number, "call", function)
+        leave_all(injection)

@@ -10,11 +10,14 @@ Rules:
 3. The pump, a system task, waits for the descriptor that the ring has to sleep on, so that trio
    wakes; before there is a ring, for the driver's eventfd. It clears that; all dispatching is
    the instrument's. While trio is awake anyway the descriptor is not used. In a busy poll
-   (busy_poll.py) it is the pump that keeps trio awake.
+   (busy_poll.py) it is the pump that keeps trio awake. It keeps nothing to itself: one in which
+   something was raised is followed by another, which begins where the run is by then.
 4. trio removes an instrument that raises, which would leave every waiter asleep. So a failure
    is caught, and ends every request in flight with itself as the reason. What a signal's handler
    raises at the very entry of the instrument can't be caught: a second instrument, called after
-   the first, sees that it is missing and puts it back.
+   the first, sees that it is missing and puts it back. trio ends a run whose system task raises,
+   or a function that run_sync_soon calls: all of ours begin in a frame that is not ours, and
+   which catches.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
    a. The main task is done and the system tasks are cancelled. The pump stays until it is the
       last of them and every close that has begun is done.
@@ -26,7 +29,8 @@ Rules:
       run_sync_soon task, by which threads come back, is shielded until then. Then the streams, and
       what else is in flight has GRACE seconds to end.
    What ends these waits is looked for in each tick, and not told once: that would be lost where a
-   signal's handler raises in its midst.
+   signal's handler raises in its midst. So are the late pump that was asked for, and the calls
+   that other threads and finalizers have left: what raises in one is called once more.
    After the run the ring is drained and freed. Every wait of these is bounded: an end that is
    not there LATE seconds after its deadline is given up (rule C16).
 """
@@ -34,7 +38,9 @@ Rules:
 from __future__ import annotations
 
 import errno
+import logging
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
@@ -44,14 +50,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 import trio
-from outcome import Value
+from outcome import Value, capture
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
 from .._clock import now
 from .._engine.eventfd import open_eventfd
 from .._engine.wakeups import open_for_event_loop
 from .._errors import wrong_caller
+from .._log import log
 from .._statistics import Statistics, Tally
+from .._task import Task as Work
 from .busy_poll import BUSY_POLL_NS, Polling
 from .deadlines import Deadlines
 from .end_of_run import Patience, adopt, give_up
@@ -84,6 +92,9 @@ def _answering(answer: Abort) -> Callable[[RaiseCancelT], Abort]:
 _CHECKPOINT = _message_of(trio.lowlevel.cancel_shielded_checkpoint())
 _WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(_answering(Abort.SUCCEEDED)))
 _UNCANCELLABLE_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(_answering(Abort.FAILED)))
+
+#: Pumps that a run has at most (rule 3): what ends so many would end each.
+MOST_PUMPS = 8
 
 #: What a woken task is sent. It is never unwrapped, so one does for all.
 _WOKEN = Value(None)
@@ -180,6 +191,7 @@ class TrioDriver(trio.abc.Instrument):
     """What the streams of one trio run share, and how its tasks wait for the ring."""
 
     runs_between_calls: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self.failure: BaseException | None = None
         self._ring: Ring | None = None
@@ -195,12 +207,14 @@ class TrioDriver(trio.abc.Instrument):
         self.move_on_at = self._deadlines.move_on_at
         self._submitted = False
         self.is_at_work = False  # seen and cleared by the guard in each tick
+        self._due: deque[Callable[[], object]] = deque()
+        self._pumps = 0  # that were started: the last one counts
         self._pump_runs = False
         self._draining = False  # the pump waits for the ends of closings, and not for the eventfd
         self._outlasts: trio.Nursery | None = None  # whose other tasks the pump waits for
         self._late_nursery: trio.Nursery | None = None
-        self._late_pump_asked_for = False
-        self._shield = trio.CancelScope(shield=True)  # of the run_sync_soon task (rule 5c)
+        self._wants_late_pump = False
+        self._shield = trio.CancelScope()  # of the run_sync_soon task (rule 5c)
         self._is_shielding = False
         self._late_tasks: list[Callable[[], Awaitable[object]]] = []
 
@@ -227,11 +241,7 @@ class TrioDriver(trio.abc.Instrument):
     def _start(self) -> None:
         trio.lowlevel.add_instrument(self)
         trio.lowlevel.add_instrument(_Guard(self))
-        try:
-            trio.lowlevel.spawn_system_task(self._pump, name="ringtls pump")
-        except RuntimeError:
-            return  # rule 5b; before_io_wait will see that no pump runs
-        self._pump_runs = True
+        self._start_pump()
 
     # What streams use (Driver of _interfaces)
 
@@ -303,7 +313,8 @@ class TrioDriver(trio.abc.Instrument):
         self._endings.pop(ending, None)
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        self._token.run_sync_soon(function)
+        self._due.append(function)
+        self._token.run_sync_soon(bool)  # one more tick
 
     def check_caller(self) -> None:
         if self.is_forked or get_ident() != self._thread:
@@ -350,6 +361,10 @@ class TrioDriver(trio.abc.Instrument):
                 self._mind_deadlines(timeout)
             if self._draining:
                 self._mind_the_end()
+            if self._due:
+                self._have_one_more_tick()
+            if self._wants_late_pump:
+                self._call_for_late_pump()
             self.is_at_work = True
             ring = self._ring
             if ring is None or ring.forked or self.failure is not None:
@@ -374,15 +389,32 @@ class TrioDriver(trio.abc.Instrument):
         late = self._late_nursery
         if self._is_shielding and late is not None and len(late.child_tasks) == 1:
             with suppress(trio.RunFinishedError):  # that task has ended: it was not shielded
-                self._token.run_sync_soon(self._end_shield)
+                self._token.run_sync_soon(capture, self._end_shield)
+
+    def _have_one_more_tick(self) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(bool)
 
     def after_io_wait(self, timeout: float) -> None:
         try:
             if timeout > 0:
                 self._polling.wakes()
+            if self._due:
+                self._make_calls()
             self._reap()
         except BaseException as failure:
             self._fail(failure)
+
+    def _make_calls(self) -> None:
+        for _ in range(len(self._due)):  # what they add is for the next tick
+            function = self._due[0]
+            try:
+                try:
+                    function()
+                except BaseException:
+                    function()
+            finally:
+                self._due.popleft()
 
     def after_run(self) -> None:
         """To be repeated if something is raised in here."""
@@ -426,25 +458,50 @@ class TrioDriver(trio.abc.Instrument):
 
     # The pump
 
-    async def _pump(self, *, late: bool = False) -> None:
-        if _current.get(None) is not self:  # type: ignore[arg-type]
-            return  # its making was broken off, and another one took its place
+    def _start_pump(self) -> None:
+        self._pumps += 1
+        number = self._pumps
+        pump = Work(partial(self._pump, number), partial(self._lose_pump, number), shield=False)
+        self._pump_runs = True
+        pump.start(self._spawn_pump)
+
+    def _spawn_pump(self, pump: Callable[[], Awaitable[object]]) -> None:
+        if self._late_nursery is not None:
+            self._late_nursery.start_soon(pump, name="ringtls late pump")
+            return
+        try:
+            trio.lowlevel.spawn_system_task(pump, name="ringtls pump")
+        except RuntimeError:  # rule 5b
+            self._pumps += 1  # this one is not missed
+            self._pump_runs = False
+            if self._endings or self._in_flight:
+                self._ask_for_late_pump()
+
+    async def _pump(self, number: int) -> None:
+        if number != self._pumps or _current.get(None) is not self:  # type: ignore[arg-type]
+            return  # another one took its place; or the driver's making was broken off, as here
+        late = self._late_nursery is not None
         try:
             while True:
-                try:
-                    await self._next_wakeup()
-                except Exception as failure:
-                    if self.failure is not None:
-                        raise
-                    self._fail(failure)
+                await self._next_wakeup()
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
                 await self._drain(late)
-            raise
-        finally:
+        self._pump_runs = False
+        if not late and not self.is_forked and (self._endings or self._in_flight):
+            self._ask_for_late_pump()
+
+    def _lose_pump(self, number: int, failure: BaseException) -> None:
+        """Something was raised in the pump (rule 3)."""
+        if number != self._pumps or self._eventfd.closed or self.is_forked:
+            return  # another one has its place, or the run is over
+        log(logging.ERROR, "the pump of a run raised %r", failure, failure=failure)
+        if number < MOST_PUMPS or self.failure is None:
+            if number >= MOST_PUMPS:
+                self._fail(failure)
+            self._start_pump()
+        else:
             self._pump_runs = False
-            if not late and not self.is_forked and (self._endings or self._in_flight):
-                self._ask_for_late_pump()
 
     async def _next_wakeup(self) -> None:
         while self._polling.awake:
@@ -464,28 +521,38 @@ class TrioDriver(trio.abc.Instrument):
         return 0 if self._ring is None else self._ring.in_flight
 
     def _ask_for_late_pump(self) -> None:
-        if not self._late_pump_asked_for:
-            self._late_pump_asked_for = True
-            self._token.run_sync_soon(self._start_late_pump)
+        if self._late_nursery is None:
+            self._wants_late_pump = True
+            self._call_for_late_pump()
+
+    def _call_for_late_pump(self) -> None:
+        try:
+            self._token.run_sync_soon(capture, self._start_late_pump)
+        except trio.RunFinishedError:
+            self._wants_late_pump = False
+            raise
 
     def _start_late_pump(self) -> None:
+        """In the run_sync_soon task. It is asked for again if something is raised in here."""
         root = trio.lowlevel.current_root_task()
         nursery = current_task().parent_nursery
         assert root is not None
         assert nursery is not None
-        if len(root.child_nurseries) > 1:  # the system nursery is not quite gone
-            self._token.run_sync_soon(self._start_late_pump)
-            return
+        if not self._wants_late_pump or len(root.child_nurseries) > 1:
+            return  # it was started; or the system nursery is not quite gone
         try:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(bool)  # raises if the first use of ringtls came too late
+                self._shield = trio.CancelScope(shield=True)
                 self._is_shielding = True
                 self._shield.__enter__()
-            self._pump_runs = self._draining = True
+            self._draining = True
             self._late_nursery = nursery
-            for function in self._late_tasks:
-                nursery.start_soon(function)
-            nursery.start_soon(partial(self._pump, late=True), name="ringtls late pump")
+            while self._late_tasks:
+                nursery.start_soon(self._late_tasks.pop(0))
+            if not self._pump_runs:
+                self._start_pump()
+            self._wants_late_pump = False
         except BaseException:
             self._end_shield()
             raise
