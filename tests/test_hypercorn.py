@@ -161,6 +161,19 @@ async def test_c21_half_an_answer_to_a_client_that_ends_first(contexts: Contexts
     assert (end.close_notify, end.transport) == (False, Transport.RST)
 
 
+@pytest.mark.parametrize("path", ["/half", "/stop"])
+async def test_half_an_answer_over_http2_is_no_whole_one(contexts: Contexts, path: str) -> None:
+    """Its connection ends in order, and its stream does not."""
+    async with serving(config_of(contexts, graceful_timeout=0)) as (url, ended):
+        peer = Http2Peer(await raw_peer(contexts, url, alpn="h2"))
+        peer.request(1, path)
+        await trio.to_thread.run_sync(peer.receive, h2.events.ResponseReceived, 1)
+        ended.set()
+        seen = await trio.to_thread.run_sync(peer.end)
+    assert any(isinstance(event, h2.events.ConnectionTerminated) for event in seen)
+    assert not any(isinstance(event, h2.events.StreamEnded) for event in seen)
+
+
 async def test_half_an_answer_without_tls(contexts: Contexts) -> None:
     config = config_of(contexts, certfile=None, keyfile=None, graceful_timeout=0)
     async with serving(config) as (url, ended):
