@@ -47,6 +47,7 @@ from ringtls._cli.server.listening import Address, Inherited, open_sockets, pars
 from ringtls._cli.server.metrics import Metrics
 from ringtls._cli.server.peers import taken_in
 from ringtls._cli.server.timeouts import OF_REQUESTS
+from ringtls._transports.base import HIGH_WATER
 
 from .conftest import Contexts, contexts_of
 from .support.hostile import TABLE, Hostile, answers
@@ -64,7 +65,7 @@ from .support.server import (
     wait_until_refused,
 )
 from .support.streams import reset, set_buffers, socket_streams, tcp_pair
-from .support.waiting import wait_until
+from .support.waiting import until, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -1207,6 +1208,22 @@ async def test_request_timeout(
                 await both.client.send_all(b"GET / HT")
                 assert (await both.receive_to_end()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
     assert "request not complete after 0.2 s" in server_log.text
+
+
+async def test_who_takes_in_nothing_is_not_waited_for_with_the_last_words(
+    contexts: Contexts, tmp_path: Path
+) -> None:
+    """All that may be unsent is: the answer to a request that does not come has to wait."""
+    (tmp_path / "file").write_bytes(bytes(files.SMALL))
+    limits = {"REQUEST": 0.05, "ROOM": 0.05}
+    async with slow_reader(tcp_pair(), contexts, tmp_path, **limits) as (client, connection):
+        while connection.stream._transport.unsent < HIGH_WATER:
+            connection.waits_for = Wait.NOTHING
+            await client.send_all(head("/file"))
+            await until(lambda: connection.waits_for is Wait.NEXT_REQUEST)
+        await client.send_all(b"GET / HT")
+        await until(lambda: connection.stream._closing.started)
+    assert connection.cut is Cut.TIMEOUT
 
 
 @pytest.mark.parametrize(("name", "data"), [("FIRST_REQUEST", b""), ("NEXT_REQUEST", head("/no"))])

@@ -49,13 +49,17 @@ DRAIN_CLOSE_TIMEOUT = 1.0
 #: The same where another connection waits for its descriptor, or its time was over before that.
 HURRIED_CLOSE_TIMEOUT = 0.1
 
+#: Seconds that ``say_last`` may wait for the peer.
+LAST_WORDS_TIMEOUT = 0.1
+
 
 class Service:
     """What a command does with connections. All else is the server's.
 
     Attributes:
       serves: what clients ask for, one at a time.
-      timeouts: those that the command has. What is not there has no limit.
+      timeouts: those that the command has. What is not there has no limit; without Wait.ROOM
+        ``handle`` ends each stream, so that none is left to be taken in (rule 2).
       descriptors: how many a connection takes.
       alpn: protocols that are offered to clients, the preferred first.
       files: what is read with the certificates, at the start and at SIGHUP.
@@ -121,7 +125,7 @@ class Service:
     async def say_last(self, connection: Connection) -> None:
         """Send something to a connection that was cut for being slow with a request.
 
-        It must not wait for the peer.
+        Cancelled if it waits for the peer, as it does where too much is unsent.
         """
 
 
@@ -211,7 +215,8 @@ async def _serve_until_cut(handler: Handler, connection: Connection) -> None:
         if connection.waits_for is Wait.HANDSHAKE:
             handler.figures.failures.add("timeout")
         if connection.waits_for is Wait.REQUEST:
-            await service.say_last(connection)
+            with trio.move_on_after(LAST_WORDS_TIMEOUT):
+                await service.say_last(connection)
     if (
         connection.is_tls
         and connection.is_admitted
