@@ -23,7 +23,8 @@ import trio
 from ._clock import now
 from ._log import log
 from ._streams.acceptor import Acceptor
-from ._streams.socket import SocketListener, SocketStream
+from ._streams.socket import SocketStream
+from ._streams.socket_listener import SocketListener
 from ._streams.tls_listener import TlsListener
 
 __all__ = ["SHORTAGES", "SHORTAGE_PAUSE", "accept_by_callbacks", "accept_forever"]

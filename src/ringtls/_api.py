@@ -21,7 +21,8 @@ from ._statistics import Statistics
 from ._streams.operation import Operation
 from ._streams.relay import relay
 from ._streams.relay_ends import RelayDirection, RelayEnd, RelayOutcome
-from ._streams.socket import SocketListener, SocketStream
+from ._streams.socket import SocketStream
+from ._streams.socket_listener import SocketListener
 from ._streams.tls import TlsStream
 from ._streams.tls_listener import TlsListener
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from ._streams.socket import SocketListener, SocketStream
+from ._streams.socket import SocketStream
+from ._streams.socket_listener import SocketListener
 from ._streams.tls import TlsStream
 from ._streams.tls_listener import TlsListener
 

@@ -19,7 +19,8 @@ from ._accepting import accept_by_callbacks
 from ._drivers.trio import TrioDriver
 from ._statistics import Statistics
 from ._streams.self_connection import refuse_itself
-from ._streams.socket import SocketListener, SocketStream
+from ._streams.socket import SocketStream
+from ._streams.socket_listener import SocketListener
 from ._streams.tls import TlsStream
 from ._streams.tls_listener import TlsListener
 

@@ -43,6 +43,7 @@ from anyio.streams.tls import TLSAttribute
 from ._accepting import accept_forever
 from ._highlevel import HAPPY_EYEBALLS_DELAY, open_tcp_stream
 from ._streams import socket as _socket
+from ._streams import socket_listener as _socket_listener
 from ._streams import tls as _tls
 from ._streams import tls_listener as _tls_listener
 from ._streams.closing import checked_timeout
@@ -234,7 +235,7 @@ def wrap_stream(stream: AnyStream) -> ByteStream:
 
 
 def wrap_listener(
-    listener: _socket.SocketListener | _tls_listener.TlsListener[Any],
+    listener: _socket_listener.SocketListener | _tls_listener.TlsListener[Any],
     *,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
 ) -> Listener[ByteStream]:
@@ -256,7 +257,7 @@ def wrap_listener(
 
 class _Listener(Listener[ByteStream]):
     def __init__(self, listener: trio.abc.Listener[Any], handshake_timeout: float) -> None:
-        if not isinstance(listener, _socket.SocketListener | _tls_listener.TlsListener):
+        if not isinstance(listener, _socket_listener.SocketListener | _tls_listener.TlsListener):
             raise TypeError(f"expected a listener of ringtls, not {listener!r}")
         self._listener = listener
         self._handshake_timeout = checked_timeout(handshake_timeout)
@@ -298,12 +299,12 @@ class _Listener(Listener[ByteStream]):
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         below = self._listener
-        if isinstance(below, _socket.SocketListener):
+        if isinstance(below, _socket_listener.SocketListener):
             return _of_socket(below.socket)
         compatible = not below._https_compatible
         known: dict[Any, Callable[[], Any]]
         known = {TLSAttribute.standard_compatible: lambda: compatible}
-        if isinstance(below.transport_listener, _socket.SocketListener):
+        if isinstance(below.transport_listener, _socket_listener.SocketListener):
             known.update(_of_socket(below.transport_listener.socket))
         return known
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, final
 
 from trio.lowlevel import enable_ki_protection
 
-from .socket import CONNECTION_ERRORS
+from .socket_listener import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .._engine.request import Request
-    from .socket import SocketListener, SocketStream
+    from .socket import SocketStream
+    from .socket_listener import SocketListener
 
 __all__ = ["Acceptor"]
 

@@ -35,7 +35,8 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from .._accepting import accept_by_callbacks
-from .._streams.socket import SocketListener, SocketStream
+from .._streams.socket import SocketStream
+from .._streams.socket_listener import SocketListener
 from .._streams.tls import TlsStream
 from ._applications import ClientDisconnectedError
 from ._connection import HypercornConnection

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from ..._streams.socket import SocketListener
+from ..._streams.socket_listener import SocketListener
 from ..._streams.tls_listener import TlsListener
 from ..certificates import client_context, make_certificate, server_context
 from .cases import Case, Connection, HandlerFailedError
