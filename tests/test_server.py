@@ -15,11 +15,12 @@ import shutil
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import pairwise
@@ -262,6 +263,62 @@ def test_no_place_for_a_development_certificate(site: Path, patch: str, reason: 
 # Logs
 
 
+def close_standard_files() -> None:
+    os.closerange(0, 3)
+
+
+def break_standard_files() -> None:
+    reading, writing = os.pipe()
+    for number in (1, 2):
+        os.dup2(writing, number)
+    os.close(reading)
+
+
+def fill_standard_files() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(full, number)
+
+
+@both_modes
+@pytest.mark.parametrize(
+    "prepare", [close_standard_files, break_standard_files, fill_standard_files]
+)
+def test_nowhere_to_write(
+    contexts: Contexts,
+    site: Path,
+    tmp_path: Path,
+    prepare: Callable[[], None],
+    mode: tuple[str, ...],
+) -> None:
+    """Neither what is said of the start, nor an access, nor a complaint. None of it is sent to what
+    has been opened in the place of a file that was missing."""
+    path = tmp_path / "socket"
+    files = ("--certfile", str(contexts.certificate), "--keyfile", str(contexts.key))
+    options = ("-d", str(site), "--bind", f"unix:{path}", "--access-log", *mode)
+    command = [sys.executable, "-m", "ringtls", "serve", *files, *options]
+    with subprocess.Popen(command, preexec_fn=prepare) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or listens(path))
+            for target in ("/text.txt", "/%"):
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(PATIENCE)
+                    sock.connect(str(path))
+                    with contexts.client.wrap_socket(sock, server_hostname="localhost") as client:
+                        client.sendall(head(target, "Connection: close"))
+                        assert read_to_end(client).startswith(b"HTTP/1.1 ")
+            opened = [os.stat(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+            assert not any(stat.S_ISSOCK(each.st_mode) for each in opened)
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 def test_a_log_that_nobody_reads_stops_nothing(start: Start, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with open(reading, "rb") as log, open(writing, "wb") as pipe:
@@ -277,7 +334,7 @@ def test_a_log_that_nobody_reads_stops_nothing(start: Start, tmp_path: Path) -> 
             sock.sendall(b"no TLS")
             sock.recv(100)
         os.set_blocking(log.fileno(), False)
-        wait_until(lambda: b"log lines lost, as nobody read them" in (log.read() or b""))
+        wait_until(lambda: b"log lines lost, for which" in (log.read() or b""))
         assert server.stop() == 0
 
 
@@ -392,7 +449,7 @@ def test_lost_lines_are_counted(
         handler.emit(record)
         rest = b"".join(iter(lambda: log.read(1 << 20) or b"", b"")).splitlines()
         assert all(line.endswith(b"1m") for line in lines)
-        lost = re.search(rb"log lines lost, as nobody read them in time: (\d+)$", rest[-3])
+        lost = re.search(rb"log lines lost, for which there was no room: (\d+)$", rest[-3])
         assert lost
         assert int(lost[1]) + len(lines) == 20_000
         assert all(line.endswith(b"1m") for line in rest[-2:])
@@ -429,6 +486,23 @@ def test_no_text_of_a_client_begins_a_line() -> None:
     assert lines[-1].endswith("other") or "lost" in lines[-1]
 
 
+def test_a_full_disk_loses_lines_and_they_are_counted(
+    record: logging.LogRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+
+    def take(data: bytes) -> int:
+        written.append(data)
+        return len(data)
+
+    with open("/dev/full", "wb") as disk, handler_to(disk.fileno()) as handler:
+        handler.emit(record)
+        monkeypatch.setattr(handler, "_write", take)
+        handler.emit(record)
+    assert len(written) == 2
+    assert written[0].endswith(b"log lines lost, for which there was no room: 1\n")
+
+
 def test_a_torn_line_is_ended(
     record: logging.LogRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -452,7 +526,7 @@ def test_a_torn_line_is_ended(
         handler.emit(record)
     torn, loss, *whole = bytes(screen).splitlines()
     assert len(torn) == 10
-    assert loss.endswith(b"log lines lost, as nobody read them in time: 2")
+    assert loss.endswith(b"log lines lost, for which there was no room: 2")
     assert len(whole) == 2
     assert all(line.endswith(b"1m") for line in whole)
 

@@ -189,6 +189,7 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     Raises:
       OSError: the server can't start.
     """
+    _complete_standard_files()
     files = _files(arguments, service)
     client_certificates = _client_certificates(arguments)
     bundle = files.read()
@@ -267,6 +268,14 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
 # Starting
 
 
+def _complete_standard_files() -> None:
+    """Open those that are missing: what is opened next would take their numbers, and be sent what
+    is meant for them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= logs.STDERR:
+        pass
+    os.close(descriptor)
+
+
 def _files(arguments: argparse.Namespace, service: Service) -> Files:
     certificates, keys = arguments.certfile, arguments.keyfile
     if keys and not certificates:
@@ -329,16 +338,18 @@ def _bound_to(sock: socket.socket) -> Address | Local:
 def _announce(
     scheme: str, places: list[Address | Local], observed: list[Address | Local], ca: Path | None
 ) -> None:
+    lines = []
     for place in sorted(places, key=lambda place: isinstance(place, Local)):
         at = f"{scheme}://{place}" if isinstance(place, Address) else place
-        print(f"Running on {at} (CTRL + C to quit)", flush=True)
+        lines.append(f"Running on {at} (CTRL + C to quit)")
     for place in observed:
         at = f"http://{place}/metrics" if isinstance(place, Address) else place
-        print(f"Metrics on {at}", flush=True)
+        lines.append(f"Metrics on {at}")
     addresses = [place for place in places if isinstance(place, Address)]
     if ca is not None and addresses:
         ip = ipaddress.ip_address(addresses[0].host)
         host = "localhost" if ip.is_loopback or ip.is_unspecified else socket.gethostname()
         url = f"https://{host}:{addresses[0].port}/"
-        print(f"Try: curl --cacert {shlex.quote(str(ca))} {url}", flush=True)
+        lines.append(f"Try: curl --cacert {shlex.quote(str(ca))} {url}")
+    logs.say(lines)
     notify("READY=1")

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. A line for which the reader of the log leaves no room is lost, and counted. When there is room
-   again, the log says how many were.
+1. A line for which the reader of the log, or a disk, leaves no room is lost, and counted. When
+   there is room again, the log says how many were. What is said of the start obeys this, too.
 2. O_NONBLOCK belongs to the open file, which other processes may share. So the file is opened
    anew, as /proc/self/fd allows, and only that one does not block. A socket is sent to with
    MSG_DONTWAIT. Where neither is possible, as for a pipe of another user, poll(2) is asked first;
@@ -22,6 +22,7 @@ Rules:
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import logging
 import os
@@ -29,12 +30,24 @@ import select
 import socket
 import stat
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
-__all__ = ["FORMATS", "LineHandler", "access_logger", "escaped", "set_up"]
+__all__ = [
+    "FORMATS",
+    "STDERR",
+    "STDOUT",
+    "LineHandler",
+    "access_logger",
+    "escaped",
+    "say",
+    "set_up",
+]
+
+#: Descriptors (stdin(3)).
+STDOUT, STDERR = 1, 2
 
 logger = logging.getLogger("ringtls.log")
 access_logger = logging.getLogger("ringtls.access")
@@ -128,11 +141,11 @@ def set_up(form: str, worker: str = "") -> None:
       worker: a name to begin each message with.
     """
     make_formatter, make_access_formatter = FORMATS[form]
-    for logger, file, formatter in (
-        (logging.getLogger(), sys.stderr, make_formatter(worker)),
-        (access_logger, sys.stdout, make_access_formatter(worker)),
+    for logger, descriptor, formatter in (
+        (logging.getLogger(), STDERR, make_formatter(worker)),
+        (access_logger, STDOUT, make_access_formatter(worker)),
     ):
-        handler = LineHandler(file.fileno())
+        handler = LineHandler(descriptor)
         handler.setFormatter(formatter)
         for old in logger.handlers:
             old.close()
@@ -140,6 +153,13 @@ def set_up(form: str, worker: str = "") -> None:
     access_logger.propagate = False
     access_logger.setLevel(logging.WARNING)
     sys.unraisablehook = _log_unraisable
+
+
+def say(lines: Iterable[str]) -> None:
+    """Write lines to stdout, in whatever format the logs are."""
+    with closing(LineHandler(STDOUT)) as handler:
+        for line in lines:
+            handler.emit(logging.makeLogRecord({"msg": line}))
 
 
 def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
@@ -171,7 +191,7 @@ class LineHandler(logging.Handler):
             line = self.format(record)
         except Exception as error:
             line = self._format_own(f"a line can't be formatted: {error!r}")
-        loss = f"log lines lost, as nobody read them in time: {self._lost}"
+        loss = f"log lines lost, for which there was no room: {self._lost}"
         if self._lost and self._write_all(self._format_own(loss)):
             self._lost = 0
         if self._lost or not self._write_all(line):
@@ -192,8 +212,8 @@ class LineHandler(logging.Handler):
             is_whole = self._write(data) == len(data)
         except BlockingIOError:
             return False
-        except OSError:  # the reader is gone
-            return True
+        except OSError as error:  # the reader is gone, or the disk is full
+            return error.errno not in (errno.ENOSPC, errno.EDQUOT)
         self._newline = b"" if is_whole else b"\n"
         return is_whole
 
