@@ -968,6 +968,8 @@ def test_what_does_not_fit_together(arguments: tuple[str, ...], reason: str) -> 
     [
         ("--backend", "fd://3"),
         ("--backend", "localhost:0"),
+        ("--backend", "a..b:1"),
+        ("--route", f"a.example={'b' * 64}.example:1"),
         ("--route", "a.example"),
         ("--route", "*=a:1"),
         ("--route", "a*b=a:1"),

@@ -54,6 +54,8 @@ def parse_place(text: str) -> Place:
     place = parse_bind(text)
     if isinstance(place, Inherited) or (isinstance(place, Address) and place.port == 0):
         raise argparse.ArgumentTypeError(f"can't connect to {text!r}")
+    if isinstance(place, Address):
+        _resolvable(place.host)
     return place
 
 
@@ -67,11 +69,16 @@ def parse_route(text: str) -> tuple[str, Place]:
     labels = name.removesuffix(".").removeprefix("*.")
     if not separator or not labels or "*" in labels:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=BACKEND or *.NAME=BACKEND")
-    try:
-        labels = ascii_hostname(labels).lower()
-    except UnicodeError as error:
-        raise argparse.ArgumentTypeError(f"{name!r} can't be the name of a host") from error
+    labels = _resolvable(labels).lower()
     return f"*.{labels}" if name.startswith("*.") else labels, parse_place(place)
+
+
+def _resolvable(host: str) -> str:
+    """As resolvers have it, who refuse what has an empty label, or one that is too long."""
+    try:
+        return ascii_hostname(host).encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise argparse.ArgumentTypeError(f"{host!r} can't be the name of a host") from error
 
 
 class Backend:
@@ -123,7 +130,7 @@ class Backend:
         if self._is_name and time.monotonic() >= self._resolve_at:
             assert isinstance(self.place, Address)
             found = await trio.socket.getaddrinfo(
-                self.place.host, self.place.port, type=socket.SOCK_STREAM
+                ascii_hostname(self.place.host), self.place.port, type=socket.SOCK_STREAM
             )
             self._targets = [cast("Target", (each[0], each[4])) for each in found]
             self._resolve_at = time.monotonic() + RESOLUTION_AGE
