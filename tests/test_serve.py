@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -34,7 +35,7 @@ from ringtls import SocketStream, TlsStream
 from ringtls._cli.certificates import make_certificate
 from ringtls._cli.serve import files
 from ringtls._cli.serve.connection import FileService
-from ringtls._cli.serve.files import Found, Page, Policy
+from ringtls._cli.serve.files import Found, Page, Policy, Representation
 from ringtls._cli.serve.opening import Directory, OpenFile
 from ringtls._cli.serve.paths import BadTargetError, path_of, quoted, segments_of
 from ringtls._cli.serve.responses import UnsatisfiableRangeError, parse_date, parse_range
@@ -747,6 +748,21 @@ def test_precompressed(start: Start, tmp_path: Path) -> None:
     assert len(etags) == 3
     assert server.get("/b", Accept_Encoding="br")[0].headers["Vary"] is None
     assert start(directory=tmp_path).get("/a.css", Accept_Encoding="br")[1] == b"plain"
+
+
+def test_a_time_that_no_header_can_say(tmp_path: Path) -> None:
+    """Of a year of five digits, which not every file system can have."""
+    path = tmp_path / "file"
+    path.write_bytes(TEXT)
+    file = OpenFile(os.open(path, os.O_RDONLY))
+    for modified in (-(10**11), 10**12):
+        nanoseconds = modified * 10**9
+        file.status = SimpleNamespace(  # type: ignore[assignment]
+            st_mtime=modified, st_mtime_ns=nanoseconds, st_size=len(TEXT)
+        )
+        representation = Representation(file, "text/plain", "", "")
+        assert b"Last-Modified" not in representation.fields
+        assert representation.etag.encode() in representation.fields
 
 
 def test_preconditions(shared: Server) -> None:

@@ -27,6 +27,7 @@ import mimetypes
 import os
 import resource
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -96,7 +97,8 @@ class Representation:
         self.modified = int(status.st_mtime)
         self.media_type = media_type.encode()
         fields = f"ETag: {self.etag}\r\n"
-        fields += f"Last-Modified: {email.utils.formatdate(self.modified, usegmt=True)}\r\n"
+        with suppress(ValueError, OverflowError):  # a year of more than four digits, or B.C.
+            fields += f"Last-Modified: {email.utils.formatdate(self.modified, usegmt=True)}\r\n"
         if coding:
             fields += f"Content-Encoding: {coding}\r\n"
         self.fields = (fields + more_fields).encode()
