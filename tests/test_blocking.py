@@ -636,7 +636,10 @@ def amid_replacing(number: int, function: Callable[[], object]) -> Iterator[Call
 
 
 def test_an_exception_where_the_handler_is_replaced() -> None:
-    """Another signal's handler raises there: the one for SIGINT is the user's again (rule 4)."""
+    """Another signal's handler raises there: the one for SIGINT is the user's again.
+
+    Rule 4 of _drivers/blocking.py.
+    """
     driver = BlockingDriver.current()
 
     def fail() -> None:
@@ -656,7 +659,7 @@ def test_an_exception_where_the_handler_is_replaced() -> None:
 
 
 def test_a_finalizer_where_the_handler_is_replaced() -> None:
-    """Its work is done, and a signal that was kept comes out (rule 5)."""
+    """Its work is done, and a signal that was kept comes out (rule 5 there)."""
     driver = BlockingDriver.current()
     done: list[int] = []
     number, has_run = 0, True

@@ -1,4 +1,4 @@
-"""The checks of one module."""
+"""The checks of one module. The rules are those of the package."""
 
 from __future__ import annotations
 
