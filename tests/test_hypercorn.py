@@ -26,8 +26,9 @@ from ringtls.hypercorn import serve
 
 from .conftest import Contexts, contexts_of
 from .support.application import PIECE, application, unwilling
-from .support.http_peers import Http2Peer, client_of
+from .support.http_peers import Http2Peer, Http2WebSocket, WebSocketPeer, client_of
 from .support.peer import End, Peer, Transport
+from .support.streams import open_sockets
 from .support.waiting import LIMIT
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -104,6 +105,15 @@ async def test_plain(contexts: Contexts) -> None:
     config = config_of(contexts, certfile=None, keyfile=None)
     async with serving(config) as (url, _), client_of(contexts) as client:
         assert (await client.get(url)).text == "1.1"
+
+
+async def test_without_its_certificate_it_listens_nowhere(contexts: Contexts) -> None:
+    app: Any = application
+    before = open_sockets()
+    with pytest.RaisesGroup(FileNotFoundError, flatten_subgroups=True) as raised:
+        await serve(app, config_of(contexts, certfile="nowhere"))
+    assert raised.value is not None  # what it was raised in is still there
+    assert open_sockets() == before
 
 
 async def test_an_idle_connection_ends(contexts: Contexts) -> None:
@@ -246,6 +256,51 @@ async def test_a_websocket_without_tls_is_told_to_go_away(
 ) -> None:
     opening = WSConnection(ConnectionType.CLIENT).send(Request(host="localhost", target="/talk"))
     assert (await said_last(contexts, opening, cancelled=cancelled))[-4:] == b"\x88\x02\x03\xe9"
+
+
+#: What a client says at the end of a WebSocket; the code and reason that its application hears, and
+#: the code that the client does.
+WEBSOCKET_ENDS = {
+    "enough": (bytes.fromhex("88 88 00000000 0fa1") + b"enough", (4001, "enough"), 4001),
+    "no code": (bytes.fromhex("88 80 00000000"), (1005, ""), 1005),
+    "no WebSocket": (bytes.fromhex("ff ff ff ff"), (1006, ""), 1002),
+}
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize(("said", "heard", "answered"), WEBSOCKET_ENDS.values(), ids=WEBSOCKET_ENDS)
+async def test_both_sides_hear_why_a_websocket_ends(
+    contexts: Contexts, http2: bool, said: bytes, heard: tuple[int, str], answered: int
+) -> None:
+    told = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def tell() -> Any:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                told.append((message["code"], message.get("reason", "")))
+            return message
+
+        await application(scope, tell, send)
+
+    def play(peer: Peer) -> int:
+        websocket: Http2WebSocket | WebSocketPeer
+        if http2:
+            multiplexed = Http2Peer(peer)
+            websocket = Http2WebSocket(multiplexed, 1)
+            multiplexed.send(1, said)
+        else:
+            websocket = WebSocketPeer(peer, "/talk")
+            peer.send(said)
+        code: int = websocket.receive().code
+        return code
+
+    async with serving(config_of(contexts), app) as (url, ended):
+        peer = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
+        assert await trio.to_thread.run_sync(play, peer) == answered
+        ended.set()
+        assert (await trio.to_thread.run_sync(peer.end)).is_clean
+    assert told == [heard]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

@@ -138,11 +138,11 @@ def _listening(
     config: Config, sockets: Sockets | None
 ) -> list[tuple[socket.socket, ssl.SSLContext | None]]:
     """Sockets that listen, with the context of those for TLS."""
+    context = config.create_ssl_context()  # which may raise
     if sockets is None:
         sockets = config.create_sockets()
         for sock in [*sockets.secure_sockets, *sockets.insecure_sockets]:
             sock.listen(config.backlog)
-    context = config.create_ssl_context()
     listening: list[tuple[socket.socket, ssl.SSLContext | None]]
     listening = [(sock, context) for sock in sockets.secure_sockets]
     return listening + [(sock, None) for sock in sockets.insecure_sockets]

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 import trio
-from hypercorn.protocol.events import Response
+from hypercorn.events import RawData
+from hypercorn.protocol.events import Response, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.utils import suppress_body
 
-from ._websockets import close
+from ._websockets import PROTOCOL_ERROR, adopted, close
 
 if TYPE_CHECKING:
     from hypercorn.protocol.events import Event
@@ -43,9 +45,19 @@ class Http1(H11Protocol):
         super().__init__(*arguments)
         self.can_read = _Turn(read_ahead)
 
+    @property
+    def stream(self) -> HTTPStream | WSStream | None:
+        return self._stream
+
+    @stream.setter
+    def stream(self, made: HTTPStream | WSStream | None) -> None:
+        self._stream: HTTPStream | WSStream | None = adopted(made)
+
     async def stream_send(self, event: Event) -> None:
         if isinstance(event, Response):
             self._lasts_until_the_end = self._tells_no_length(event)
+        elif isinstance(event, StreamClosed) and (last := close(self.stream, PROTOCOL_ERROR)):
+            await self.send(RawData(last))
         await super().stream_send(event)
 
     def _tells_no_length(self, response: Response) -> bool:

@@ -30,12 +30,12 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, PriorityUpdated, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, RawData, Updated
-from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.events import Data, StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.ws_stream import WSStream
 from hyperframe.frame import GoAwayFrame
 
-from ._websockets import close
+from ._websockets import PROTOCOL_ERROR, adopted, close
 
 if TYPE_CHECKING:
     import h2.events
@@ -132,6 +132,8 @@ class Http2(H2Protocol):
             await super().stream_send(event)
             return
         if not self.closed:
+            if last := close(self.streams[event.stream_id], PROTOCOL_ERROR):
+                await super().stream_send(Data(event.stream_id, last))
             await self._end(event.stream_id)
         await self._close_stream(event.stream_id)
         await self._report()
@@ -198,6 +200,9 @@ class _StateMachine(H2ConnectionStateMachine):
 
 class _Streams(dict[int, Any]):
     """Those that are open; any other is over (rule 2)."""
+
+    def __setitem__(self, stream_id: int, made: Any) -> None:
+        super().__setitem__(stream_id, adopted(made))
 
     def __missing__(self, stream_id: int) -> _Over:
         return _Over()

@@ -1,4 +1,12 @@
-"""What hypercorn's WebSockets leave open at an end."""
+"""hypercorn's WebSockets, and what they leave open at an end.
+
+Rules:
+
+1. An application hears the code and the reason of its client's Close (RFC 6455, section 7.1.5), and
+   1006 only where there was none. hypercorn says 1006 for all.
+2. A client that breaks the protocol hears Close before the end (RFC 6455, section 7.1.7): 1002.
+3. So does one whose WebSocket is open when the connection ends: 1001, going away.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +15,45 @@ from typing import Any
 from hypercorn.protocol.ws_stream import WSStream
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
+from wsproto.events import Event as WebSocketEvent
 from wsproto.frame_protocol import CloseReason
 
-__all__ = ["close"]
+__all__ = ["PROTOCOL_ERROR", "adopted", "close"]
+
+PROTOCOL_ERROR = CloseReason.PROTOCOL_ERROR
 
 
-def close(stream: Any) -> bytes:
-    """Close (RFC 6455, section 7.4.1: 1001, going away), if this is a WebSocket that is open."""
+class WebSocket(WSStream):
+    """hypercorn's, by rule 1."""
+
+    async def _send_wsproto_event(self, event: WebSocketEvent) -> None:
+        if (
+            isinstance(event, CloseConnection)
+            and self.connection.state is ConnectionState.REMOTE_CLOSING
+            and self.app_put is not None
+        ):
+            # It answers the client's, and has the same in it.
+            await self.app_put(
+                {
+                    "type": "websocket.disconnect",
+                    "code": int(event.code),
+                    "reason": event.reason or "",
+                }
+            )
+        await super()._send_wsproto_event(event)
+
+
+def adopted(stream: Any) -> Any:
+    """A stream that hypercorn has made: if it is a WebSocket, as one of ours."""
+    if type(stream) is WSStream:
+        stream.__class__ = WebSocket
+    return stream
+
+
+def close(stream: Any, code: CloseReason = CloseReason.GOING_AWAY) -> bytes:
+    """Close, if this is a WebSocket that is open (rules 2 and 3)."""
     if not isinstance(stream, WSStream) or not stream.handshake.accepted:
         return b""
     if stream.connection.state is not ConnectionState.OPEN:
         return b""
-    return stream.connection.send(CloseConnection(code=CloseReason.GOING_AWAY))
+    return stream.connection.send(CloseConnection(code=code))
