@@ -456,6 +456,11 @@ class AsyncDestructor(trio.abc.AsyncResource):
         def __setattr__(self, name: str, value: object) -> None:
             super().__setattr__(name, self.__destruction.ownership.assigned(name, value))
 
+        @enable_ki_protection
+        def __delattr__(self, name: str) -> None:
+            super().__delattr__(name)
+            self.__destruction.ownership.deleted(name)
+
     async def adestroy(self) -> None:
         """The end, to be written by a subclass. Called once, by ringtls: call ``aclose()``.
 

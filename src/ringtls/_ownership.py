@@ -72,8 +72,13 @@ class Ownership:
             self._lent = [each for each in self._lent if each is not value]
         return value
 
+    def deleted(self, name: str) -> None:
+        """Note that an attribute is deleted."""
+        if name in self._borrowed:
+            self._let_go_of(name)
+
     def _let_go_of(self, name: str) -> None:
-        """Rule 2: the attribute gets another value."""
+        """Rule 2: the attribute gets another value, or none."""
         value = self._borrowed[name]
         still_known = [each for each in self._let_go if not _is_among([None, value], each())]
         self._let_go = [*still_known, _weak(value)]

@@ -853,9 +853,10 @@ async def test_a3_no_longer_borrowed() -> None:
     await lent.aclose()
 
 
+@pytest.mark.parametrize("is_deleted", [True, False])
 @pytest.mark.parametrize("how", ["assigned", "passed"])
-async def test_a3_what_was_borrowed_is_not_held(how: str) -> None:
-    """Once its attribute has something else, whoever lent it may drop it."""
+async def test_a3_what_was_borrowed_is_not_held(how: str, is_deleted: bool) -> None:
+    """Once its attribute has something else, or nothing, whoever lent it may drop it."""
 
     class Lent:
         async def aclose(self) -> None:
@@ -868,7 +869,10 @@ async def test_a3_what_was_borrowed_is_not_held(how: str) -> None:
     borrower = Borrower(borrowed(Lent()) if how == "passed" else None)
     gone = weakref.ref(borrower.first)
     assert isinstance(gone(), Lent)
-    borrower.first = None
+    if is_deleted:
+        del borrower.first
+    else:
+        borrower.first = None
     assert gone() is None
     await borrower.aclose()
 

@@ -13,6 +13,8 @@ What holds for all of them:
 - Ctrl-C, like anything else that SIGINT's handler raises, comes out of a call where it waits, or at
   its end. A close does not wait any less for that. (What handlers of other signals raise comes out
   anywhere, as in all of Python.)
+- A close waits for no end of the peer's: its descriptor is closed when that has come, or after the
+  shutdown timeout, by a later call in the same thread or at that thread's end.
 - When a thread ends, and for the main thread at the interpreter's exit (in a process of
   multiprocessing: when its target has returned), its streams that are still open are closed, and
   all ends are waited for. Python kills a daemon thread at the interpreter's exit, and its streams
