@@ -156,7 +156,9 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         """Send all of ``data``.
 
         It is sent from the caller's memory, without a copy, and can't be resized meanwhile.
-        If this is cancelled, some part of it, from its start, has been sent.
+        If this is cancelled, some part of it, from its start, has been sent. ``aclose`` ends the
+        connection in order behind that, as trio's does: only ``close_unclean`` tells the peer that
+        something is missing.
 
         Raises:
           trio.BrokenResourceError: the connection broke.
