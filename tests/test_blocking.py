@@ -29,7 +29,7 @@ from ringtls._drivers.blocking import BlockingDriver
 
 from .conftest import Contexts
 from .support.clogging import ACCEPTED, SMALL
-from .support.injection import InjectedError
+from .support.injection import InjectedError, RaiseAt
 from .support.peer import End, Peer, Transport
 from .support.processes import in_child
 from .support.signals import SignalAtBytecode, signal_in_the_ring
@@ -652,10 +652,30 @@ def test_an_exception_where_the_handler_is_replaced() -> None:
             pass
         has_raised = was_called()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
-        assert driver.depth == 0, number
+        assert not driver.calls, number
         with pytest.raises(KeyboardInterrupt), driver.call():
             signal.raise_signal(signal.SIGINT)
     assert number == 9  # four calls
+
+
+@pytest.mark.parametrize("function", ["_Call.__exit__", "_Call.leave"])
+@pytest.mark.parametrize("what_comes", ["SIGINT", "a call", "a finalizer"])
+def test_an_exception_at_the_entry_of_a_calls_end(function: str, what_comes: str) -> None:
+    """Another signal's handler raises there, and the call is over all the same (rule 4)."""
+    ours, theirs = tcp_pair()
+    with theirs, blocking.SocketStream(ours) as stream:
+        with pytest.raises(InjectedError), RaiseAt(1, "call", function).tracing():
+            assert not stream.input_pending
+        if what_comes == "a call":
+            assert not stream.input_pending
+        elif what_comes == "a finalizer":
+            done: list[int] = []
+            stream._driver.call_soon(partial(done.append, 1))
+            assert done == [1]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not stream._driver.calls
 
 
 def test_a_finalizer_where_the_handler_is_replaced() -> None:
@@ -675,7 +695,7 @@ def test_a_finalizer_where_the_handler_is_replaced() -> None:
         has_run = was_called()
         assert done == list(range(1, number + has_run))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
-        assert driver.depth == 0, number
+        assert not driver.calls, number
     assert number > 8
 
 

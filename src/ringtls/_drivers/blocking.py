@@ -12,7 +12,8 @@ Rules:
    runs the handler in the main thread, at any bytecode, whichever thread took the signal. So
    during a call a handler of our own is installed, which records the signal for later.
    Another signal's handler may raise between any two steps, those that install and remove ours
-   too: then they are undone, or done again.
+   too: then they are undone, or done again. Where it raises at the entry of a call's end nobody can
+   catch that. So a call is over, too, when the frame that entered it is no longer below.
 5. A finalizer may run in any thread, in the middle of any call, also of its first and last
    steps. It only queues work, unless the thread is in no call.
 6. At the thread's end, streams that are still open are closed as if they had been dropped, and
@@ -96,7 +97,8 @@ class _BlockingWaitQueue:
 class _Interrupts:
     """Keeps SIGINT back during a call of the main thread (rule 4)."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_in_call: Callable[[FrameType | None], bool]) -> None:
+        self._is_in_call = is_in_call
         self._is_main_thread = get_ident() == threading.main_thread().ident
         self._handler: Callable[[int, FrameType | None], object] | None = None
         self._is_pending = False
@@ -113,6 +115,8 @@ class _Interrupts:
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         self._is_pending = True
+        if not self._is_in_call(frame):
+            self.release()
 
     def deliver(self) -> None:
         """Run the handler now, if there was a signal. It may raise."""
@@ -136,7 +140,7 @@ class _Interrupts:
 class _Call:
     """A context manager for what a thread does with its streams, until a deadline."""
 
-    __slots__ = ("_deadline", "_driver", "_holds", "_outer_deadline")
+    __slots__ = ("_deadline", "_driver", "_frame", "_holds", "_outer_deadline")
 
     def __init__(self, driver: BlockingDriver, timeout: float | None) -> None:
         self._driver = driver
@@ -146,14 +150,15 @@ class _Call:
         driver = self._driver
         driver.check_caller()
         self._holds = False
-        if not driver.depth:
+        self._frame: FrameType | None = sys._getframe(1)
+        if not driver.is_in_call(self._frame):
             try:
                 self._holds = driver.interrupts.hold()
             except BaseException:
                 driver.interrupts.release()
                 raise
-        driver.depth += 1
         self._outer_deadline, driver.deadline = driver.deadline, self._deadline
+        driver.calls.append(self)
 
     def __exit__(
         self,
@@ -165,16 +170,29 @@ class _Call:
         try:
             driver.go_on()
         finally:
-            driver.deadline = self._outer_deadline
-            driver.depth -= 1
-            if self._holds:
-                try:
-                    driver.interrupts.release()
-                except BaseException:
-                    driver.interrupts.release()
-                    raise
+            try:
+                self.leave()
+            finally:
+                while self in driver.calls:
+                    driver.calls.pop()
         if exc_type is _ExpiredError:
             raise TimeoutError("timed out") from None
+
+    def leave(self) -> None:
+        """It is over. Doing it twice is harmless."""
+        self._frame = None  # no reference cycle
+        self._driver.deadline = self._outer_deadline
+        if self._holds:
+            try:
+                self._driver.interrupts.release()
+            except BaseException:
+                self._driver.interrupts.release()
+                raise
+
+    def is_below(self, frame: FrameType | None) -> bool:
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
 
 
 class BlockingDriver:
@@ -191,8 +209,8 @@ class BlockingDriver:
         _refuse_greenlets()
         self.ring = Ring(buffers=BUFFERS, sq_entries=SQ_ENTRIES)
         self.tally = Tally()
-        self.interrupts = _Interrupts()
-        self.depth = 0  # calls that this thread is in: of a finalizer, or a signal's handler, too
+        self.interrupts = _Interrupts(self.is_in_call)
+        self.calls: list[_Call] = []  # each may be of a finalizer, or a handler, in the one before
         self.deadline: float | None = None
         self.has_ended = False
         self._thread = get_ident()
@@ -218,6 +236,13 @@ class BlockingDriver:
           RuntimeError: this thread, or this process, is not the driver's.
         """
         return _Call(self, timeout)
+
+    def is_in_call(self, frame: FrameType | None) -> bool:
+        """Is this thread, which is at that frame, in a call? Those that were broken off are over
+        (rule 4)."""
+        while self.calls and not self.calls[-1].is_below(frame):
+            self.calls.pop().leave()
+        return bool(self.calls)
 
     # What streams use
 
@@ -256,7 +281,7 @@ class BlockingDriver:
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._left_behind.append(function)
-        if get_ident() == self._thread and not self.depth:
+        if get_ident() == self._thread and not self.is_in_call(sys._getframe()):
             with self.call():
                 pass
 
