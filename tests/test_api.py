@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
@@ -13,7 +14,6 @@ import trio
 
 import ringtls
 import ringtls.blocking
-import ringtls.hypercorn
 
 
 def test_public_names() -> None:
@@ -85,7 +85,10 @@ def test_everything_public_is_documented() -> None:
 
 
 def test_everything_public_is_in_the_reference() -> None:
+    """Wheels are tested without hypercorn, so that is not imported."""
     pages = (Path(__file__).parent.parent / "docs" / "api").glob("*.md")
+    hypercorn = Path(ringtls.__file__).parent / "hypercorn" / "__init__.py"
+    [of_hypercorn] = re.findall(r"^__all__ = (\[.*?\])", hypercorn.read_text(), re.M | re.S)
     named = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
     assert sorted(named) == sorted(
         [
@@ -94,7 +97,7 @@ def test_everything_public_is_in_the_reference() -> None:
             *(f"ringtls.blocking.{n}" for n in ringtls.blocking.__all__),
             "ringtls.httpcore",
             "ringtls.hypercorn",
-            *(f"ringtls.hypercorn.{n}" for n in ringtls.hypercorn.__all__),
+            *(f"ringtls.hypercorn.{n}" for n in ast.literal_eval(of_hypercorn)),
             *(f"ringtls.{n}" for n in ringtls.__all__),
         ]
     )
