@@ -194,6 +194,9 @@ class Transport(Protocol):
     def has_unsent(self, least: int) -> bool:
         """True if that many bytes are unsent, and then it will be told when they are fewer."""
 
+    def unacknowledged(self) -> int:
+        """Bytes that were sent and that the peer's kernel has not taken in, as far as is known."""
+
     def acknowledge(self) -> None:
         """Have the peer's TCP, if there is one, hear at once that what was passed on has come."""
 

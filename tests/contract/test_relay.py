@@ -27,6 +27,7 @@ from ringtls import (
     CloseOutcome,
     RelayEnd,
     RelayOutcome,
+    SocketStream,
     TruncationError,
     aclose_all,
     blocking,
@@ -36,6 +37,8 @@ from ringtls._drivers.blocking import BlockingDriver
 from ringtls._engine.descriptors import has_unacknowledged
 from ringtls._engine.ring import BUFFER_SIZE, BUFFERS
 from ringtls._streams import relay_ends
+from ringtls._streams.relay import relay_watched
+from ringtls._streams.relay_directions import Relay
 from ringtls._streams.relay_ends import ANSWERS
 from ringtls._streams.relay_sides import Side
 from ringtls._transports.base import HIGH_WATER
@@ -601,6 +604,45 @@ def test_r5_cut_in_the_middle(contexts: Contexts, way: str) -> None:
     (outcome,) = ends
     expected = RelayEnd.CANCELLED if way == "cancelled" else RelayEnd.TIMED_OUT
     assert outcome.a_to_b.end is outcome.b_to_a.end is expected
+
+
+def ring_stream(sock: socket.socket) -> trio.abc.Stream:
+    return SocketStream(sock)
+
+
+def trio_stream(sock: socket.socket) -> trio.abc.Stream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+@pytest.mark.parametrize("stream", [ring_stream, trio_stream])
+async def test_r5_who_takes_in_slowly_is_not_idle(
+    stream: Callable[[socket.socket], trio.abc.Stream],
+) -> None:
+    """1. A target takes nothing in, until our kernel does neither. 2. It reads so little that the
+    kernel wants no more of us for long."""
+    theirs_a, a = tcp_pair()
+    b, theirs_b = tcp_pair()
+    theirs_b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+    theirs_a.setblocking(False)
+    watched: list[Relay] = []
+    last: tuple[int, ...] = ()
+
+    def is_stuck() -> bool:
+        nonlocal last
+        with suppress(BlockingIOError):
+            while True:
+                theirs_a.send(bytes(POOL))
+        before, last = last, watched[0].moved()
+        return last == before and watched[0].sides[1].is_full()
+
+    with theirs_a, theirs_b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay_watched, stream(a), stream(b), watched.append)
+            await until(lambda: bool(watched))
+            await until(is_stuck)
+            theirs_b.recv(SMALL)
+            await until(lambda: watched[0].moved() != last)
+            nursery.cancel_scope.cancel()
 
 
 def test_r5_what_had_ended_stays_ended(contexts: Contexts) -> None:

@@ -229,9 +229,10 @@ class Relay:
         self.changed.wake()
 
     def moved(self) -> tuple[int, ...]:
-        """Something that changes when a byte comes or goes."""
-        a, b = self.sides
-        a_to_b, b_to_a = self.directions
+        """Something that changes when a byte comes or goes, or is taken in by a peer's kernel: ours
+        may hold megabytes for one that takes them in slowly."""
+        figures = [direction.bytes for direction in self.directions]
         for side in self.sides:
-            side.transport.has_unsent(1)
-        return a_to_b.bytes, b_to_a.bytes, a.unsent(), b.unsent()
+            side.transport.has_unsent(1)  # which updates what is unsent
+            figures += side.unsent(), side.transport.unacknowledged()
+        return tuple(figures)

@@ -179,6 +179,9 @@ class BaseTransport:
     def has_unsent(self, least: int) -> bool:
         return self.unsent >= least
 
+    def unacknowledged(self) -> int:
+        return 0
+
     def _accept_no_more(self, on_flushed: Callable[[OSError | None], object] | None) -> None:
         self.closing = True
         self._on_flushed = on_flushed

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._clock import now
-from .._engine.descriptors import close_now, has_unacknowledged, is_gone, reset_connection
+from .._engine.descriptors import (
+    close_now,
+    has_unacknowledged,
+    is_gone,
+    reset_connection,
+    unacknowledged,
+)
 from .._engine.handle import Handle
 from .._engine.request import State, ignore
 from .._errors import without_frames
@@ -226,6 +232,10 @@ class RingTransport(BaseTransport):
             if unsent >= 0:  # else ``_end_outbox`` is about to hear why
                 self.unsent = unsent
         return self.unsent >= least
+
+    def unacknowledged(self) -> int:
+        fd = self.socket.fileno()
+        return 0 if fd < 0 else unacknowledged(fd)
 
     def _progressed(self, unsent: int) -> None:
         self.unsent = unsent

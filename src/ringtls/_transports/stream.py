@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 
 from .._clock import now
-from .._engine.descriptors import has_unacknowledged, is_gone, reset_connection
+from .._engine.descriptors import has_unacknowledged, is_gone, reset_connection, unacknowledged
 from .._log import log
 from .._task import Task
 from .base import (
@@ -341,6 +341,12 @@ class StreamTransport(BaseTransport):
     @property
     def _is_flushed(self) -> bool:
         return self._last_step is not None or not (self.unsent or self._sending)
+
+    def unacknowledged(self) -> int:
+        if not isinstance(self._stream, trio.SocketStream):
+            return 0
+        fd = self._stream.socket.fileno()
+        return 0 if fd < 0 else unacknowledged(fd)
 
     async def _deliver(self) -> None:
         """Return when the peer's TCP, if there is one, has all that was sent, or it is too late."""
