@@ -361,6 +361,7 @@ def test_unknown_names(words: list[str], message: str, capsys: pytest.CaptureFix
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_ends_of_asgi_servers(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
     ends = {name: asgi.count_ends(name, certificate, 2) for name in asgi.COMMANDS}

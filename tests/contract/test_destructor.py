@@ -688,6 +688,7 @@ def test_c16_a1_an_exception_at_any_bytecode() -> None:
         play(number)
 
 
+@pytest.mark.long
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
