@@ -19,14 +19,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
 import trio
 
 from ringtls import AsyncDestructor, SocketStream, TlsStream, blocking
-from ringtls._drivers.blocking import BlockingDriver
+from ringtls._drivers.blocking import BlockingDriver, _end_this_thread
 from ringtls._task import Task
 
 from ..conftest import Contexts
@@ -279,3 +279,86 @@ def test_c16_an_exception_in_what_ends_the_run(function: str) -> None:
         number += 1
         injection = RaiseAt(number, "call", function)
         leave_all(injection)
+
+
+def leave_a_thread(injection: RaiseAt, *, in_its_end: bool = True) -> None:
+    """A thread that ends with a stream open, and its peer and descriptors afterwards."""
+    before = open_fds()
+    ours, theirs = tcp_pair()
+    kept: list[blocking.SocketStream] = []
+
+    def story() -> None:
+        with nullcontext() if in_its_end else injection.tracing(), suppress(*SEEN):
+            kept.append(blocking.SocketStream(ours))
+            kept[0].send_all(SENT)
+        with injection.tracing() if in_its_end else nullcontext(), suppress(*SEEN):
+            _end_this_thread()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        thread = threading.Thread(target=story)
+        thread.start()
+        thread.join()
+        kept.clear()
+    with theirs, suppress(ConnectionError):
+        while theirs.recv(65536):
+            pass
+    assert open_fds() == before, injection.place
+    assert injection.has_raised
+
+
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.parametrize(
+    "function",
+    [
+        "BlockingDriver.end",
+        "BlockingDriver._await_endings",
+        "BlockingDriver._reap",
+        "Closing.start",
+        "Closing.start_as_orphan",
+        "Closing.start_unawaited",
+        "Ring._close_eventfd",
+        "Ring._let_go",
+        "Ring.close",
+        "Ring.reap",
+        "_Call.__enter__",
+        "_Call.__exit__",
+        "adopt",
+        "give_up",
+    ],
+)
+def test_c16_an_exception_where_a_thread_ends(function: str) -> None:
+    """Its peers are told, and its descriptors are given back."""
+    leave_a_thread(RaiseAt(1, "call", function))
+
+
+@pytest.mark.ringtls_allow_unclosed
+def test_h7_a_thread_gives_a_ring_back_that_has_failed() -> None:
+    leave_a_thread(RaiseAt(1, "call", "Ring.reap"), in_its_end=False)
+
+
+def test_c16_an_exception_where_a_stream_is_closed(contexts: Contexts) -> None:
+    """After FIN: the stream is closed, and no task of ours waits for a peer that stays."""
+    ours, theirs = tcp_pair()
+    run_is_over = threading.Event()
+    seen: list[bool] = []
+
+    def story() -> None:
+        with theirs:
+            Peer(theirs, contexts, server_side=False).handshake()
+            seen.append(run_is_over.wait(timeout=30))
+
+    async def main() -> None:
+        stream = TlsStream(adapted_socket_stream(ours), contexts.server, server_side=True)
+        await stream.do_handshake()
+        await stream.aclose()
+
+    thread = threading.Thread(target=story)
+    thread.start()
+    injection = RaiseAt(1, "call", "StreamTransport._let_go")
+    with injection.tracing():
+        trio.run(main)
+    run_is_over.set()
+    thread.join()
+    assert injection.has_raised
+    assert seen == [True]

@@ -212,7 +212,8 @@ class BlockingDriver:
         self.interrupts = _Interrupts(self.is_in_call)
         self.calls: list[_Call] = []  # each may be of a finalizer, or a handler, in the one before
         self.deadline: float | None = None
-        self.has_ended = False
+        self.has_ended = False  # or is about to: no stream is made any more
+        self._is_over = False
         self._thread = get_ident()
         self._endings: set[Ending] = set()
         self._left_behind: deque[Callable[[], object]] = deque()
@@ -332,11 +333,12 @@ class BlockingDriver:
             self._reap()
 
     def _await_endings(self) -> None:
-        if not self._endings:
-            return
-        latest = Patience().lasts_until(self._endings)
-        self.drive_until(lambda: not self._endings or now() >= latest, interruptible=False)
-        give_up(self._endings)
+        started = [ending for ending in self._endings if ending.started]
+        if started:
+            latest = Patience().lasts_until(started)
+            self.drive_until(
+                lambda: self._endings.isdisjoint(started) or now() >= latest, interruptible=False
+            )
 
     def _look_after_the_left_behind(self) -> None:
         for _ in range(len(self._left_behind)):  # what they add is for the next time
@@ -353,21 +355,26 @@ class BlockingDriver:
     # The end
 
     def end(self) -> None:
-        """End all connections, and the ring (rule 6). Nothing in a thread that is not its own."""
-        if self.has_ended or self.is_forked or get_ident() != self._thread:
+        """End all connections, and the ring (rule 6). Nothing in a thread that is not its own.
+
+        To be repeated if something is raised in here.
+        """
+        if self._is_over or self.is_forked or get_ident() != self._thread:
             return
         self.has_ended = True
         try:
             with self.call():
                 self._look_after_the_left_behind()
                 adopt(self._endings)
-                self.ring.cancel_all(reads_only=True)
-                self.ring.expedite_close()
-                self._await_endings()
+                if self.ring.is_usable:
+                    self.ring.cancel_all(reads_only=True)
+                    self.ring.expedite_close()
+                    self._await_endings()
         except OSError as failure:
             self.ring.fail(failure)
-        finally:
-            self.ring.close(timeout=1.0)
+        give_up(self._endings)
+        self.ring.close(timeout=1.0)
+        self._is_over = True
 
 
 def _refuse_greenlets() -> None:
@@ -392,7 +399,11 @@ class _ThreadEnd:
 
     def __call__(self) -> None:
         if self.driver is not None:
-            self.driver.end()
+            try:
+                self.driver.end()
+            except BaseException:
+                self.driver.end()
+                raise
 
 
 _this_thread = threading.local()

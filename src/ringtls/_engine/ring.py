@@ -591,8 +591,11 @@ class Ring:
     # Ending
 
     def fail(self, failure: BaseException) -> None:
-        """The ring can't go on: end every request in flight with this failure (rule 5)."""
-        self._failure = failure
+        """The ring can't go on: end every request in flight with this failure (rule 5).
+
+        The first failure counts: that a ring which has failed refuses a call is another's.
+        """
+        self._failure = self._failure or failure
         self._unusable = True
         _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
         doomed = [*self._in_flight.values(), *self._interrupted]

@@ -36,7 +36,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .._clock import now
@@ -260,8 +259,11 @@ class Closing:
 
     def start_unawaited(self, *, after_error: bool = False) -> None:
         """Begin the end where nobody would catch an exception."""
-        with suppress(BaseException):  # it has crashed, which is logged
+        try:
             self.start(after_error=after_error)
+        except BaseException as failure:
+            if not (self.started or self.transport.driver.is_forked):
+                self.crash(failure)  # else it has, or is the parent's
 
     def warn_unclosed(self) -> None:
         """Give the ResourceWarning of a stream that nobody closed."""

@@ -418,6 +418,7 @@ class StreamTransport(BaseTransport):
             if not has_taken_fin:
                 raise
             self._log(error)
+            await self._close_at_once()
 
     async def _break_off(self, why: BaseException | None = None) -> None:
         """Close the stream in a way that can't be mistaken for an end.
@@ -431,12 +432,22 @@ class StreamTransport(BaseTransport):
                     reset_connection(self._stream.socket.fileno())
             if self._lingering is not None:
                 self._lingering.close()
-            await self._let_go(now() + LEAST)
-            await trio.aclose_forcefully(self._stream)
         except BaseException as error:
             _raise_if_left(error)
             self._log(error)
+        await self._close_at_once()
         self._report_closed(why)
+
+    async def _close_at_once(self) -> None:
+        """Once more if something is raised in here: a task that was not told would go on."""
+        for _ in range(2):
+            try:
+                await self._let_go(now() + LEAST)
+                await trio.aclose_forcefully(self._stream)
+                return
+            except BaseException as error:
+                _raise_if_left(error)
+                self._log(error)
 
     async def _linger(self, sock: trio.socket.SocketType, end: float) -> None:
         """Throw away what still comes, until the peer ends."""
