@@ -170,24 +170,25 @@ class _Call:
         try:
             driver.go_on()
         finally:
-            try:
-                self.leave()
-            finally:
-                while self in driver.calls:
-                    driver.calls.pop()
+            self.leave()
         if exc_type is _ExpiredError:
             raise TimeoutError("timed out") from None
 
     def leave(self) -> None:
         """It is over. Doing it twice is harmless."""
+        driver = self._driver
         self._frame = None  # no reference cycle
-        self._driver.deadline = self._outer_deadline
-        if self._holds:
-            try:
-                self._driver.interrupts.release()
-            except BaseException:
-                self._driver.interrupts.release()
-                raise
+        driver.deadline = self._outer_deadline
+        try:
+            if self._holds:
+                try:
+                    driver.interrupts.release()
+                except BaseException:
+                    driver.interrupts.release()
+                    raise
+        finally:
+            if self in driver.calls:
+                driver.calls.remove(self)
 
     def is_below(self, frame: FrameType | None) -> bool:
         while frame is not None and frame is not self._frame:
@@ -241,9 +242,11 @@ class BlockingDriver:
     def is_in_call(self, frame: FrameType | None) -> bool:
         """Is this thread, which is at that frame, in a call? Those that were broken off are over
         (rule 4)."""
-        while self.calls and not self.calls[-1].is_below(frame):
-            self.calls.pop().leave()
-        return bool(self.calls)
+        for call in self.calls[::-1]:
+            if call.is_below(frame):
+                return True
+            call.leave()
+        return False
 
     # What streams use
 

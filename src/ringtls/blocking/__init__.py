@@ -12,7 +12,9 @@ What holds for all of them:
   ``shutdown_timeout`` instead.
 - Ctrl-C, like anything else that SIGINT's handler raises, comes out of a call where it waits, or at
   its end. A close does not wait any less for that. (What handlers of other signals raise comes out
-  anywhere, as in all of Python.)
+  anywhere, as in all of Python, and where ringtls could not go on it resets the connections of the
+  thread. Nor may such a handler use a TlsStream that the thread is using: OpenSSL can't be
+  re-entered, and the connection breaks.)
 - A close waits for no end of the peer's: its descriptor is closed when that has come, or after the
   shutdown timeout, by a later call in the same thread or at that thread's end.
 - When a thread ends, and for the main thread at the interpreter's exit (in a process of
