@@ -27,7 +27,7 @@ from ringtls import (
 from trio import aclose_forcefully
 Alias = ringtls.TlsStream
 Annotated: typing.TypeAlias = TlsStream
-import dataclasses, typing
+import attrs, dataclasses, typing
 import anyio, ringtls.anyio
 from ringtls.anyio import wrap_stream
 from ringtls.blocking import call
@@ -55,6 +55,17 @@ class Better(Session, typing.Generic[T]):
     more: int
     async def adestroy(self):
         await super().adestroy()
+
+@attrs.define
+class Defined(AsyncDestructor):
+    stream: TlsStream
+    def __attrs_post_init__(self):
+        self.stream.farewell = b"bye"
+
+@attrs.frozen
+class Noted(AsyncDestructor):
+    def __attrs_post_init__(self):
+        registry.append(self)
 
 class Registered(ringtls.AsyncDestructor):
     def __init__(self):
@@ -144,6 +155,8 @@ stream = Annotated(raw, context)  # RTL101
 ---
 stream = TlsStream(raw, context)  # RTL101
 stream.aclose()
+---
+defined = Defined(borrowed)  # RTL101
 ---
 session = Session(borrowed)  # RTL101
 try:
@@ -718,6 +731,8 @@ closing = stream.aclose()
 stream = TlsStream(raw, context)
 await stream.do_handshake()
 closing = ringtls.aclose_all(stream)
+---
+noted = Noted()
 ---
 async with await connect("host", 443) as stream:
     await stream.send_all(b"x")

@@ -18,6 +18,7 @@ from ._tables import (
     HARMLESS_OF_DESTRUCTORS,
     KNOWN_BASES,
     KNOWN_DECORATORS,
+    MADE_BY,
     STARTERS,
 )
 
@@ -50,8 +51,7 @@ class Lending:
 
     def keeps_when_made(self, cls: ast.ClassDef) -> bool:
         """May the class have somebody else see to the end of its values?"""
-        made_by = ("__new__", "__init__", "__post_init__", "__init_subclass__")
-        return not all(self.is_harmless_attribute(name, cls) for name in made_by)
+        return not all(self.is_harmless_attribute(name, cls) for name in MADE_BY)
 
     def may_have(self, cls: ast.ClassDef, name: str) -> bool:
         """May a value of the class have an attribute that AsyncDestructor does not bring along?"""

@@ -18,6 +18,7 @@ __all__ = [
     "KNOWN_BASES",
     "KNOWN_DECORATORS",
     "LISTENERS",
+    "MADE_BY",
     "MAKERS",
     "RULES",
     "STARTERS",
@@ -117,7 +118,17 @@ DESTRUCTOR = "ringtls.AsyncDestructor"
 
 #: Other bases and decorators of such a class that keep none of its values.
 KNOWN_BASES = {"typing.Generic", "abc.ABC"}
-KNOWN_DECORATORS = {"dataclasses.dataclass", "typing.final"}
+KNOWN_DECORATORS = {"attrs.define", "attrs.frozen", "dataclasses.dataclass", "typing.final"}
+
+#: Methods of such a class that are called when a value is made.
+MADE_BY = (
+    "__new__",
+    "__init__",
+    "__post_init__",
+    "__attrs_pre_init__",
+    "__attrs_post_init__",
+    "__init_subclass__",
+)
 
 #: Methods that close something. All but close_unclean and those of blocking streams are to be
 #: awaited.
