@@ -236,10 +236,10 @@ class Ring:
             Request(Opcode.RECV_MULTISHOT, fd, sink=sink, on_done=on_done), _lib.rtl_recv_multishot
         )
 
-    def recv_into(self, fd: int, buffer: Buffer, *, on_done: OnDone | None = None) -> Request:
+    def recv_into(self, fd: int, buffer: Buffer) -> Request:
         """Receive into the caller's memory, which is pinned until the end of the request."""
         pin = memoryview(buffer)
-        request = Request(Opcode.RECV_INTO, fd, pin=pin, on_done=on_done)
+        request = Request(Opcode.RECV_INTO, fd, pin=pin)
         with _from_buffer(pin, require_writable=True) as memory:
             return self._start(request, _lib.rtl_recv_into, memory, len(memory))
 
@@ -351,9 +351,9 @@ class Ring:
         request = Request(Opcode.POLL, fd)
         return self._start(request, _lib.rtl_poll, select.POLLIN, _deadline_ns(None))
 
-    def poll_writable(self, fd: int, *, on_done: OnDone | None = None) -> Request:
+    def poll_writable(self, fd: int) -> Request:
         """Wait until a send would not block; the result is a poll(2) mask."""
-        request = Request(Opcode.POLL, fd, on_done=on_done)
+        request = Request(Opcode.POLL, fd)
         return self._start(request, _lib.rtl_poll, select.POLLOUT, _deadline_ns(None))
 
     def close_fd(
