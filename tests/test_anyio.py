@@ -36,7 +36,7 @@ from ringtls import (
 from ringtls.anyio import ByteStream, RingAttribute, connect_tcp, wrap_listener, wrap_stream
 
 from .conftest import Contexts
-from .support.peer import Meet, meet, trio_socket_stream
+from .support.peer import Meet, Peer, meet, trio_socket_stream
 from .support.streams import reset, tcp_pair
 from .support.waiting import cut_off
 
@@ -243,6 +243,27 @@ async def test_an_end_that_is_none(contexts: Contexts, how: str) -> None:
             await wrapped.receive()
         assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
     peer.sock.close()
+
+
+@pytest.mark.parametrize("standard", [True, False])
+async def test_whether_an_end_without_close_notify_is_one(
+    contexts: Contexts, standard: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer = Peer(listener.accept()[0], contexts, server_side=True)
+            peer.handshake()
+            peer.sock.shutdown(socket.SHUT_WR)
+            assert peer.end().is_clean
+
+        port = listener.getsockname()[1]
+        over_tls = partial(connect, port, ssl_context=contexts.client)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, serve)
+            async with await over_tls(tls_standard_compatible=standard) as stream:
+                with pytest.raises(anyio.BrokenResourceError if standard else anyio.EndOfStream):
+                    await stream.receive()
 
 
 async def test_c2_aclose_forcefully_is_an_orderly_end(contexts: Contexts, meet: Meet) -> None:

@@ -6,6 +6,7 @@ import errno
 import math
 import socket
 import ssl
+import struct
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from ringtls import (
     open_unix_listeners,
     open_unix_socket,
     serve_tcp,
+    serve_tls_over_tcp,
     statistics,
 )
 from ringtls import _highlevel as highlevel
 
 from .conftest import Contexts
+from .support.peer import Peer
 from .support.waiting import until
 
 
@@ -73,9 +76,38 @@ async def test_serve_tcp_closes_what_the_handler_leaves() -> None:
         nursery.cancel_scope.cancel()
 
 
+def backlog_of(listener: socket.socket) -> int:
+    """What tcp(7) says of a listening socket in place of tcpi_sacked."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    [backlog] = struct.unpack_from("I", info, 28)
+    return int(backlog)
+
+
+async def test_the_options_of_serve_tls_over_tcp(contexts: Contexts) -> None:
+    received = []
+
+    async def receive(stream: TlsStream) -> None:
+        received.append(await stream.receive_some())
+
+    serve = partial(serve_tls_over_tcp, receive, 0, contexts.server, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        listeners: list[TlsListener] = await nursery.start(
+            partial(serve, https_compatible=True, backlog=7)
+        )
+        assert backlog_of(listeners[0].socket) == 7  # type: ignore[arg-type]
+        address = "127.0.0.1", listeners[0].port
+        peer = Peer(socket.create_connection(address), contexts, server_side=False)
+        await trio.to_thread.run_sync(peer.handshake)
+        peer.sock.shutdown(socket.SHUT_WR)
+        assert (await trio.to_thread.run_sync(peer.end)).is_clean
+        nursery.cancel_scope.cancel()
+    assert received == [b""]
+
+
 async def test_open_tcp_listeners() -> None:
     [listener] = await open_tcp_listeners(0, host="127.0.0.1", backlog=7)
     async with listener:
+        assert backlog_of(listener.socket) == 7
         port = listener.socket.getsockname()[1]
         client = await open_tcp_stream("127.0.0.1", port)
         server = await listener.accept()

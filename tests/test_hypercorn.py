@@ -18,11 +18,11 @@ import pytest
 import trio
 import trio.testing
 from hypercorn.config import Config
-from hypercorn.utils import LifespanFailureError
+from hypercorn.utils import LifespanFailureError, wrap_app
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import Request
 
-from ringtls.hypercorn import serve
+from ringtls.hypercorn import serve, worker_serve
 
 from .conftest import Contexts, contexts_of
 from .support.application import PIECE, application, unwilling
@@ -74,6 +74,20 @@ async def test_requests(contexts: Contexts, http2: bool) -> None:
     async with serving(config_of(contexts)) as (url, _), client_of(contexts, http2=http2) as client:
         for _ in range(2):
             assert (await client.get(url)).text == ("2" if http2 else "1.1")
+
+
+async def test_sockets_that_are_there_already(contexts: Contexts) -> None:
+    config = config_of(contexts)
+    sockets = config.create_sockets()
+    [sock] = sockets.secure_sockets
+    sock.listen()
+    app: Any = application
+    app = wrap_app(app, config.wsgi_max_body_size, None)
+    async with trio.open_nursery() as nursery, client_of(contexts) as client:
+        [url] = await nursery.start(partial(worker_serve, app, config, sockets=sockets))
+        assert url == f"https://127.0.0.1:{sock.getsockname()[1]}"
+        assert (await client.get(url.replace("127.0.0.1", "localhost"))).text == "1.1"
+        nursery.cancel_scope.cancel()
 
 
 async def test_requests_that_come_before_the_answer(contexts: Contexts) -> None:
