@@ -511,13 +511,16 @@ class Http2Server:
             self._http2.send_headers(stream, [(":status", "200")])
         self.flush()
 
-    def limit_streams(self, count: int) -> None:
+    def set(self, setting: SettingCodes, value: int) -> None:
         """It goes out with what is sent next."""
-        self._http2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: count})
+        self._http2.update_settings({setting: value})
 
-    def leave(self, last: int, *, in_one_piece: bool = True) -> None:
+    def leave(self, last: int, *, resets: bool = False, in_one_piece: bool = True) -> None:
         """Say GOAWAY, and answer what it lets be answered."""
-        self._open = {stream for stream in self._open if stream <= last}
+        for stream in [stream for stream in self._open if stream > last]:
+            self._open.remove(stream)
+            if resets:
+                self._http2.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
         self._prepare_answers()
         data = GoAwayFrame(0, last).serialize() + self._http2.data_to_send()
         for piece in [data] if in_one_piece else [bytes([byte]) for byte in data]:
@@ -818,7 +821,7 @@ async def test_what_goaway_refuses_goes_elsewhere(http2_contexts: Contexts, meth
 
     def first(peer: Peer) -> None:
         server = Http2Server(peer)
-        server.limit_streams(2)
+        server.set(SettingCodes.MAX_CONCURRENT_STREAMS, 2)
         server.answer_next()
         server.receive(2)
         server.leave(3)
@@ -856,23 +859,37 @@ async def test_a_server_that_answers_nothing_is_asked_once(http2_contexts: Conte
 
 
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # httpx' own
-async def test_goaway_amid_an_upload_that_it_refuses(http2_contexts: Contexts) -> None:
-    """Which does not go on waiting for room."""
+@pytest.mark.parametrize("resets", [False, True])
+async def test_so_does_an_upload_that_waits_for_room(
+    http2_contexts: Contexts, resets: bool
+) -> None:
+    """1. A request is on its way. 2. So is the head of another, and there is no room for the rest.
+
+    3. GOAWAY lets the first be answered. 4. It is, and the second goes elsewhere.
+    """
+    has_come = threading.Event()
 
     def first(peer: Peer) -> None:
         server = Http2Server(peer)
+        server.set(SettingCodes.INITIAL_WINDOW_SIZE, 0)
         server.answer_next()
+        server.receive(1)
+        has_come.set()
         server.receive(1, until=RequestReceived)
-        server.leave(1)
-        peer.end()
+        server.leave(3, resets=resets)
+        assert peer.end().is_clean
+
+    async def request(method: str, content: bytes | None = None) -> None:
+        assert (await client.request(method, url, content=content)).text == "ok"
 
     with playing(http2_contexts, first, http2_answer_until_the_end) as port:
         url = f"https://localhost:{port}"
         async with connecting(http2_contexts, http2=True) as client:
             await client.get(url)
-            with pytest.raises(httpx.RemoteProtocolError, match="ConnectionTerminated"):
-                await client.post(url, content=2 * PIECE)
-            assert (await client.post(url)).text == "ok"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(request, "GET")
+                await until(has_come.is_set)
+                nursery.start_soon(request, "POST", b"x")
 
 
 async def test_a_goaway_that_tells_why_is_the_error(http2_contexts: Contexts) -> None:

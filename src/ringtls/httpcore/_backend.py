@@ -155,12 +155,12 @@ class Stream(httpcore.AsyncNetworkStream):
         return b"" if self._requests is None else self._requests.ended()
 
     async def _receive(self, max_bytes: int) -> bytes:
-        while data := await self._stream.receive_some(max_bytes):
-            if self._requests is not None:
-                data = self._requests.received(data)
-            if data:
-                break
-        return data
+        requests = self._requests
+        while requests is None or not requests.server_is_done:
+            data = await self._stream.receive_some(max_bytes)
+            if not data or requests is None or (data := requests.received(data)):
+                return data
+        raise httpcore.ConnectionNotAvailable
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:

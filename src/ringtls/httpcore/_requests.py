@@ -16,11 +16,12 @@ Rules:
    it looks like one, and even if the server has declined.
 5. A server that says GOAWAY answers the requests up to the one that it names, and has done nothing
    for those beyond (RFC 9113, section 6.8). httpcore takes GOAWAY for the end of all, and fails at
-   what comes behind it. So where later requests go elsewhere anyway (``keeps_goaway``) it hears of
-   GOAWAY at the end of the connection only, and each request beyond is reset for it, with the code
-   ELSEWHERE; not if the server answers none at all, or that would never end. In other places GOAWAY
-   is passed on at once, and nothing that comes behind it; also if a request beyond is not whole:
-   while httpcore waits to send the rest it hears of nothing else.
+   what comes behind it. So where later requests go elsewhere anyway (``keeps_goaway``) it does not
+   hear of GOAWAY, unless answers are missing at the end of the connection. Each request beyond is
+   reset for it, with the code ELSEWHERE, when it has been sent: while it waits to send the rest it
+   hears of nothing else. Once no answer is owed, all others go elsewhere; but not if the server let
+   none be answered, or that would never end. In other places GOAWAY is passed on at once, and
+   nothing that comes behind it.
 6. In HTTP/2 only whole frames are passed on: httpcore does nothing with less.
 """
 
@@ -84,6 +85,10 @@ class Requests(Protocol):
     def server_leaves(self) -> bool:
         """True if the server answers no other request on this connection."""
 
+    @property
+    def server_is_done(self) -> bool:
+        """True if it has also answered all that it will, and those that wait go elsewhere."""
+
     def received(self, data: bytes) -> bytes:
         """Note what has come. The result is what httpcore is to have of it now, or nothing."""
 
@@ -103,6 +108,7 @@ class _Http1:
 
     server_may_speak = False
     server_leaves = False
+    server_is_done = False
 
     def __init__(self) -> None:
         self._has_answered = False
@@ -163,8 +169,22 @@ class _Http2:
         return bool(self._goaway)
 
     @property
+    def server_is_done(self) -> bool:
+        return (
+            self._keeps_goaway
+            and self.server_leaves
+            and self._lets_some_be_answered
+            and not self._may_be_sent_twice
+            and min(self._unfinished, default=_STREAM_MASK) > self._last
+        )
+
+    @property
+    def _lets_some_be_answered(self) -> bool:
+        return self._has_answered or self._last > 0
+
+    @property
     def may_be_sent_again(self) -> bool:
-        return self.may_go_elsewhere and bool(self._may_be_sent_twice)
+        return self.server_is_done or (self.may_go_elsewhere and bool(self._may_be_sent_twice))
 
     @property
     def may_go_elsewhere(self) -> bool:
@@ -176,16 +196,17 @@ class _Http2:
     def sent(self, data: bytes) -> bytes:
         resets = b""
         for frame in _frames_sent(data):
-            if frame.kind == _HEADERS and frame.stream > self._last:
-                resets += self._reset(frame.stream)
-            elif frame.kind == _HEADERS:
+            if frame.kind == _HEADERS:
+                self._unfinished.add(frame.stream)
+            if frame.kind == _HEADERS and frame.stream <= self._last:
                 is_whole = frame.flags & (_END_STREAM | _PADDED | _PRIORITY) == _END_STREAM
                 self._may_be_sent_twice[frame.stream] = is_whole and frame.first == _GET
-                self._unfinished.add(frame.stream)
             elif frame.kind == _RST_STREAM:
                 self._may_be_sent_twice.pop(frame.stream, None)
             if frame.ends_stream:
                 self._unfinished.discard(frame.stream)
+                if frame.stream > self._last:
+                    resets += self._reset(frame.stream)
         return resets
 
     def received(self, data: bytes) -> bytes:
@@ -193,14 +214,14 @@ class _Http2:
         for frame in self._from_server.of(data):
             if self._goaway and not self._keeps_goaway:
                 break
+            if frame.kind == _RST_STREAM and frame.stream > self._last:
+                continue  # we reset it
             if frame.kind != _GOAWAY:
                 self._note(frame)
                 passed.append(frame.raw)
                 continue
             self._goaway = bytes(frame.raw)
-            last = int.from_bytes(frame.raw[_HEAD_SIZE:][:4]) & _STREAM_MASK
-            self._keeps_goaway &= max(self._unfinished, default=0) <= last
-            passed.append(self._forgo(last) if self._keeps_goaway else frame.raw)
+            passed.append(self._forgo(frame) if self._keeps_goaway else frame.raw)
         return b"".join(passed)
 
     def ended(self) -> bytes:
@@ -213,16 +234,16 @@ class _Http2:
                 del self._may_be_sent_twice[frame.stream]
                 self._has_answered = True
 
-    def _forgo(self, last: int) -> bytes:
-        """Reset the requests beyond this one (rule 5)."""
-        self._last = last
-        beyond = [stream for stream in self._may_be_sent_twice if stream > last]
+    def _forgo(self, goaway: _Frame) -> bytes:
+        """Reset the requests beyond (rule 5)."""
+        self._last = int.from_bytes(goaway.raw[_HEAD_SIZE:][:4]) & _STREAM_MASK
+        beyond = [stream for stream in self._may_be_sent_twice if stream > self._last]
         for stream in beyond:
             del self._may_be_sent_twice[stream]
-        return b"".join(map(self._reset, beyond))
+        return b"".join(self._reset(stream) for stream in beyond if stream not in self._unfinished)
 
     def _reset(self, stream: int) -> bytes:
-        code = ELSEWHERE if self._last or self._has_answered else _REFUSED_STREAM
+        code = ELSEWHERE if self._lets_some_be_answered else _REFUSED_STREAM
         return bytes([0, 0, 4, _RST_STREAM, 0]) + stream.to_bytes(4) + code.to_bytes(4)
 
 
