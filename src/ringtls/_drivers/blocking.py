@@ -17,7 +17,8 @@ Rules:
 5. A finalizer may run in any thread, in the middle of any call, also of its first and last
    steps. It only queues work, unless the thread is in no call.
 6. At the thread's end, streams that are still open are closed as if they had been dropped, and
-   every close that has begun is waited for. The main thread ends when the interpreter exits. In a
+   every close that has begun is waited for. What is interrupted there is tried once more. The
+   main thread ends when the interpreter exits. In a
    process of multiprocessing it ends with that's finalizers: a forked one then leaves by os._exit.
 7. Under gevent's monkey patching, a thread is expected to run other greenlets while one waits. A
    wait for the ring would stop all of them, so the driver refuses to be made.

@@ -17,7 +17,8 @@ Rules:
    a duplicate of its descriptor, and the closer of any other stream waits.
 5. The end is orderly once the stream has taken the FIN: when ``send_eof`` has returned or, on a
    stream that can't half-close, ``aclose``. Until then the last bytes may be in a buffer of its
-   own. So an exception before that point decides the outcome, and one after it is only logged.
+   own. So an exception before that point decides the outcome, and one after it is only logged, and
+   the stream is closed at once.
 6. A stream may raise anything. In a system task an exception would crash the run, so it ends the
    connection by reset there, wakes all who wait, and is logged (C16). So does one of our own.
 7. One task runs the end, from the closing's start until the stream is closed, and the deadline
