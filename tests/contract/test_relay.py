@@ -28,6 +28,7 @@ from ringtls import (
     RelayEnd,
     RelayOutcome,
     SocketStream,
+    TlsStream,
     TruncationError,
     aclose_all,
     blocking,
@@ -45,6 +46,7 @@ from ringtls._transports.base import HIGH_WATER
 
 from ..conftest import Contexts
 from ..support.clogging import ACCEPTED, SMALL, is_full
+from ..support.peer import adapted_socket_stream
 from ..support.relaying import (
     BLOCKING_KINDS,
     END,
@@ -643,6 +645,38 @@ async def test_r5_who_takes_in_slowly_is_not_idle(
             theirs_b.recv(SMALL)
             await until(lambda: watched[0].moved() != last)
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("stream", [ring_stream, adapted_socket_stream])
+async def test_r5_what_came_before_an_end_has_time(
+    contexts: Contexts, stream: Callable[[socket.socket], trio.abc.Stream]
+) -> None:
+    """The client has said all, and is slow to take in the answer; the server ends. The relay's own
+    end would give up at once."""
+    theirs_a, a = tcp_pair()
+    b, theirs_b = tcp_pair(SMALL)
+    watched: list[Relay] = []
+    outcomes: list[RelayOutcome] = []
+
+    async def pass_on() -> None:
+        client = TlsStream(stream(b), contexts.server, server_side=True, shutdown_timeout=0)
+        outcomes.append(await relay_watched(SocketStream(a), client, watched.append))
+
+    with theirs_a:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on)
+            client = TlsStream(SocketStream(theirs_b), contexts.client, server_hostname="localhost")
+            await client.do_handshake()
+            await client.send_eof()
+            theirs_a.sendall(bytes(ACCEPTED))
+            theirs_a.shutdown(socket.SHUT_WR)
+            await until(lambda: all(each.end for each in watched[0].directions))
+            received = 0
+            while data := await client.receive_some():
+                received += len(data)
+            assert received == ACCEPTED
+            await client.aclose()
+    assert outcomes[0].is_orderly
 
 
 def test_r5_what_had_ended_stays_ended(contexts: Contexts) -> None:

@@ -61,7 +61,7 @@ class _Taken(NamedTuple):
             give_back(self.stream, self.transport, self.closing)
 
 
-def _take_both(a: trio.abc.Stream, b: trio.abc.Stream) -> Relay:
+def _take_both(a: trio.abc.Stream, b: trio.abc.Stream, *, is_timed: bool) -> Relay:
     if a is b:
         raise ValueError("can't relay a stream to itself")
     first = _Taken.out_of(a)
@@ -70,7 +70,7 @@ def _take_both(a: trio.abc.Stream, b: trio.abc.Stream) -> Relay:
         if first.transport.driver is not second.transport.driver:
             second.give_back()
             raise ValueError("both streams must belong to one trio run, or one thread")
-        return Relay(first.transport.driver, first.side(), second.side())
+        return Relay(first.transport.driver, first.side(), second.side(), is_timed=is_timed)
     except BaseException:
         first.give_back()
         raise
@@ -123,7 +123,8 @@ async def relay(
 
     Both streams belong to the relay from the call on, and are ended when this returns or raises.
     It raises nothing that a peer does. What was not delivered ``shutdown_timeout`` seconds after
-    both directions have ended (of a TlsStream its own) is given up, and that connection reset.
+    both directions have ended (of a TlsStream its own) is given up, and that connection reset. With
+    ``idle_timeout`` that begins only when what came before an orderly end is sent, or idle.
 
     If this is cancelled, both connections are reset, but for one whose direction had ended before;
     then it returns, and the cancellation comes out at the next checkpoint.
@@ -141,8 +142,9 @@ async def relay(
       trio.BusyResourceError: a task uses one; likewise.
     """
     if idle_timeout is None:
-        return await _relay(a, b, _wait)
-    return await _relay(a, b, partial(_wait_while_busy, idle_timeout=checked_timeout(idle_timeout)))
+        return await _relay(a, b, _wait, is_timed=False)
+    wait = partial(_wait_while_busy, idle_timeout=checked_timeout(idle_timeout))
+    return await _relay(a, b, wait, is_timed=True)
 
 
 @enable_ki_protection
@@ -157,13 +159,17 @@ async def relay_watched(
         watch(both)
         await _wait(both)
 
-    return await _relay(a, b, wait)
+    return await _relay(a, b, wait, is_timed=True)
 
 
 async def _relay(
-    a: trio.abc.Stream, b: trio.abc.Stream, wait: Callable[[Relay], Awaitable[None]]
+    a: trio.abc.Stream,
+    b: trio.abc.Stream,
+    wait: Callable[[Relay], Awaitable[None]],
+    *,
+    is_timed: bool,
 ) -> RelayOutcome:
-    both = _take_both(a, b)  # so nobody uses them
+    both = _take_both(a, b, is_timed=is_timed)  # so nobody uses them
     ours = [
         stream for stream in (a, b) if type(stream) is SocketStream or type(stream) is TlsStream
     ]

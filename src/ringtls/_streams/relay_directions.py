@@ -5,7 +5,8 @@
    answered, and ended, before it was asked all. Until then the source is read and what it says is
    thrown away, because a peer that is blocked in a send reads no answer.
 2. When both directions have ended, both connections end, each as the direction into it did. From
-   then on that is Closing's, which is bounded.
+   then on that is Closing's, which is bounded. Where an idle timeout bounds the relay, that is not
+   before all is sent that came before an orderly end: a peer that is not idle may be slow with it.
 3. All is done in callbacks of the transports. What has come is passed on in the call that brings
    it; everything else is looked at anew whenever something has changed. The task only waits.
 4. While a target is full nothing is read for it, so that TCP slows the source. What is on its way
@@ -139,10 +140,11 @@ class Direction:
 class Relay:
     """Both directions."""
 
-    __slots__ = ("again", "busy", "changed", "directions", "driver", "over", "sides")
+    __slots__ = ("again", "busy", "changed", "directions", "driver", "is_timed", "over", "sides")
 
-    def __init__(self, driver: Driver, a: Side, b: Side) -> None:
+    def __init__(self, driver: Driver, a: Side, b: Side, *, is_timed: bool) -> None:
         self.driver = driver
+        self.is_timed = is_timed  # it will be cut when it is idle (rule 2)
         self.changed = driver.wait_queue()
         self.sides = a, b
         self.directions = Direction(a, b), Direction(b, a)
@@ -177,7 +179,7 @@ class Relay:
                     if side.closing.started:
                         self._notice_close(side)
                 a_to_b, b_to_a = self.directions
-                if a_to_b.end and b_to_a.end:
+                if a_to_b.end and b_to_a.end and not (self.is_timed and self._is_delivering()):
                     self._close()
             self.busy = False
         except BaseException as failure:
@@ -194,6 +196,16 @@ class Relay:
         side.into.finish(RelayEnd.UNDELIVERED)
 
     # The end
+
+    def _is_delivering(self) -> bool:
+        """True if something is unsent that came before an orderly end; ``look`` is called when it
+        is not any more."""
+        return any(
+            side.into.end is RelayEnd.ORDERLY
+            and not (side.is_broken() or side.closing.started)
+            and side.transport.has_unsent(1)
+            for side in self.sides
+        )
 
     def _close(self) -> None:
         """Rule 2."""
