@@ -9,9 +9,10 @@ Rules:
 2. Siblings start to close in the order given, each in a task of its own. None waits for
    another's end, and none is held up by another's error.
 3. Until a cancellation comes, a resource may take as long as it wants to close. After one it
-   gets GRACE more seconds, so that a foreign resource can't make a run unkillable. Then its
-   ``aclose`` is cancelled, which trio.abc.AsyncResource defines as "close at once". This does not
-   affect ringtls' streams, which bound their own end.
+   gets GRACE more seconds, so that a foreign resource can't make a run unkillable; they pass where
+   the run's clock stands still, too (_drivers/deadlines.py). Then its ``aclose`` is cancelled,
+   which trio.abc.AsyncResource defines as "close at once". This does not affect ringtls' streams,
+   which bound their own end.
 4. When everything is closed, the errors are raised as one group. A note on each names its resource.
 """
 
@@ -28,7 +29,8 @@ import outcome
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection
 
-from ._drivers.trio import TrioWaitQueue
+from ._drivers.deadlines import Deadlines
+from ._drivers.trio import TrioDriver, TrioWaitQueue
 from ._errors import taken_out
 from ._log import log
 from ._task import Task, call_user
@@ -148,25 +150,35 @@ class Patience:
 
     def __init__(self) -> None:
         self._is_limited = False
-        self._scopes: set[trio.CancelScope] = set()
+        self._scopes: dict[trio.CancelScope, Deadlines] = {}
 
     def limit(self) -> None:
         """There was a cancellation: GRACE for each that is closing, and for each to come."""
         self._is_limited = True
-        for scope in self._scopes:
-            scope.deadline = trio.current_time() + GRACE
+        for scope, deadlines in self._scopes.items():
+            deadlines.end_after(scope, GRACE)
 
     @contextmanager
     def scope(self) -> Iterator[trio.CancelScope]:
-        scope = trio.CancelScope()
+        scope, deadlines = trio.CancelScope(), _deadlines()
         if self._is_limited:
-            scope.deadline = trio.current_time() + GRACE
-        self._scopes.add(scope)
+            deadlines.end_after(scope, GRACE)
+        self._scopes[scope] = deadlines
         try:
             with scope:
                 yield scope
         finally:
-            self._scopes.discard(scope)
+            self._scopes.pop(scope, None)
+            deadlines.forget(scope)
+
+
+def _deadlines() -> Deadlines:
+    """Those of this run. Where it can't have a driver, nobody looks at them: then they hold by the
+    run's clock alone."""
+    try:
+        return TrioDriver.current().deadlines
+    except OSError:  # no descriptor is left, and that must keep nothing from being closed
+        return Deadlines()
 
 
 async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> list[BaseException]:

@@ -362,7 +362,7 @@ class Destruction:
             timeout = checked_timeout(value.destroy_timeout)
         except Exception as error:  # a class can say anything
             errors.append(error)
-        with trio.move_on_after(timeout) as scope:
+        with self.driver.deadlines.move_on_after(timeout) as scope:
             await call_user(value.adestroy)
         if scope.cancelled_caught:
             log(
@@ -471,7 +471,8 @@ class AsyncDestructor(trio.abc.AsyncResource):
 
     @property
     def destroy_timeout(self) -> float:
-        """Seconds that ``adestroy`` may take, by default 5; then it is cancelled.
+        """Seconds that ``adestroy`` may take, by default 5; then it is cancelled. They pass by the
+        run's clock, and in real time where that stands still.
 
         To be set on a value, or by a subclass: ``destroy_timeout = 30``.
         """

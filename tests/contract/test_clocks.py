@@ -1,7 +1,9 @@
-"""C3: an end is bounded in real time, whatever the run's clock, or a patched one, says."""
+"""C3, A2: an end is bounded in real time, whatever the run's clock, or a patched one, says."""
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import subprocess
 import sys
@@ -16,7 +18,13 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import CloseOutcome, RingUnavailableError
+from ringtls import (
+    AsyncDestructor,
+    CloseOutcome,
+    RingUnavailableError,
+    _combinators,
+    aclose_all,
+)
 from ringtls._drivers.trio import TrioDriver
 from ringtls._streams.session import TlsSession
 
@@ -25,6 +33,7 @@ from ..support.clogging import SMALL, clog
 from ..support.faces import Face, TimeoutFace, TrioFace
 from ..support.peer import Meet, Peer, Transport
 from ..support.streams import tcp_pair
+from ..support.waiting import when_all_wait
 from .test_streams_below import faulty
 
 
@@ -138,6 +147,82 @@ def test_c3_the_clock_stands_still_and_there_is_no_ring(
     if why == "unavailable":
         monkeypatch.setattr("ringtls._drivers.trio.open_for_event_loop", refuse)
     trio.run(main, clock=clock())
+
+
+class Endless(AsyncDestructor):
+    destroy_timeout = SHORTLY
+
+    async def adestroy(self) -> None:
+        await trio.sleep_forever()
+
+
+class EndlessResource(trio.abc.AsyncResource):
+    async def aclose(self) -> None:
+        await trio.sleep_forever()
+
+
+class Owner(AsyncDestructor):
+    def __init__(self) -> None:
+        self.resource = EndlessResource()
+
+
+@standing_clocks
+def test_a2_where_the_clock_stands_still(clock: Callable[[], trio.abc.Clock]) -> None:
+    async def main() -> None:
+        await Endless().aclose()
+
+    trio.run(main, clock=clock())
+
+
+@standing_clocks
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("cls", [Endless, Owner])
+def test_a2_a3_the_end_of_a_run_whose_clock_stands_still(
+    clock: Callable[[], trio.abc.Clock],
+    cls: type[AsyncDestructor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_combinators, "GRACE", SHORTLY)
+    kept = []
+
+    async def main() -> None:
+        cls()
+        kept.append(cls())
+
+    trio.run(main, clock=clock())
+
+
+@standing_clocks
+@pytest.mark.parametrize("is_late", [False, True])
+def test_d1_cancelled_where_the_clock_stands_still(
+    clock: Callable[[], trio.abc.Clock], is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_combinators, "GRACE", SHORTLY)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            if is_late:
+                nursery.start_soon(when_all_wait, nursery.cancel_scope.cancel)
+            else:
+                nursery.cancel_scope.cancel()
+            await aclose_all(EndlessResource())
+
+    trio.run(main, clock=clock())
+
+
+async def test_d1_cancelled_and_there_is_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The run's clock does it alone."""
+
+    def refuse() -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(TrioDriver, "current", refuse)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await aclose_all(EndlessResource())
 
 
 def raising() -> NoReturn:

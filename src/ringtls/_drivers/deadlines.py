@@ -44,12 +44,28 @@ class Deadlines:
     @contextmanager
     def move_on_at(self, deadline: float) -> Iterator[trio.CancelScope]:
         """As trio.move_on_at(), with a time of _clock.now()."""
-        with trio.CancelScope(deadline=trio.current_time() + deadline - now()) as scope:
-            self.scopes[scope] = deadline
-            try:
+        with self.move_on_after(deadline - now()) as scope:
+            yield scope
+
+    @contextmanager
+    def move_on_after(self, seconds: float) -> Iterator[trio.CancelScope]:
+        """As trio.move_on_after()."""
+        scope = trio.CancelScope()
+        self.end_after(scope, seconds)
+        try:
+            with scope:
                 yield scope
-            finally:
-                self.scopes.pop(scope, None)
+        finally:
+            self.forget(scope)
+
+    def end_after(self, scope: trio.CancelScope, seconds: float) -> None:
+        """Have the scope end so long from now, unless it is forgotten before."""
+        scope.deadline = trio.current_time() + seconds
+        self.scopes[scope] = now() + seconds
+
+    def forget(self, scope: trio.CancelScope) -> None:
+        """It was left."""
+        self.scopes.pop(scope, None)
 
     def before_sleep(self, timeout: float, driver: Driver) -> bool:
         """Have trio woken at the nearest deadline, if it would sleep past it. For runs in which

@@ -203,8 +203,8 @@ class TrioDriver(trio.abc.Instrument):
         self._endings: dict[Ending, None] = {}  # in the order in which they were made
         self.tally = Tally()
         self._polling = Polling()
-        self._deadlines = Deadlines()
-        self.move_on_at = self._deadlines.move_on_at
+        self.deadlines = Deadlines()
+        self.move_on_at = self.deadlines.move_on_at
         self._submitted = False
         self.is_at_work = False  # seen and cleared by the guard in each tick
         self._due: deque[Callable[[], object]] = deque()
@@ -357,7 +357,7 @@ class TrioDriver(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         try:
-            if self._deadlines.scopes and timeout > 0:
+            if self.deadlines.scopes and timeout > 0:
                 self._mind_deadlines(timeout)
             if self._draining:
                 self._mind_the_end()
@@ -379,7 +379,7 @@ class TrioDriver(trio.abc.Instrument):
             self._fail(failure)
 
     def _mind_deadlines(self, timeout: float) -> None:
-        if not (self.is_forked or self._deadlines.before_sleep(timeout, self)):
+        if not (self.is_forked or self.deadlines.before_sleep(timeout, self)):
             self.wake()
 
     def _mind_the_end(self) -> None:

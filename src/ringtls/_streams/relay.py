@@ -133,8 +133,8 @@ async def relay(
       a: a TlsStream, a SocketStream, or any other stream of trio's interface.
       b: another one, of the same trio run.
       idle_timeout: seconds (and up to a quarter more) after which both are reset if meanwhile
-        nothing was received from either, or sent to either and taken in by its kernel. None: they
-        may be idle for ever.
+        nothing was received from either, or sent to either and taken in by its kernel. By the
+        run's clock. None: they may be idle for ever.
 
     Raises:
       TypeError, ValueError: these can't be relayed. Nothing has happened to them.
