@@ -106,7 +106,7 @@ exit 3
     ("name", "status"), [("none", 3), ("HUP", 129), ("INT", 130), ("TERM", 143)]
 )
 def test_what_is_undone_at_the_end_is_undone_whole(name: str, status: int) -> None:
-    said = call(ROOT, "sh", "-euc", ENDING, "-", name)
+    said = call(ROOT, "env", "--default-signal=HUP,INT,TERM", "sh", "-euc", ENDING, "-", name)
     work, *survived = said.stdout.splitlines()
     assert said.returncode == status
     assert survived == ["HUP", "INT", "TERM"]
