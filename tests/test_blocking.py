@@ -29,7 +29,7 @@ from ringtls._drivers.blocking import BlockingDriver
 
 from .conftest import Contexts
 from .support.clogging import ACCEPTED, SMALL
-from .support.injection import InjectedError, RaiseAt
+from .support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from .support.peer import End, Peer, Transport
 from .support.processes import in_child
 from .support.signals import SignalAtBytecode, signal_in_the_ring
@@ -652,10 +652,32 @@ def test_an_exception_where_the_handler_is_replaced() -> None:
             pass
         has_raised = was_called()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
-        assert not driver.calls, number
+        assert not driver.interrupts.calls, number
         with pytest.raises(KeyboardInterrupt), driver.call():
             signal.raise_signal(signal.SIGINT)
     assert number == 9  # four calls
+
+
+@pytest.mark.parametrize(
+    "function", ["_Call.__enter__", "_Call.__exit__", "_Call.leave", "_Interrupts.hold"]
+)
+def test_an_exception_at_any_bytecode_of_a_call_leaves_the_next_as_it_was(function: str) -> None:
+    """SIGINT comes out of it (rule 4)."""
+    driver = BlockingDriver.current()
+
+    def enter_and_leave() -> None:
+        with driver.call():
+            pass
+
+    def play(injection: RaiseAt) -> None:
+        with suppress(InjectedError), injection.tracing():
+            enter_and_leave()
+        with pytest.raises(KeyboardInterrupt), driver.call():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, injection.place
+        assert not driver.interrupts.calls, injection.place
+
+    raise_at_each_bytecode(function, play)
 
 
 @pytest.mark.parametrize("function", ["_Call.__exit__", "_Call.leave"])
@@ -675,7 +697,7 @@ def test_an_exception_at_the_entry_of_a_calls_end(function: str, what_comes: str
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert not stream._driver.calls
+        assert not stream._driver.interrupts.calls
 
 
 def test_a_finalizer_where_the_handler_is_replaced() -> None:
@@ -695,7 +717,7 @@ def test_a_finalizer_where_the_handler_is_replaced() -> None:
         has_run = was_called()
         assert done == list(range(1, number + has_run))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
-        assert not driver.calls, number
+        assert not driver.interrupts.calls, number
     assert number > 8
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ import trio
 
 from ringtls import AsyncDestructor, TlsStream, aclose_all, blocking, must_complete
 from ringtls._connecting import connect_to_any
+from ringtls._drivers.blocking import BlockingDriver
 from ringtls._drivers.trio import TrioDriver
 
 from .conftest import Contexts
@@ -153,6 +155,20 @@ def test_a_blocking_receive_that_takes_too_long() -> None:
     with theirs, blocking.SocketStream(ours) as stream:
         stream.timeout = 0
         assert use()() is None
+
+
+def test_a_thread_that_has_ended() -> None:
+    seen: list[ref[BlockingDriver]] = []
+
+    def use() -> None:
+        ours, theirs = tcp_pair()
+        with theirs, blocking.SocketStream(ours):
+            seen.append(ref(BlockingDriver.current()))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen[0]() is None
 
 
 @pytest.mark.ringtls_allow_unclosed

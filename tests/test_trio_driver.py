@@ -18,6 +18,7 @@ import trio
 import trio.testing
 
 from ringtls import (
+    AsyncDestructor,
     CloseOutcome,
     Operation,
     SocketListener,
@@ -484,3 +485,29 @@ async def test_a_socket_has_let_go_of_its_number_before_the_ring_may_close_it(
             resource = SocketStream(socket.create_connection(listening.getsockname()))
         await resource.aclose()
     assert numbers == [-1]
+
+
+async def test_lost_pumps_keep_nothing_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when there is none any more, and a late one is to come where the run ends."""
+    sleeps: list[float] = []
+
+    class Watch(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            sleeps.append(timeout)
+
+    async def lost(self: TrioDriver) -> None:
+        raise InjectedError
+
+    class Value(AsyncDestructor):
+        async def adestroy(self) -> None:
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrioDriver, "_next_wakeup", lost)
+        driver = TrioDriver.current()
+        await until(lambda: driver.failure is not None and not driver._pump_runs)
+    async with Value():
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(Watch())
+        await trio.sleep(0.2)
+    assert len(sleeps) < 20

@@ -174,6 +174,16 @@ def test_a2_where_the_clock_stands_still(clock: Callable[[], trio.abc.Clock]) ->
     trio.run(main, clock=clock())
 
 
+def test_a2_where_the_clock_stands_still_and_no_ring_can_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        await Endless().aclose()
+
+    monkeypatch.setenv("RINGTLS_ENGINE", "kqueue")
+    trio.run(main, clock=trio.testing.MockClock())
+
+
 @standing_clocks
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

@@ -628,6 +628,21 @@ def test_h7_a_ring_that_was_only_half_made(function: str) -> None:
     in_child(lambda: raise_at_each_bytecode(function, make))
 
 
+def test_h7_a_ring_that_was_freed_can_still_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is raised as an interrupted close is repeated."""
+
+    def interrupted() -> None:
+        raise InjectedError
+
+    rings = [Ring() for _ in range(10)]
+    for ring in rings:
+        with monkeypatch.context() as patch, pytest.raises(InjectedError):
+            patch.setattr(ring, "_close_eventfd", interrupted)
+            ring.close(timeout=1.0)
+        ring.fail(InjectedError())
+        ring.close(timeout=1.0)
+
+
 def test_h7_another_thread_frees_nothing() -> None:
     ring = Ring(buffers=4, buffer_size=4096)
     results: list[bool] = []

@@ -13,7 +13,8 @@ Rules:
    during a call a handler of our own is installed, which records the signal for later.
    Another signal's handler may raise between any two steps, those that install and remove ours
    too: then they are undone, or done again. Where it raises at the entry of a call's end nobody can
-   catch that. So a call is over, too, when the frame that entered it is no longer below.
+   catch that. So a call is over, too, when the frame that entered it is no longer below; that is
+   seen at the thread's next call, or SIGINT, and until then the frame is kept.
 5. A finalizer may run in any thread, in the middle of any call, also of its first and last
    steps. It only queues work, unless the thread is in no call.
 6. At the thread's end, streams that are still open are closed as if they had been dropped, and
@@ -98,26 +99,35 @@ class _BlockingWaitQueue:
 class _Interrupts:
     """Keeps SIGINT back during a call of the main thread (rule 4)."""
 
-    def __init__(self, is_in_call: Callable[[FrameType | None], bool]) -> None:
-        self._is_in_call = is_in_call
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []  # each may be of a finalizer, or a handler, in the one before
         self._is_main_thread = get_ident() == threading.main_thread().ident
         self._handler: Callable[[int, FrameType | None], object] | None = None
         self._is_pending = False
 
     def hold(self) -> bool:
-        """True if this call is the one to ``release``. A call of a finalizer, amid these steps of
-        another call, is not."""
+        """True if there is something to ``release``."""
         handler = signal.getsignal(signal.SIGINT)
-        if not self._is_main_thread or not callable(handler) or handler == self._keep:
+        if not self._is_main_thread or not callable(handler):
             return False
-        self._handler = handler
-        signal.signal(signal.SIGINT, self._keep)
+        if handler != self._keep:  # else a call was broken off in these steps, or in its last
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._keep)
         return True
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         self._is_pending = True
-        if not self._is_in_call(frame):
+        if not self.is_in_call(frame):
             self.release()
+
+    def is_in_call(self, frame: FrameType | None) -> bool:
+        """Is this thread, which is at that frame, in a call? Those that were broken off are over
+        (rule 4)."""
+        for call in self.calls[::-1]:
+            if call.is_below(frame):
+                return True
+            call.leave()
+        return False
 
     def deliver(self) -> None:
         """Run the handler now, if there was a signal. It may raise."""
@@ -150,16 +160,20 @@ class _Call:
     def __enter__(self) -> None:
         driver = self._driver
         driver.check_caller()
+        interrupts = driver.interrupts
         self._holds = False
         self._frame: FrameType | None = sys._getframe(1)
-        if not driver.is_in_call(self._frame):
-            try:
-                self._holds = driver.interrupts.hold()
-            except BaseException:
-                driver.interrupts.release()
-                raise
-        self._outer_deadline, driver.deadline = driver.deadline, self._deadline
-        driver.calls.append(self)
+        is_outermost = not interrupts.is_in_call(self._frame)
+        self._outer_deadline = driver.deadline
+        try:
+            interrupts.calls.append(self)
+            if is_outermost:
+                self._holds = True
+                self._holds = interrupts.hold()
+            driver.deadline = self._deadline
+        except BaseException:
+            self.leave()
+            raise
 
     def __exit__(
         self,
@@ -188,8 +202,8 @@ class _Call:
                     driver.interrupts.release()
                     raise
         finally:
-            if self in driver.calls:
-                driver.calls.remove(self)
+            if self in driver.interrupts.calls:
+                driver.interrupts.calls.remove(self)
 
     def is_below(self, frame: FrameType | None) -> bool:
         while frame is not None and frame is not self._frame:
@@ -211,8 +225,7 @@ class BlockingDriver:
         _refuse_greenlets()
         self.ring = Ring(buffers=BUFFERS, sq_entries=SQ_ENTRIES)
         self.tally = Tally()
-        self.interrupts = _Interrupts(self.is_in_call)
-        self.calls: list[_Call] = []  # each may be of a finalizer, or a handler, in the one before
+        self.interrupts = _Interrupts()
         self.deadline: float | None = None
         self.has_ended = False  # or is about to: no stream is made any more
         self._is_over = False
@@ -233,21 +246,13 @@ class BlockingDriver:
 
     def call(self, timeout: float | None = None) -> _Call:
         """Enter this around all that uses the ring. Waits in it raise TimeoutError after
-        ``timeout`` seconds, but not before they have tried.
+        ``timeout`` seconds, but not before they have tried. It is to be left in the frame that
+        entered it, which is no generator's.
 
         Raises:
           RuntimeError: this thread, or this process, is not the driver's.
         """
         return _Call(self, timeout)
-
-    def is_in_call(self, frame: FrameType | None) -> bool:
-        """Is this thread, which is at that frame, in a call? Those that were broken off are over
-        (rule 4)."""
-        for call in self.calls[::-1]:
-            if call.is_below(frame):
-                return True
-            call.leave()
-        return False
 
     # What streams use
 
@@ -286,7 +291,7 @@ class BlockingDriver:
 
     def call_soon(self, function: Callable[[], object]) -> None:
         self._left_behind.append(function)
-        if get_ident() == self._thread and not self.is_in_call(sys._getframe()):
+        if get_ident() == self._thread and not self.interrupts.is_in_call(sys._getframe()):
             with self.call():
                 pass
 

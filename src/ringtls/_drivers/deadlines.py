@@ -12,6 +12,7 @@ where ``time.perf_counter`` is patched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -34,10 +35,11 @@ TOLERANCE = 0.05
 class Deadlines:
     """The deadlines of what a run waits for at present."""
 
-    __slots__ = ("_timer", "_timer_at", "scopes")
+    __slots__ = ("_not_before", "_timer", "_timer_at", "scopes")
 
     def __init__(self) -> None:
         self.scopes: dict[trio.CancelScope, float] = {}
+        self._not_before = math.inf  # no deadline is before that
         self._timer: Request | None = None
         self._timer_at = 0.0
 
@@ -61,7 +63,8 @@ class Deadlines:
     def end_after(self, scope: trio.CancelScope, seconds: float) -> None:
         """Have the scope end so long from now, unless it is forgotten before."""
         scope.deadline = trio.current_time() + seconds
-        self.scopes[scope] = now() + seconds
+        deadline = self.scopes[scope] = now() + seconds
+        self._not_before = min(self._not_before, deadline)
 
     def forget(self, scope: trio.CancelScope) -> None:
         """It was left."""
@@ -74,15 +77,24 @@ class Deadlines:
         Returns:
           False if it must not sleep at all (rule 3).
         """
-        nearest = min(self.scopes.values())
-        if timeout <= nearest - now() + TOLERANCE:
+        latest = now() + timeout - TOLERANCE
+        if latest <= self._not_before:
+            return True
+        self._forget_cancelled()
+        if latest <= self._not_before:
             return True
         try:
-            self._set_timer(driver.ring, nearest)
-        except OSError:
+            self._set_timer(driver.ring, self._not_before)
+        except Exception:
             self._expire()
             return False
         return True
+
+    def _forget_cancelled(self) -> None:
+        """Their deadlines have done what they are for."""
+        for scope in [scope for scope in self.scopes if scope.cancel_called]:
+            del self.scopes[scope]
+        self._not_before = min(self.scopes.values(), default=math.inf)
 
     def _set_timer(self, ring: Ring, deadline: float) -> None:
         if self._timer is not None:

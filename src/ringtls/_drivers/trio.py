@@ -100,6 +100,12 @@ MOST_PUMPS = 8
 _WOKEN = Value(None)
 
 
+def _are_system_tasks_done() -> bool:
+    """True if their nursery is gone, too (rule 5b)."""
+    root = trio.lowlevel.current_root_task()
+    return root is not None and len(root.child_nurseries) == 1
+
+
 class TrioWaitQueue:
     """Tasks that wait for the next occurrence of something (WaitQueue of _interfaces).
 
@@ -363,7 +369,7 @@ class TrioDriver(trio.abc.Instrument):
                 self._mind_the_end()
             if self._due:
                 self._have_one_more_tick()
-            if self._wants_late_pump:
+            if self._wants_late_pump and _are_system_tasks_done():
                 self._call_for_late_pump()
             self.is_at_work = True
             ring = self._ring
@@ -406,6 +412,8 @@ class TrioDriver(trio.abc.Instrument):
             self._fail(failure)
 
     def _make_calls(self) -> None:
+        if self.is_forked:
+            self._due.clear()  # the parent makes them
         for _ in range(len(self._due)):  # what they add is for the next tick
             function = self._due[0]
             try:
@@ -534,12 +542,10 @@ class TrioDriver(trio.abc.Instrument):
 
     def _start_late_pump(self) -> None:
         """In the run_sync_soon task. It is asked for again if something is raised in here."""
-        root = trio.lowlevel.current_root_task()
         nursery = current_task().parent_nursery
-        assert root is not None
         assert nursery is not None
-        if not self._wants_late_pump or len(root.child_nurseries) > 1:
-            return  # it was started; or the system nursery is not quite gone
+        if not self._wants_late_pump or not _are_system_tasks_done():
+            return  # it was started; or it is too early
         try:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(bool)  # raises if the first use of ringtls came too late

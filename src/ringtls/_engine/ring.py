@@ -189,8 +189,8 @@ class Ring:
             self._engine = self._opened[0]
             self._begin(buffers, buffer_size, cooperative)
         except BaseException:
-            self._free()
             _open_rings.discard(self)
+            self._free()
             raise
 
     def _begin(self, buffers: int, buffer_size: int, cooperative: bool) -> None:
@@ -597,7 +597,8 @@ class Ring:
         """
         self._failure = self._failure or failure
         self._unusable = True
-        _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
+        if self._opened[0]:  # else it was freed, or given up
+            _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
         doomed = [*self._in_flight.values(), *self._interrupted]
         _parked.append([request.pin for request in doomed])
         _parked.append(self._borrowed)
