@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -28,8 +29,8 @@ from ringtls import SocketStream, _connecting
 from ringtls._cli import main
 from ringtls._cli.certificates import client_context, make_certificate
 from ringtls._cli.demo.peer import _hides_reset as hides_reset
-from ringtls._cli.proxy import backends
-from ringtls._cli.proxy.connection import _connect, _connect_now
+from ringtls._cli.proxy import backends, connection
+from ringtls._cli.proxy.connection import Options, ProxyService, _connect, _connect_now
 from ringtls._cli.server.listening import Address
 from ringtls._drivers.trio import TrioDriver
 from ringtls._engine.descriptors import is_gone
@@ -531,6 +532,42 @@ def test_an_address_without_a_handshake_hides_no_other(
         [line] = lines(proxy)
     assert f": passed over a.name:{port} at 127.0.0.2: " in line
     assert ("no answer within" in line) == is_silent
+
+
+async def test_a_busy_address_has_time_for_its_handshake(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
+) -> None:
+    """However many there are: a second. One that says nothing has no more."""
+    handshakes = {"127.0.0.1": math.inf, **{f"127.0.0.{each}": 0.9 for each in range(2, 9)}}
+    trio.socket.set_custom_hostname_resolver(Resolver(*handshakes))
+
+    async def connect_to_first(_: object, targets: list[Any]) -> tuple[Any, str]:
+        (_, (host, _)), *_ = targets
+        return targets[0], host
+
+    async def shake_hands(_: object, __: object, ___: object, host: str) -> str:
+        await trio.sleep(handshakes[host])
+        return host
+
+    monkeypatch.setattr(connection, "_connect", connect_to_first)
+    monkeypatch.setattr(ProxyService, "_prepare", shake_hands)
+    options = Options(
+        is_tls=True,
+        encryption=None,
+        alpn=(),
+        accepts_header=False,
+        sends_header=None,
+        connect_timeout=5.0,
+    )
+    service = ProxyService(options, backends.Routes(()))
+    target = backends.Backend(Address("a.name", 443))
+    failures: list[str] = []
+    began = trio.current_time()
+    client: Any = None
+    opened: object = await service._open(client, target, failures)
+    assert opened == "127.0.0.2"
+    assert failures == ["a.name:443 at 127.0.0.1: no answer within 1 s"]
+    assert trio.current_time() - began == pytest.approx(1.9)
 
 
 def test_no_address_makes_a_handshake(start: StartProxy, backend: Backend) -> None:

@@ -14,8 +14,10 @@ Rules:
    One that is on this machine, and the only one, is connected to without waiting, if it can be.
 5. Of several addresses the next is tried when one has not answered for a moment, so one that
    swallows connections hides no other. One that accepts a connection and then makes no handshake
-   has its share of the time: as much as each of those that have not been tried. It is tried after
-   all others for FAILURE_PAUSE seconds. The one that answered is the first for the next client.
+   has its share of the time: as much as each of those that have not been tried, but LEAST_SHARE
+   seconds at least, as far as there are any: handshakes with one that is busy take some time. It is
+   tried after all others for FAILURE_PAUSE seconds. The one that answered is the first for the next
+   client.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ from ringtls._streams.hostnames import ascii_hostname
 from ..server.credentials import by_name
 from ..server.listening import Address, Inherited, Local, parse_bind
 
-__all__ = ["Backend", "Place", "Routes", "parse_place", "parse_route"]
+__all__ = ["LEAST_SHARE", "Backend", "Place", "Routes", "parse_place", "parse_route"]
 
 #: Seconds; see rules 2, 4 and 5.
 FAILURE_PAUSE = 10.0
 RESOLUTION_AGE = 5.0
+LEAST_SHARE = 1.0
 
 Place: TypeAlias = Address | Local
 

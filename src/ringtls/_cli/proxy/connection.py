@@ -36,7 +36,7 @@ from ..server import SHORTAGES, Connection, Metrics, Service, Wait
 from ..server.credentials import common_name_of
 from ..server.timeouts import HANDSHAKE, Timeout
 from .access import Accounts
-from .backends import Backend, Routes
+from .backends import LEAST_SHARE, Backend, Routes
 from .encryption import Encryption
 from .header import MOST, BadHeaderError, Endpoint, Endpoints, Header, Tls, Version, format_header
 from .header import parse as parse_header
@@ -203,7 +203,7 @@ class ProxyService(Service):
         while True:
             target, transport = await _connect(connection, targets)
             now = trio.current_time()
-            share = (deadline - now) / len(targets)
+            share = max((deadline - now) / len(targets), LEAST_SHARE)
             try:
                 with trio.fail_at(now + share):
                     stream = await self._prepare(connection, backend, transport)
