@@ -19,12 +19,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID
 
 from ringtls._cli import certificates
-from ringtls._cli.server.credentials import Credentials, Files
+from ringtls._cli.server.credentials import Bundle, Credentials, Files
 from ringtls._cli.server.reloading import KEPT, Reloader, Result
 from ringtls._cli.server.supervisor import PassedSignals, _Content
 
 from .conftest import Contexts
 from .support.authority import pem_with_key
+from .support.processes import in_child
 from .support.server import (
     PATIENCE,
     TEXT,
@@ -144,10 +145,11 @@ def test_only_what_is_short_is_tried_again(
     loaded = Files([(files.certificate, files.key)])
     reloader = Reloader(loaded, Credentials(loaded.read(), ()))
     assert reloader.use(reloader.read()) is Result.USED
-    assert reloader.use(b"") is Result.REFUSED
-    with monkeypatch.context() as patch:
-        patch.setattr(Credentials, "use", exhaust_memory)
-        assert reloader.use(reloader.read()) is Result.SHORT
+    assert reloader.use(b"") is Result.SHORT
+    for kind, method in ((Credentials, "use"), (Bundle, "__reduce__")):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, method, exhaust_memory)
+            assert reloader.use(reloader.read()) is Result.SHORT
     files.key.write_text("no key")
     assert reloader.use(reloader.read()) is Result.REFUSED
     files.key.unlink()
@@ -156,6 +158,61 @@ def test_only_what_is_short_is_tried_again(
 
 def exhaust_memory(*_: object) -> None:
     raise MemoryError
+
+
+SECOND_FORK_IS_KILLED = """
+import os, signal
+fork, forks = os.fork, []
+def fork_and_kill():
+    forks.append(None)
+    process = fork()
+    if process == 0 and len(forks) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return process
+os.fork = fork_and_kill
+"""
+
+NO_ROOM_AT_FIRST = """
+from ringtls._cli.server.supervisor import _Content
+put = _Content.put
+def refuse(self, data):
+    _Content.put = put
+    raise OSError(12, "Cannot allocate memory")
+_Content.put = refuse
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        (SECOND_FORK_IS_KILLED, f"{KEPT}: reading the files failed"),
+        (NO_ROOM_AT_FIRST, "the workers can't have the certificates yet: Cannot allocate memory"),
+    ],
+)
+def test_a_supervisor_that_is_short_of_memory_tries_again(
+    start: Start, files: Contexts, tmp_path: Path, patch: str, said: str
+) -> None:
+    """1. The kernel kills the process that reads. 2. What it read can't be handed on."""
+    server: Server = start("--workers", "1", patch=patch)
+    new = replace_certificate(files, tmp_path / "new")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log(said)
+    server.wait_for_log("worker 1: SIGHUP: the certificates were loaded anew")
+    assert certificate_of(server) == new
+    assert server.stop() == 0
+
+
+def test_what_was_read_and_has_no_room_is_told() -> None:
+    def put() -> None:
+        content = _Content()
+        content.put(b"first")
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(OSError, match="File too large"):
+            content.put(bytes(1001))
+        assert content.take() is None
+
+    in_child(put)
 
 
 def test_a_worker_that_is_short_of_descriptors_tries_again(

@@ -64,20 +64,18 @@ class Reloader:
         self._credentials = credentials
 
     def read(self) -> bytes:
-        """What ``use`` wants. May block; raises nothing."""
-        read: Bundle | _Failure
+        """What ``use`` wants. May block; raises nothing, unless there is no memory to say why."""
         try:
-            read = self._files.read()
+            return pickle.dumps(self._files.read())
         except Exception as error:
-            read = _Failure.of(error)
-        return pickle.dumps(read)
+            return pickle.dumps(_Failure.of(error))
 
     def use(self, data: bytes) -> Result:
-        """Use what was read by this program. If that can't be, for whatever reason, all stays as
-        it was."""
+        """Use what was read by this program: nothing, if who read it came to no good end. If that
+        can't be, for whatever reason, all stays as it was."""
         try:
             read: Bundle | _Failure = (
-                pickle.loads(data) if data else _Failure("reading the files failed", Result.REFUSED)
+                pickle.loads(data) if data else _Failure("reading the files failed", Result.SHORT)
             )
             if isinstance(read, _Failure):
                 return self._keep(read)

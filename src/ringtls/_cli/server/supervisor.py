@@ -130,8 +130,15 @@ class _Content:
         self._descriptor = os.memfd_create("ringtls")
 
     def put(self, data: bytes) -> None:
+        """Replace it.
+
+        Raises:
+          OSError: there is no room.
+        """
         os.ftruncate(self._descriptor, 0)
-        os.pwritev(self._descriptor, [hashlib.sha256(data).digest(), data], 0)
+        with open(self._descriptor, "wb", closefd=False) as file:
+            file.seek(0)
+            file.writelines([hashlib.sha256(data).digest(), data])
 
     def take(self) -> bytes | None:
         """None if it is being replaced."""
@@ -289,7 +296,8 @@ class _Reading:
             for place in places:
                 place.abandon()
             signal.alarm(READ_TIMEOUT)  # its default action ends this process
-            os.writev(self._descriptor, [loader.read()])
+            with open(self._descriptor, "wb", closefd=False) as file:
+                file.write(loader.read())
             status = 0
         finally:
             os._exit(status)
@@ -503,13 +511,21 @@ class _Supervisor:
         if code == -signal.SIGALRM:
             self._loader.give_up()
         else:
-            match self._loader.use(data):
+            match self._loader.use(data if code == 0 else b""):
                 case Result.USED:
-                    self._content.put(data)
-                    self._tell(signal.SIGHUP)
+                    self._hand_on(data)
                 case Result.SHORT:
                     self._read_soon()
         notify("READY=1")
+
+    def _hand_on(self, data: bytes) -> None:
+        try:
+            self._content.put(data)
+        except OSError as error:
+            logger.error("SIGHUP: the workers can't have the certificates yet: %s", error.strerror)
+            self._read_soon()
+        else:
+            self._tell(signal.SIGHUP)
 
     def _read_soon(self) -> None:
         """Something was short."""
