@@ -35,7 +35,7 @@ from ringtls import (
     relay,
 )
 from ringtls._drivers.blocking import BlockingDriver
-from ringtls._engine.descriptors import has_unacknowledged
+from ringtls._engine.descriptors import has_unacknowledged, is_gone
 from ringtls._engine.ring import BUFFER_SIZE, BUFFERS
 from ringtls._streams import relay_ends
 from ringtls._streams.relay import relay_watched
@@ -58,6 +58,7 @@ from ..support.relaying import (
     Part,
     Saw,
     Talker,
+    TlsTalker,
     pair_name,
     play,
     play_blocking,
@@ -323,6 +324,42 @@ def test_r3_a_truncated_upload_is_no_end(contexts: Contexts, between: Between) -
     assert met.client == Saw(b"", RESET)
     assert met.outcome.a_to_b.end is RelayEnd.TRUNCATED
     assert met.outcome.b_to_a.end is RelayEnd.UNDELIVERED
+
+
+def ring_stream(sock: socket.socket) -> trio.abc.Stream:
+    return SocketStream(sock)
+
+
+@pytest.mark.parametrize("stream", [ring_stream, adapted_socket_stream])
+async def test_r3_a_truncated_upload_is_told_before_the_answer_is_read(
+    contexts: Contexts, stream: Callable[[socket.socket], trio.abc.Stream]
+) -> None:
+    """With an idle timeout the client has time for the answer, whatever its shutdown timeout; and
+    the server need not wait for that to hear of the break."""
+    theirs_a, a = tcp_pair()
+    b, theirs_b = tcp_pair(SMALL)
+    watched: list[Relay] = []
+    outcomes: list[RelayOutcome] = []
+
+    async def pass_on() -> None:
+        client = TlsStream(stream(b), contexts.server, server_side=True, shutdown_timeout=0)
+        outcomes.append(await relay_watched(stream(a), client, watched.append))
+
+    with theirs_a, theirs_b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on)
+            client = TlsTalker(theirs_b, contexts, server_side=False)
+            await trio.to_thread.run_sync(client.handshake)
+            theirs_a.sendall(bytes(ACCEPTED))
+            theirs_a.shutdown(socket.SHUT_WR)
+            await until(lambda: watched[0].directions[0].end)
+            theirs_b.shutdown(socket.SHUT_WR)
+            await until(lambda: is_gone(theirs_a.fileno()))
+            with pytest.raises(ConnectionResetError):
+                theirs_a.recv(1)
+            assert await trio.to_thread.run_sync(client.read) == Saw(bytes(ACCEPTED), END)
+    assert outcomes[0].a_to_b.end is RelayEnd.ORDERLY
+    assert outcomes[0].b_to_a.end is RelayEnd.TRUNCATED
 
 
 @with_tls
@@ -606,10 +643,6 @@ def test_r5_cut_in_the_middle(contexts: Contexts, way: str) -> None:
     (outcome,) = ends
     expected = RelayEnd.CANCELLED if way == "cancelled" else RelayEnd.TIMED_OUT
     assert outcome.a_to_b.end is outcome.b_to_a.end is expected
-
-
-def ring_stream(sock: socket.socket) -> trio.abc.Stream:
-    return SocketStream(sock)
 
 
 def trio_stream(sock: socket.socket) -> trio.abc.Stream:

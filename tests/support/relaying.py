@@ -36,6 +36,7 @@ __all__ = [
     "Part",
     "Saw",
     "Talker",
+    "TlsTalker",
     "pair_name",
     "play",
     "play_blocking",

@@ -5,8 +5,9 @@
    answered, and ended, before it was asked all. Until then the source is read and what it says is
    thrown away, because a peer that is blocked in a send reads no answer.
 2. When both directions have ended, both connections end, each as the direction into it did. From
-   then on that is Closing's, which is bounded. Where an idle timeout bounds the relay, that is not
-   before all is sent that came before an orderly end: a peer that is not idle may be slow with it.
+   then on that is Closing's, which is bounded. Where an idle timeout bounds the relay, a connection
+   does not end before all is sent to it that came before an orderly end: a peer that is not idle
+   may be slow with it. The other one does not wait for that.
 3. All is done in callbacks of the transports. What has come is passed on in the call that brings
    it; everything else is looked at anew whenever something has changed. The task only waits.
 4. While a target is full nothing is read for it, so that TCP slows the source. What is on its way
@@ -27,6 +28,8 @@ from .relay_ends import ANSWERS, RelayDirection, RelayEnd
 from .relay_sides import BrokenError, Side
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._interfaces import Driver
     from .relay_sides import Data
 
@@ -179,8 +182,8 @@ class Relay:
                     if side.closing.started:
                         self._notice_close(side)
                 a_to_b, b_to_a = self.directions
-                if a_to_b.end and b_to_a.end and not (self.is_timed and self._is_delivering()):
-                    self._close()
+                if a_to_b.end and b_to_a.end:
+                    self._close([each for each in self.sides if not self._is_delivering(each)])
             self.busy = False
         except BaseException as failure:
             self.crash(failure)
@@ -197,23 +200,24 @@ class Relay:
 
     # The end
 
-    def _is_delivering(self) -> bool:
-        """True if something is unsent that came before an orderly end; ``look`` is called when it
-        is not any more."""
-        return any(
-            side.into.end is RelayEnd.ORDERLY
+    def _is_delivering(self, side: Side) -> bool:
+        """True if it has time to take in what came before an orderly end (rule 2), and something of
+        that is unsent; ``look`` is called when it is not any more."""
+        return (
+            self.is_timed
+            and side.into.end is RelayEnd.ORDERLY
             and not (side.is_broken() or side.closing.started)
             and side.transport.has_unsent(1)
-            for side in self.sides
         )
 
-    def _close(self) -> None:
-        """Rule 2."""
-        self.over = True
-        for side in self.sides:
+    def _close(self, sides: Sequence[Side]) -> None:
+        """Rule 2. Both are closed in the end; a second time is none."""
+        self.over = len(sides) == len(self.sides)
+        for side in sides:
             assert side.into.end is not None
             side.close(ANSWERS[side.into.end])
-        self.changed.wake()
+        if self.over:
+            self.changed.wake()
 
     def cut(self, end: RelayEnd) -> None:
         """End both directions here and now (rule R5)."""
@@ -222,7 +226,7 @@ class Relay:
         for direction in self.directions:
             direction.finish(end)
         try:
-            self._close()
+            self._close(self.sides)
         except BaseException as failure:
             self.crash(failure)
 
