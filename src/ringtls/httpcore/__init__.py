@@ -24,8 +24,8 @@ except ModuleNotFoundError as _error:
         f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
     ) from _error
 
-from ._backend import AskedBackend, RingBackend, Stream
-from ._requests import ELSEWHERE
+from .._drivers.trio import TrioDriver
+from ._backend import AskedBackend, RingBackend
 
 __all__ = ["RingBackend", "transport"]
 
@@ -41,9 +41,13 @@ def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
     # httpx has no argument for it. Where these names are gone this raises AttributeError.
     pool = made._pool
     assert isinstance(pool._network_backend, httpcore.AsyncNetworkBackend)
-    pool._network_backend = AskedBackend()
     create = pool.create_connection
-    pool.create_connection = lambda origin: _Pooled(create(origin))  # type: ignore
+
+    def create_asked(origin: httpcore.Origin) -> _Pooled:
+        pool._network_backend = asked = AskedBackend()
+        return _Pooled(create(origin), asked)
+
+    pool.create_connection = create_asked  # type: ignore
     return made
 
 
@@ -52,36 +56,37 @@ class _Pooled:
 
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
     a request takes longer with each that it has. One whose server has ended it, or leaves, takes no
-    request; those that the server will not answer go elsewhere.
+    request. While one waits for its turn on it, it is in use, even if httpcore takes it for idle.
     """
 
-    def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
+    def __init__(self, below: httpcore.AsyncConnectionInterface, asked: AskedBackend) -> None:
         self._below = below
-        self._stream: Stream | None = None  # where HTTP/2 is spoken
+        self._asked = asked
         self._has_ended = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._below, name)
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        if self._stream is not None and await self._stream.has_ended():
+        TrioDriver.current()  # or RuntimeError
+        return await self._asked.refusals.run(self._handle, request)
+
+    async def _handle(self, request: httpcore.Request) -> httpcore.Response:
+        stream = self._asked.stream
+        if stream is not None and await stream.has_ended():
             self._has_ended = True
             raise httpcore.ConnectionNotAvailable
-        try:
-            response = await self._below.handle_async_request(request)
-        except httpcore.RemoteProtocolError as error:
-            if all(getattr(reason, "error_code", None) != ELSEWHERE for reason in error.args):
-                raise
-            self._has_ended = True
-            raise httpcore.ConnectionNotAvailable from error
-        if response.extensions["http_version"] == b"HTTP/2":
-            self._stream = response.extensions["network_stream"]
-        return response
+        return await self._below.handle_async_request(request)
 
     def is_available(self) -> bool:
-        server_leaves = self._stream is not None and self._stream.server_leaves
+        stream = self._asked.stream
+        server_leaves = stream is not None and stream.server_leaves
         return not self._has_ended and not server_leaves and self._below.is_available()
 
+    def is_idle(self) -> bool:
+        return not self._asked.refusals.has_requests and self._below.is_idle()
+
     def has_expired(self) -> bool:
-        is_of_no_use = self._below.is_idle() and not self.is_available()
-        return is_of_no_use or self._below.has_expired()
+        if self._asked.refusals.has_requests:
+            return False
+        return (self.is_idle() and not self.is_available()) or self._below.has_expired()

@@ -16,8 +16,10 @@ Rules:
    run takes another one, whatever was on its way: nobody waits for that any more.
 4. A server may end an idle connection while a request is on its way. If that may be sent again
    (``_requests``), the pool is told so.
-5. GOAWAY is kept from httpcore (``_requests``) only where the next requests look for it, by
-   ``has_ended`` and ``server_leaves``: httpcore would send them all the same.
+5. GOAWAY is kept from httpcore (``_requests``) only where somebody else sees to the requests that
+   it refuses (``_refusals``), and to the later ones, by ``has_ended`` and ``server_leaves``.
+6. A time limit is for each piece that comes, as in httpcore's other backends: a whole frame may
+   take longer.
 """
 
 from __future__ import annotations
@@ -36,12 +38,13 @@ from .._errors import RingUnavailableError
 from .._highlevel import open_tcp_stream, open_unix_socket
 from .._streams.socket import SocketStream
 from .._streams.tls import TlsStream
+from ._refusals import Refusals
 from ._requests import Requests, requests_of
 
 if TYPE_CHECKING:
     from httpcore import SOCKET_OPTION
 
-__all__ = ["AskedBackend", "RingBackend", "Stream"]
+__all__ = ["AskedBackend", "RingBackend"]
 
 RECEIVE_SIZE = 65536
 
@@ -52,7 +55,7 @@ MOST_AHEAD = 4 * RECEIVE_SIZE
 class RingBackend(httpcore.AsyncNetworkBackend):
     """What opens connections for httpcore's pools: their ``network_backend``."""
 
-    _keeps_goaway = False
+    _asked: AskedBackend | None = None
 
     async def connect_tcp(
         self,
@@ -105,74 +108,91 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         except BaseException:
             await stream.aclose()
             raise
-        return Stream(stream, keeps_goaway=self._keeps_goaway)
+        return Stream(stream, asked=self._asked)
 
 
 class AskedBackend(RingBackend):
-    """One for connections that are asked before each request (rule 5)."""
+    """One for a connection that is asked before each request (rules 2 and 5)."""
 
-    _keeps_goaway = True
+    def __init__(self) -> None:
+        self._asked = self
+        self.stream: Stream | None = None  # the last that was made: what speaks HTTP/2
+        self.refusals = Refusals()
 
 
 class Stream(httpcore.AsyncNetworkStream):
     """A connection: the socket's stream, and the layers of TLS on it."""
 
-    def __init__(self, below: SocketStream, *tls: TlsStream[Any], keeps_goaway: bool) -> None:
+    def __init__(
+        self, below: SocketStream, *tls: TlsStream[Any], asked: AskedBackend | None
+    ) -> None:
         self._below = below
         self._tls = tls
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
-        self._keeps_goaway = keeps_goaway
+        self._asked = asked
+        self._refusals = Refusals() if asked is None else asked.refusals
+        if asked is not None:
+            asked.stream = self
         self._requests: Requests | None = None  # before HTTP begins
         self._run = trio.lowlevel.current_trio_token()
-        self._looks_itself = True  # where HTTP/2 is spoken
         self._looking = trio.Lock()
         self._receiving = trio.Lock()
         self._ahead = b""  # was taken in, and not asked for yet
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        await _acquire(self._receiving)
         try:
-            with _mapped(timeout, httpcore.ReadTimeout, httpcore.ReadError):
-                await _acquire(self._receiving)
-                try:
-                    if self._ahead:
-                        await trio.lowlevel.checkpoint()
-                        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
-                        return data
-                    data = await self._receive(max_bytes)
-                finally:
-                    self._receiving.release()
+            if self._ahead:
+                await trio.lowlevel.checkpoint()
+            self._refusals.begin_work()
+            while not self._ahead:
+                self._refusals.end_work()
+                with _mapped(timeout, httpcore.ReadTimeout, httpcore.ReadError):
+                    if not (data := await self._stream.receive_some(max_bytes)):
+                        break
+                self._refusals.begin_work()
+                self._receive(data)
+            data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
         except httpcore.ReadError as error:
             await self._send_again(error)
             if data := self._ended():
                 return data
             raise
+        finally:
+            self._receiving.release()
         if not data:
             await self._send_again()
             return self._ended()
         return data
 
+    def _receive(self, data: bytes) -> None:
+        if (requests := self._requests) is None:
+            self._ahead += data
+            return
+        self._ahead += requests.received(data)
+        if requests.server_leaves:
+            self._refusals.refuse(requests)
+
     def _ended(self) -> bytes:
         return b"" if self._requests is None else self._requests.ended()
 
-    async def _receive(self, max_bytes: int) -> bytes:
-        requests = self._requests
-        while requests is None or not requests.server_is_done:
-            data = await self._stream.receive_some(max_bytes)
-            if not data or requests is None or (data := requests.received(data)):
-                return data
-        raise httpcore.ConnectionNotAvailable
-
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if not buffer:
-            return
+        self._refusals.begin_work()
+        try:
+            if buffer:
+                await self._write(buffer, timeout)
+        finally:
+            self._refusals.end_work()
+
+    async def _write(self, buffer: bytes, timeout: float | None) -> None:
         if self._requests is None:
-            self._requests = requests_of(buffer, keeps_goaway=self._keeps_goaway)
+            self._requests = requests_of(buffer, keeps_goaway=self._asked is not None)
         try:
             with _mapped(timeout, httpcore.WriteTimeout, httpcore.WriteError):
                 if (requests := self._requests) is not None:
                     if requests.begins(buffer) and await self._is_gone(requests):
                         await self._give_up()
-                    self._ahead += requests.sent(buffer)
+                    requests.sent(buffer)
                 await self._stream.send_all(buffer)
         except httpcore.WriteError as error:
             await self._send_again(error)
@@ -195,17 +215,16 @@ class Stream(httpcore.AsyncNetworkStream):
         if not requests.may_go_elsewhere:
             return False
         if requests.server_may_speak:
-            return self._looks_itself and await self._look(requests)
+            return self._asked is None and await self._look()
         return self._is_readable()
 
     async def has_ended(self) -> bool:
         """Rule 2, for who has a request of HTTP/2 that httpcore does not know of yet."""
-        self._looks_itself = False
-        if self._requests is None:
+        if self._requests is None or not self._requests.server_may_speak:
             return False
         await _acquire(self._looking)
         try:
-            return await self._look(self._requests) or self.server_leaves
+            return await self._look() or self.server_leaves
         finally:
             self._looking.release()
 
@@ -214,26 +233,26 @@ class Stream(httpcore.AsyncNetworkStream):
         """True if the server answers no other request on this connection."""
         return self._requests is not None and self._requests.server_leaves
 
-    async def _look(self, requests: Requests) -> bool:
+    async def _look(self) -> bool:
         try:
             self._receiving.acquire_nowait()
         except trio.WouldBlock:
             return False
         try:
-            return await self._take_in(requests)
+            return await self._take_in()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return True
         finally:
             self._receiving.release()
 
-    async def _take_in(self, requests: Requests) -> bool:
+    async def _take_in(self) -> bool:
         """Take in what has come, without waiting for more. True at the end."""
         while self._is_readable() and len(self._ahead) < MOST_AHEAD:
             with trio.CancelScope() as scope:
                 scope.deadline = trio.current_time()
                 if not (data := await self._stream.receive_some(RECEIVE_SIZE)):
                     return True
-                self._ahead += requests.received(data)
+                self._receive(data)
             if scope.cancelled_caught:  # it is for TLS alone
                 break
         return False
@@ -257,7 +276,7 @@ class Stream(httpcore.AsyncNetworkStream):
         except BaseException:
             await stream.aclose()
             raise
-        return Stream(self._below, *self._tls, stream, keeps_goaway=self._keeps_goaway)
+        return Stream(self._below, *self._tls, stream, asked=self._asked)
 
     def get_extra_info(self, info: str) -> Any:
         match info:

@@ -16,23 +16,20 @@ Rules:
    it looks like one, and even if the server has declined.
 5. A server that says GOAWAY answers the requests up to the one that it names, and has done nothing
    for those beyond (RFC 9113, section 6.8). httpcore takes GOAWAY for the end of all, and fails at
-   what comes behind it. So where later requests go elsewhere anyway (``keeps_goaway``) it does not
-   hear of GOAWAY, unless answers are missing at the end of the connection. Each request beyond is
-   reset for it, with the code ELSEWHERE, when it has been sent: while it waits to send the rest it
-   hears of nothing else. Once no answer is owed, all others go elsewhere; but not if the server let
-   none be answered, or that would never end. In other places GOAWAY is passed on at once, and
-   nothing that comes behind it.
-6. In HTTP/2 only whole frames are passed on: httpcore does nothing with less.
+   what comes behind it. So where the requests beyond are seen to anyway (``keeps_goaway``) it does
+   not hear of GOAWAY, unless answers are missing at the end of the connection. In other places
+   GOAWAY is passed on at once, and nothing that comes behind it.
+6. In HTTP/2 only whole frames are passed on: httpcore does nothing with less. One that claims to be
+   longer than it may be, and what follows, is passed on as it comes: httpcore refuses it.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-__all__ = ["ELSEWHERE", "Requests", "requests_of"]
+__all__ = ["Requests", "requests_of"]
 
 #: How a request begins in HTTP/1.1: RFC 9112, section 3.
 _REQUEST_LINE = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n")
@@ -48,13 +45,15 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 #: RFC 9113, sections 4.1 and 6.
 _HEAD_SIZE = 9
-_DATA, _HEADERS, _RST_STREAM, _GOAWAY = 0, 1, 3, 7
-_END_STREAM, _PADDED, _PRIORITY = 0x01, 0x08, 0x20
+_DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9
+_END_STREAM, _END_HEADERS, _PADDED, _PRIORITY = 0x01, 0x04, 0x08, 0x20
 _STREAM_MASK = 0x7FFFFFFF
 
-#: Codes of RST_STREAM: RFC 9113, section 7; and one of our own, which no server can know.
-_REFUSED_STREAM = 0x7
-ELSEWHERE = 0x80000000 | secrets.randbits(31)
+#: Bytes that a frame carries at most, as no setting of ours lets it have more; and ever.
+_MOST_RECEIVED, _MOST = 1 << 14, 1 << 24
+
+#: What is no frame of any kind.
+_OUT_OF_ORDER = -1
 
 #: ":method: GET" as HPACK's static table has it: RFC 7541, section 6.1 and appendix A.
 _GET = 0x82
@@ -78,16 +77,19 @@ class Requests(Protocol):
     def begins(self, data: bytes) -> bool:
         """True if a request begins with what is to be sent now."""
 
-    def sent(self, data: bytes) -> bytes:
-        """Note what is sent. The result is what httpcore is to have for it, or nothing."""
+    def sent(self, data: bytes) -> None:
+        """Note what is sent."""
 
     @property
     def server_leaves(self) -> bool:
         """True if the server answers no other request on this connection."""
 
     @property
-    def server_is_done(self) -> bool:
-        """True if it has also answered all that it will, and those that wait go elsewhere."""
+    def lets_some_be_answered(self) -> bool:
+        """True if the server has answered one on this connection, or will."""
+
+    def refuses(self, stream: int) -> bool:
+        """True if the server has said that it did nothing for the request of this stream."""
 
     def received(self, data: bytes) -> bytes:
         """Note what has come. The result is what httpcore is to have of it now, or nothing."""
@@ -108,7 +110,7 @@ class _Http1:
 
     server_may_speak = False
     server_leaves = False
-    server_is_done = False
+    lets_some_be_answered = True
 
     def __init__(self) -> None:
         self._has_answered = False
@@ -132,12 +134,14 @@ class _Http1:
     def begins(self, data: bytes) -> bool:
         return not self._is_over and self._head is None and _REQUEST_LINE.match(data) is not None
 
-    def sent(self, data: bytes) -> bytes:
+    def refuses(self, stream: int) -> bool:
+        return False
+
+    def sent(self, data: bytes) -> None:
         if self.begins(data):
             self._head, self._has_body = data, False
         else:
             self._has_body = True
-        return b""
 
     def received(self, data: bytes) -> bytes:
         if self._head is not None and _ASKS_FOR_ANOTHER.search(self._head):
@@ -158,33 +162,26 @@ class _Http2:
     def __init__(self, *, keeps_goaway: bool) -> None:
         self._has_answered = False
         self._may_be_sent_twice: dict[int, bool] = {}  # by the streams that the server may answer
-        self._unfinished: set[int] = set()  # streams of which more is to be sent
-        self._from_server = _Frames()
+        self._from_server = _Frames(_MOST_RECEIVED)
         self._keeps_goaway = keeps_goaway
         self._last = _STREAM_MASK  # stream that the server may answer
         self._goaway = b""
+        self._head_ends_stream = False  # the last that came
 
     @property
     def server_leaves(self) -> bool:
         return bool(self._goaway)
 
     @property
-    def server_is_done(self) -> bool:
-        return (
-            self._keeps_goaway
-            and self.server_leaves
-            and self._lets_some_be_answered
-            and not self._may_be_sent_twice
-            and min(self._unfinished, default=_STREAM_MASK) > self._last
-        )
-
-    @property
-    def _lets_some_be_answered(self) -> bool:
+    def lets_some_be_answered(self) -> bool:
         return self._has_answered or self._last > 0
+
+    def refuses(self, stream: int) -> bool:
+        return stream > self._last
 
     @property
     def may_be_sent_again(self) -> bool:
-        return self.server_is_done or (self.may_go_elsewhere and bool(self._may_be_sent_twice))
+        return self.may_go_elsewhere and bool(self._may_be_sent_twice)
 
     @property
     def may_go_elsewhere(self) -> bool:
@@ -193,35 +190,27 @@ class _Http2:
     def begins(self, data: bytes) -> bool:
         return any(frame.kind == _HEADERS for frame in _frames_sent(data))
 
-    def sent(self, data: bytes) -> bytes:
-        resets = b""
+    def sent(self, data: bytes) -> None:
         for frame in _frames_sent(data):
-            if frame.kind == _HEADERS:
-                self._unfinished.add(frame.stream)
-            if frame.kind == _HEADERS and frame.stream <= self._last:
+            if frame.kind == _HEADERS and not self.refuses(frame.stream):
                 is_whole = frame.flags & (_END_STREAM | _PADDED | _PRIORITY) == _END_STREAM
                 self._may_be_sent_twice[frame.stream] = is_whole and frame.first == _GET
             elif frame.kind == _RST_STREAM:
                 self._may_be_sent_twice.pop(frame.stream, None)
-            if frame.ends_stream:
-                self._unfinished.discard(frame.stream)
-                if frame.stream > self._last:
-                    resets += self._reset(frame.stream)
-        return resets
 
     def received(self, data: bytes) -> bytes:
         passed: list[bytes | memoryview] = []
         for frame in self._from_server.of(data):
             if self._goaway and not self._keeps_goaway:
                 break
-            if frame.kind == _RST_STREAM and frame.stream > self._last:
-                continue  # we reset it
-            if frame.kind != _GOAWAY:
-                self._note(frame)
-                passed.append(frame.raw)
-                continue
-            self._goaway = bytes(frame.raw)
-            passed.append(self._forgo(frame) if self._keeps_goaway else frame.raw)
+            if frame.kind == _GOAWAY:
+                self._leave(frame)
+                if self._keeps_goaway:
+                    continue
+            if frame.kind == _RST_STREAM and self.refuses(frame.stream):
+                continue  # it is told otherwise
+            self._note(frame)
+            passed.append(frame.raw)
         return b"".join(passed)
 
     def ended(self) -> bytes:
@@ -230,21 +219,25 @@ class _Http2:
     def _note(self, frame: _Frame) -> None:
         if frame.stream in self._may_be_sent_twice:
             self._may_be_sent_twice[frame.stream] = False
-            if frame.ends_stream:
+            if self._ends_stream(frame):
                 del self._may_be_sent_twice[frame.stream]
                 self._has_answered = True
 
-    def _forgo(self, goaway: _Frame) -> bytes:
-        """Reset the requests beyond (rule 5)."""
-        self._last = int.from_bytes(goaway.raw[_HEAD_SIZE:][:4]) & _STREAM_MASK
-        beyond = [stream for stream in self._may_be_sent_twice if stream > self._last]
-        for stream in beyond:
-            del self._may_be_sent_twice[stream]
-        return b"".join(self._reset(stream) for stream in beyond if stream not in self._unfinished)
+    def _ends_stream(self, frame: _Frame) -> bool:
+        """True if nothing comes behind it on its stream; a head may go on in other frames."""
+        if frame.kind == _HEADERS:
+            self._head_ends_stream = bool(frame.flags & _END_STREAM)
+        if frame.kind in (_HEADERS, _CONTINUATION):
+            return self._head_ends_stream and bool(frame.flags & _END_HEADERS)
+        if frame.kind == _DATA:
+            return bool(frame.flags & _END_STREAM)
+        return frame.kind == _RST_STREAM
 
-    def _reset(self, stream: int) -> bytes:
-        code = ELSEWHERE if self._lets_some_be_answered else _REFUSED_STREAM
-        return bytes([0, 0, 4, _RST_STREAM, 0]) + stream.to_bytes(4) + code.to_bytes(4)
+    def _leave(self, goaway: _Frame) -> None:
+        self._goaway = bytes(goaway.raw)
+        self._last = int.from_bytes(goaway.raw[_HEAD_SIZE:][:4]) & _STREAM_MASK
+        for stream in [stream for stream in self._may_be_sent_twice if self.refuses(stream)]:
+            del self._may_be_sent_twice[stream]
 
 
 class _Frame(NamedTuple):
@@ -258,33 +251,35 @@ class _Frame(NamedTuple):
         """The first byte of what it carries; -1 if that is nothing."""
         return self.raw[_HEAD_SIZE] if len(self.raw) > _HEAD_SIZE else -1
 
-    @property
-    def ends_stream(self) -> bool:
-        """True if nothing comes behind it on its stream."""
-        if self.kind == _RST_STREAM:
-            return True
-        return self.kind in (_DATA, _HEADERS) and bool(self.flags & _END_STREAM)
-
 
 class _Frames:
     """Finds the frames of HTTP/2 in what goes one way."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._rest = b""  # part of a frame
+        self._is_in_order = True
 
     def of(self, data: bytes) -> Iterator[_Frame]:
         """Those that end in this data, which follows what was given before (rule 6)."""
         view = memoryview(self._rest + data)
         at = 0
-        while at + _HEAD_SIZE <= len(view):
-            end = at + _HEAD_SIZE + int.from_bytes(view[at : at + 3])
+        while self._is_in_order and at + _HEAD_SIZE <= len(view):
+            size = int.from_bytes(view[at : at + 3])
+            if size > self._most:
+                self._is_in_order = False
+                break
+            end = at + _HEAD_SIZE + size
             if end > len(view):
                 break
             stream = int.from_bytes(view[at + 5 : at + _HEAD_SIZE]) & _STREAM_MASK
             yield _Frame(view[at + 3], view[at + 4], stream, view[at:end])
             at = end
+        if not self._is_in_order:
+            yield _Frame(_OUT_OF_ORDER, 0, 0, view[at:])
+            at = len(view)
         self._rest = bytes(view[at:])
 
 
 def _frames_sent(data: bytes) -> Iterator[_Frame]:
-    return _Frames().of(data.removeprefix(_PREFACE))
+    return _Frames(_MOST).of(data.removeprefix(_PREFACE))
