@@ -7,7 +7,6 @@ import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from .peer import Peer
@@ -16,7 +15,7 @@ from .waiting import LIMIT
 if TYPE_CHECKING:
     from ..conftest import Contexts
 
-__all__ = ["Begin", "Script", "playing", "playing_at_once", "replaying"]
+__all__ = ["Begin", "Script", "playing", "replaying"]
 
 #: What becomes of one connection, from where it was begun.
 Script = Callable[[Peer], object]
@@ -43,24 +42,6 @@ def playing(contexts: Contexts, *scripts: Script, begin: Begin = shake_hands) ->
             sock, _ = listener.accept()
             with sock:
                 script(begin(sock, contexts))
-
-    with _running(run, ends_by_itself=True) as port:
-        yield port
-
-
-@contextlib.contextmanager
-def playing_at_once(contexts: Contexts, *scripts: Script) -> Iterator[int]:
-    """The same, each in a thread of its own."""
-
-    def play(sock: socket.socket, script: Script) -> None:
-        with sock:
-            script(shake_hands(sock, contexts))
-
-    def run(listener: socket.socket) -> None:
-        with ThreadPoolExecutor(len(scripts)) as threads:
-            played = [threads.submit(play, listener.accept()[0], script) for script in scripts]
-            for script in played:
-                script.result()
 
     with _running(run, ends_by_itself=True) as port:
         yield port

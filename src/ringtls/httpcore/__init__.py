@@ -24,8 +24,7 @@ except ModuleNotFoundError as _error:
         f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
     ) from _error
 
-from .._drivers.trio import TrioDriver
-from ._backend import AskedBackend, RingBackend
+from ._backend import RingBackend, Stream
 
 __all__ = ["RingBackend", "transport"]
 
@@ -41,13 +40,9 @@ def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
     # httpx has no argument for it. Where these names are gone this raises AttributeError.
     pool = made._pool
     assert isinstance(pool._network_backend, httpcore.AsyncNetworkBackend)
+    pool._network_backend = RingBackend()
     create = pool.create_connection
-
-    def create_asked(origin: httpcore.Origin) -> _Pooled:
-        pool._network_backend = asked = AskedBackend()
-        return _Pooled(create(origin), asked)
-
-    pool.create_connection = create_asked  # type: ignore
+    pool.create_connection = lambda origin: _Pooled(create(origin))  # type: ignore
     return made
 
 
@@ -55,38 +50,29 @@ class _Pooled:
     """A connection that leaves its pool when it is of no more use.
 
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
-    a request takes longer with each that it has. One whose server has ended it, or leaves, takes no
-    request. While one waits for its turn on it, it is in use, even if httpcore takes it for idle.
+    a request takes longer with each that it has. One whose server has ended it takes no request.
     """
 
-    def __init__(self, below: httpcore.AsyncConnectionInterface, asked: AskedBackend) -> None:
+    def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
         self._below = below
-        self._asked = asked
+        self._stream: Stream | None = None  # where HTTP/2 is spoken
         self._has_ended = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._below, name)
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        TrioDriver.current()  # or RuntimeError
-        return await self._asked.refusals.run(self._handle, request)
-
-    async def _handle(self, request: httpcore.Request) -> httpcore.Response:
-        stream = self._asked.stream
-        if stream is not None and await stream.has_ended():
+        if self._stream is not None and await self._stream.has_ended():
             self._has_ended = True
             raise httpcore.ConnectionNotAvailable
-        return await self._below.handle_async_request(request)
+        response = await self._below.handle_async_request(request)
+        if response.extensions["http_version"] == b"HTTP/2":
+            self._stream = response.extensions["network_stream"]
+        return response
 
     def is_available(self) -> bool:
-        stream = self._asked.stream
-        server_leaves = stream is not None and stream.server_leaves
-        return not self._has_ended and not server_leaves and self._below.is_available()
-
-    def is_idle(self) -> bool:
-        return not self._asked.refusals.has_requests and self._below.is_idle()
+        return not self._has_ended and self._below.is_available()
 
     def has_expired(self) -> bool:
-        if self._asked.refusals.has_requests:
-            return False
-        return (self.is_idle() and not self.is_available()) or self._below.has_expired()
+        is_of_no_use = self._below.is_idle() and not self.is_available()
+        return is_of_no_use or self._below.has_expired()

@@ -16,10 +16,6 @@ Rules:
    run takes another one, whatever was on its way: nobody waits for that any more.
 4. A server may end an idle connection while a request is on its way. If that may be sent again
    (``_requests``), the pool is told so.
-5. GOAWAY is kept from httpcore (``_requests``) only where somebody else sees to the requests that
-   it refuses (``_refusals``), and to the later ones, by ``has_ended`` and ``server_leaves``.
-6. A time limit is for each piece that comes, as in httpcore's other backends: a whole frame may
-   take longer.
 """
 
 from __future__ import annotations
@@ -38,13 +34,12 @@ from .._errors import RingUnavailableError
 from .._highlevel import open_tcp_stream, open_unix_socket
 from .._streams.socket import SocketStream
 from .._streams.tls import TlsStream
-from ._refusals import Refusals
 from ._requests import Requests, requests_of
 
 if TYPE_CHECKING:
     from httpcore import SOCKET_OPTION
 
-__all__ = ["AskedBackend", "RingBackend"]
+__all__ = ["RingBackend", "Stream"]
 
 RECEIVE_SIZE = 65536
 
@@ -54,8 +49,6 @@ MOST_AHEAD = 4 * RECEIVE_SIZE
 
 class RingBackend(httpcore.AsyncNetworkBackend):
     """What opens connections for httpcore's pools: their ``network_backend``."""
-
-    _asked: AskedBackend | None = None
 
     async def connect_tcp(
         self,
@@ -76,7 +69,7 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         TrioDriver.current()
         with _mapped(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
             stream = await open_tcp_stream(host, port, local_address=local_address)
-            return await self._prepared(stream, socket_options)
+            return await _prepared(stream, socket_options)
 
     async def connect_unix_socket(
         self,
@@ -93,100 +86,65 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         """
         TrioDriver.current()
         with _mapped(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
-            return await self._prepared(await open_unix_socket(path), socket_options)
+            return await _prepared(await open_unix_socket(path), socket_options)
 
     async def sleep(self, seconds: float) -> None:
         """Wait so many seconds, as trio.sleep does."""
         await trio.sleep(seconds)
 
-    async def _prepared(
-        self, stream: SocketStream, options: Iterable[SOCKET_OPTION] | None
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            for option in options or ():
-                stream.setsockopt(*option)
-        except BaseException:
-            await stream.aclose()
-            raise
-        return Stream(stream, asked=self._asked)
 
-
-class AskedBackend(RingBackend):
-    """One for a connection that is asked before each request (rules 2 and 5)."""
-
-    def __init__(self) -> None:
-        self._asked = self
-        self.stream: Stream | None = None  # the last that was made: what speaks HTTP/2
-        self.refusals = Refusals()
+async def _prepared(
+    stream: SocketStream, options: Iterable[SOCKET_OPTION] | None
+) -> httpcore.AsyncNetworkStream:
+    try:
+        for option in options or ():
+            stream.setsockopt(*option)
+    except BaseException:
+        await stream.aclose()
+        raise
+    return Stream(stream)
 
 
 class Stream(httpcore.AsyncNetworkStream):
     """A connection: the socket's stream, and the layers of TLS on it."""
 
-    def __init__(
-        self, below: SocketStream, *tls: TlsStream[Any], asked: AskedBackend | None
-    ) -> None:
+    def __init__(self, below: SocketStream, *tls: TlsStream[Any]) -> None:
         self._below = below
         self._tls = tls
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
-        self._asked = asked
-        self._refusals = Refusals() if asked is None else asked.refusals
-        if asked is not None:
-            asked.stream = self
         self._requests: Requests | None = None  # before HTTP begins
         self._run = trio.lowlevel.current_trio_token()
+        self._looks_itself = True  # where HTTP/2 is spoken
         self._looking = trio.Lock()
         self._receiving = trio.Lock()
         self._ahead = b""  # was taken in, and not asked for yet
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        await _acquire(self._receiving)
         try:
-            if self._ahead:
-                await trio.lowlevel.checkpoint()
-            self._refusals.begin_work()
-            while not self._ahead:
-                self._refusals.end_work()
-                with _mapped(timeout, httpcore.ReadTimeout, httpcore.ReadError):
-                    if not (data := await self._stream.receive_some(max_bytes)):
-                        break
-                self._refusals.begin_work()
-                self._receive(data)
-            data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+            with _mapped(timeout, httpcore.ReadTimeout, httpcore.ReadError):
+                await _acquire(self._receiving)
+                try:
+                    if self._ahead:
+                        await trio.lowlevel.checkpoint()
+                        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+                        return data
+                    data = await self._stream.receive_some(max_bytes)
+                finally:
+                    self._receiving.release()
         except httpcore.ReadError as error:
             await self._send_again(error)
-            if data := self._ended():
-                return data
             raise
-        finally:
-            self._receiving.release()
         if not data:
             await self._send_again()
-            return self._ended()
+        elif self._requests is not None:
+            self._requests.received(data)
         return data
 
-    def _receive(self, data: bytes) -> None:
-        if (requests := self._requests) is None:
-            self._ahead += data
-            return
-        self._ahead += requests.received(data)
-        if requests.server_leaves:
-            self._refusals.refuse(requests)
-
-    def _ended(self) -> bytes:
-        return b"" if self._requests is None else self._requests.ended()
-
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._refusals.begin_work()
-        try:
-            if buffer:
-                await self._write(buffer, timeout)
-        finally:
-            self._refusals.end_work()
-
-    async def _write(self, buffer: bytes, timeout: float | None) -> None:
+        if not buffer:
+            return
         if self._requests is None:
-            self._requests = requests_of(buffer, keeps_goaway=self._asked is not None)
+            self._requests = requests_of(buffer)
         try:
             with _mapped(timeout, httpcore.WriteTimeout, httpcore.WriteError):
                 if (requests := self._requests) is not None:
@@ -215,44 +173,41 @@ class Stream(httpcore.AsyncNetworkStream):
         if not requests.may_go_elsewhere:
             return False
         if requests.server_may_speak:
-            return self._asked is None and await self._look()
+            return self._looks_itself and await self._look(requests)
         return self._is_readable()
 
     async def has_ended(self) -> bool:
         """Rule 2, for who has a request of HTTP/2 that httpcore does not know of yet."""
-        if self._requests is None or not self._requests.server_may_speak:
+        self._looks_itself = False
+        if self._requests is None:
             return False
         await _acquire(self._looking)
         try:
-            return await self._look() or self.server_leaves
+            return await self._look(self._requests)
         finally:
             self._looking.release()
 
-    @property
-    def server_leaves(self) -> bool:
-        """True if the server answers no other request on this connection."""
-        return self._requests is not None and self._requests.server_leaves
-
-    async def _look(self) -> bool:
+    async def _look(self, requests: Requests) -> bool:
         try:
             self._receiving.acquire_nowait()
         except trio.WouldBlock:
             return False
         try:
-            return await self._take_in()
+            return await self._take_in(requests)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return True
         finally:
             self._receiving.release()
 
-    async def _take_in(self) -> bool:
+    async def _take_in(self, requests: Requests) -> bool:
         """Take in what has come, without waiting for more. True at the end."""
         while self._is_readable() and len(self._ahead) < MOST_AHEAD:
             with trio.CancelScope() as scope:
                 scope.deadline = trio.current_time()
                 if not (data := await self._stream.receive_some(RECEIVE_SIZE)):
                     return True
-                self._receive(data)
+                self._ahead += data
+                requests.received(data)
             if scope.cancelled_caught:  # it is for TLS alone
                 break
         return False
@@ -276,7 +231,7 @@ class Stream(httpcore.AsyncNetworkStream):
         except BaseException:
             await stream.aclose()
             raise
-        return Stream(self._below, *self._tls, stream, asked=self._asked)
+        return Stream(self._below, *self._tls, stream)
 
     def get_extra_info(self, info: str) -> Any:
         match info:
