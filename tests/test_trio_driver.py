@@ -507,7 +507,8 @@ async def test_lost_pumps_keep_nothing_awake(monkeypatch: pytest.MonkeyPatch) ->
         driver = TrioDriver.current()
         await until(lambda: driver.failure is not None and not driver._pump_runs)
     async with Value():
-        await trio.testing.wait_all_tasks_blocked()
         trio.lowlevel.add_instrument(Watch())
-        await trio.sleep(0.2)
+        with trio.fail_after(LIMIT):
+            for _ in range(5):
+                await trio.testing.wait_all_tasks_blocked()  # none is, where something is awake
     assert len(sleeps) < 20

@@ -46,7 +46,7 @@ from ringtls._transports.base import HIGH_WATER
 
 from ..conftest import Contexts
 from ..support.clogging import ACCEPTED, SMALL, is_full
-from ..support.peer import adapted_socket_stream
+from ..support.peer import adapted_socket_stream, trio_socket_stream
 from ..support.relaying import (
     BLOCKING_KINDS,
     END,
@@ -326,11 +326,7 @@ def test_r3_a_truncated_upload_is_no_end(contexts: Contexts, between: Between) -
     assert met.outcome.b_to_a.end is RelayEnd.UNDELIVERED
 
 
-def ring_stream(sock: socket.socket) -> trio.abc.Stream:
-    return SocketStream(sock)
-
-
-@pytest.mark.parametrize("stream", [ring_stream, adapted_socket_stream])
+@pytest.mark.parametrize("stream", [SocketStream, adapted_socket_stream])
 async def test_r3_a_truncated_upload_is_told_before_the_answer_is_read(
     contexts: Contexts, stream: Callable[[socket.socket], trio.abc.Stream]
 ) -> None:
@@ -645,11 +641,7 @@ def test_r5_cut_in_the_middle(contexts: Contexts, way: str) -> None:
     assert outcome.a_to_b.end is outcome.b_to_a.end is expected
 
 
-def trio_stream(sock: socket.socket) -> trio.abc.Stream:
-    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-
-
-@pytest.mark.parametrize("stream", [ring_stream, trio_stream])
+@pytest.mark.parametrize("stream", [SocketStream, trio_socket_stream])
 async def test_r5_who_takes_in_slowly_is_not_idle(
     stream: Callable[[socket.socket], trio.abc.Stream],
 ) -> None:
@@ -680,7 +672,7 @@ async def test_r5_who_takes_in_slowly_is_not_idle(
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("stream", [ring_stream, adapted_socket_stream])
+@pytest.mark.parametrize("stream", [SocketStream, adapted_socket_stream])
 async def test_r5_what_came_before_an_end_has_time(
     contexts: Contexts, stream: Callable[[socket.socket], trio.abc.Stream]
 ) -> None:
