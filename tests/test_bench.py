@@ -40,13 +40,15 @@ needs_load = pytest.mark.skipif(
 
 
 def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "bench", "--quick", "--output", directory, *words],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         timeout=240,
     )
+    print(done.stdout)  # with a failed test: what could not be measured, and why
+    return done
 
 
 def marked_processes(mark: str) -> list[str]:

@@ -31,7 +31,7 @@ from ringtls._cli.demo.progress import Progress
 from ringtls._cli.demo.proxy.cases import CASES as ENDS
 from ringtls._cli.demo.proxy.cases import Case
 from ringtls._cli.demo.proxy.comparison import started
-from ringtls._cli.demo.proxy.peers import HOST
+from ringtls._cli.demo.proxy.peers import HOST, bound_socket
 from ringtls._cli.demo.proxy.terminators import (
     OWN,
     TERMINATORS,
@@ -366,6 +366,17 @@ def test_terminators(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     rest = rows[len(ENDS) :]
     assert rest[1].startswith("! is an end that was forged")
     assert rest[-1] == "missing is not installed: apt-get install a-package"
+
+
+def test_a_kept_port_is_for_who_asks_for_it() -> None:
+    with bound_socket() as bound:
+        address = bound.getsockname()
+        with socket.socket() as stranger, pytest.raises(OSError, match="Address already in use"):
+            stranger.bind(address)
+        with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+            client.connect(address)
+        with socket.create_server(address):
+            socket.create_connection(address).close()
 
 
 #: The signals do what they do by default, whatever these tests were started from.

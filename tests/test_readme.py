@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from ringtls._cli import COMMANDS
+from ringtls._cli.demo.proxy.peers import bound_socket
 from ringtls.lint._tables import RULES
 
 from .conftest import Contexts
@@ -142,11 +143,11 @@ def test_async_destructors(directory: Path, name: str, monkeypatch: pytest.Monke
     in_child(lambda: runpy.run_path(name, run_name="__main__"))
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        assert isinstance(port, int)
-        return port
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Of a server that makes its listener itself."""
+    with bound_socket() as bound:
+        yield bound.getsockname()[1]
 
 
 @contextmanager
@@ -162,8 +163,7 @@ def running(source: str, directory: Path, port: int) -> Iterator[subprocess.Pope
             server.wait(timeout=LIMIT)
 
 
-def test_server_and_clients(directory: Path) -> None:
-    port = free_port()
+def test_server_and_clients(directory: Path, port: int) -> None:
     with running(example("server.py", port), directory, port):
         outputs = [
             subprocess.run(
@@ -178,9 +178,8 @@ def test_server_and_clients(directory: Path) -> None:
     assert outputs == ["b'hello'\nCloseOutcome.CLEAN\n"] * 2
 
 
-def test_the_terminator(contexts: Contexts, directory: Path) -> None:
+def test_the_terminator(contexts: Contexts, directory: Path, port: int) -> None:
     """It passes on an end as an end, and resets a client for which there is no backend."""
-    port = free_port()
     with socket.create_server(("127.0.0.1", 0)) as backend:
         backend.settimeout(LIMIT)
         source = examples(RELAYS)["terminator.py"].replace("8443", str(port))

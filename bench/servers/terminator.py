@@ -7,11 +7,11 @@ What its TLS is like, OpenSSL takes from a configuration that all terminators ar
 from __future__ import annotations
 
 import os
-import socket
 
+from ringtls._cli.demo.proxy.peers import bound_socket
 from ringtls._cli.demo.proxy.terminators import TERMINATORS, Setting
 
-from .start import HOST, announce, parse_arguments
+from .start import announce, parse_arguments
 
 #: Files that a terminator may have open besides connections.
 OTHER_FILES = 200
@@ -39,8 +39,9 @@ def main() -> None:
     os.environ["OPENSSL_CONF"] = str(openssl)
     if arguments.engine:
         os.environ["RINGTLS_ENGINE"] = arguments.engine
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
+    bound = bound_socket()  # the port stays the terminator's
+    bound.set_inheritable(True)
+    port = bound.getsockname()[1]
     command = terminator.command(
         Setting(
             arguments.directory,

@@ -8,13 +8,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...certificates import client_context, make_certificate
 from .cases import Case, Exchange
-from .peers import HOST, Backend, Received, Saw, TlsClient, receive
+from .peers import Backend, Received, Saw, TlsClient, bound_socket, receive
 from .terminators import Setting, Terminator, running
 
 __all__ = ["Running", "started"]
@@ -88,17 +88,8 @@ def started(terminator: Terminator) -> Iterator[Running]:
         both = directory / "both.pem"
         both.write_bytes(made.certificate.read_bytes() + made.key.read_bytes())
         context = client_context(made.ca)
-        backend = Backend()
-        try:
-            port = _free_port()
+        with closing(Backend()) as backend, bound_socket() as bound:
+            port = bound.getsockname()[1]
             setting = Setting(directory, made.certificate, made.key, both, port, backend.port)
             with running(terminator, setting) as process:
                 yield Running(port, backend, context, process.pid)
-        finally:
-            backend.close()
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as free:
-        port: int = free.getsockname()[1]
-        return port

@@ -18,7 +18,17 @@ from dataclasses import dataclass
 
 from ..peer import RECEIVE_BUFFER, TIMEOUT
 
-__all__ = ["HOST", "Backend", "Received", "Saw", "TlsClient", "read_to_end", "receive", "reset"]
+__all__ = [
+    "HOST",
+    "Backend",
+    "Received",
+    "Saw",
+    "TlsClient",
+    "bound_socket",
+    "read_to_end",
+    "receive",
+    "reset",
+]
 
 HOST = "127.0.0.1"
 
@@ -182,18 +192,23 @@ class TlsClient:
             self.sock.sendall(self._outgoing.read())
 
 
+def bound_socket(port: int = 0) -> socket.socket:
+    """A socket that keeps a port: nobody is given it, and a connection to it is refused.
+
+    Who asks for this very port with SO_REUSEADDR, as servers do, can still listen on it.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((HOST, port))
+    return sock
+
+
 class Backend:
     """A server that plays scripts: each connection in a thread of its own."""
 
     def __init__(self) -> None:
-        self._bound = self._bind(0)  # keeps the port
+        self._bound = bound_socket()
         self.port: int = self._bound.getsockname()[1]
-
-    def _bind(self, port: int) -> socket.socket:
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((HOST, port))
-        return sock
 
     @contextmanager
     def playing(self, play: Callable[[socket.socket], object]) -> Iterator[None]:
@@ -201,7 +216,7 @@ class Backend:
 
         All that has begun to be played has ended when this is left.
         """
-        with self._bind(self.port) as listener:
+        with bound_socket(self.port) as listener:
             listener.listen(1024)
             accepting = threading.Thread(target=_accept, args=(listener, play))
             accepting.start()
