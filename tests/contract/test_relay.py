@@ -641,12 +641,24 @@ def test_r5_cut_in_the_middle(contexts: Contexts, way: str) -> None:
     assert outcome.a_to_b.end is outcome.b_to_a.end is expected
 
 
-@pytest.mark.parametrize("stream", [SocketStream, trio_socket_stream])
+def trio_tls_stream(sock: socket.socket, contexts: Contexts) -> trio.abc.Stream:
+    return trio.SSLStream(trio_socket_stream(sock), contexts.server, server_side=True)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda sock, contexts: SocketStream(sock),
+        lambda sock, contexts: trio_socket_stream(sock),
+        trio_tls_stream,
+    ],
+    ids=["ring", "trio", "trio's TLS"],
+)
 async def test_r5_who_takes_in_slowly_is_not_idle(
-    stream: Callable[[socket.socket], trio.abc.Stream],
+    contexts: Contexts, stream: Callable[[socket.socket, Contexts], trio.abc.Stream]
 ) -> None:
     """1. A target takes nothing in, until our kernel does neither. 2. It reads so little that the
-    kernel wants no more of us for long."""
+    kernel wants no more of us for long: what it has not acknowledged is the last of the figures."""
     theirs_a, a = tcp_pair()
     b, theirs_b = tcp_pair()
     theirs_b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
@@ -660,15 +672,23 @@ async def test_r5_who_takes_in_slowly_is_not_idle(
             while True:
                 theirs_a.send(bytes(POOL))
         before, last = last, watched[0].moved()
-        return last == before and watched[0].sides[1].is_full()
+        return last == before and watched[0].sides[1].is_full() and last[-1] > 0
+
+    def has_taken_more() -> bool:
+        with suppress(BlockingIOError):
+            theirs_b.recv(SMALL, socket.MSG_DONTWAIT)
+        return watched[0].moved()[-1] != last[-1]
 
     with theirs_a, theirs_b:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay_watched, stream(a), stream(b), watched.append)
+            target = stream(b, contexts)
+            nursery.start_soon(relay_watched, SocketStream(a), target, watched.append)
+            if isinstance(target, trio.SSLStream):
+                talker = TlsTalker(theirs_b, contexts, server_side=False)
+                await trio.to_thread.run_sync(talker.handshake)
             await until(lambda: bool(watched))
             await until(is_stuck)
-            theirs_b.recv(SMALL)
-            await until(lambda: watched[0].moved() != last)
+            await until(has_taken_more)
             nursery.cancel_scope.cancel()
 
 
