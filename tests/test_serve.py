@@ -1200,17 +1200,22 @@ async def test_who_takes_in_nothing_of_its_handshake_is_not_waited_for(tmp_path:
         both.client.close_unclean()
 
 
+@pytest.mark.parametrize("pair", [tcp_pair, socket.socketpair])
 @pytest.mark.parametrize("leaves", [True, False])
 async def test_silent_peer_is_no_warning(
-    contexts: Contexts, site: Path, server_log: pytest.LogCaptureFixture, leaves: bool
+    contexts: Contexts,
+    site: Path,
+    server_log: pytest.LogCaptureFixture,
+    pair: Callable[[], tuple[socket.socket, socket.socket]],
+    leaves: bool,
 ) -> None:
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            both = await served(contexts, site, nursery, HANDSHAKE=PATIENCE if leaves else 0.05)
-            if leaves:
-                both.client.transport_stream.socket.shutdown(socket.SHUT_WR)
-            await both.ended.wait()
-        both.client.close_unclean()
+    peer, server = pair()
+    limits = {"HANDSHAKE": PATIENCE if leaves else 0.05}
+    side = ServerSide(SocketStream(server), contexts, site, limits)
+    with peer, trio.fail_after(PATIENCE):
+        if leaves:
+            peer.shutdown(socket.SHUT_WR)
+        await side.serve()
     assert [record.levelname for record in server_log.records] == ["DEBUG"]
 
 

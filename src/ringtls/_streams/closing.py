@@ -410,8 +410,7 @@ class Closing:
         return (
             self.outcome is CloseOutcome.BEFORE_HANDSHAKE
             and session is not None
-            and session.peer_was_silent
-            and not session.has_ciphertext
+            and session.peer_is_silent
         )
 
     def _let_go(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .tls import TlsStream
 
-__all__ = ["begin_handshake", "is_shaken"]
+__all__ = ["begin_handshake", "is_shaken", "is_silent"]
 
 
 def begin_handshake(stream: TlsStream[Any], on_over: Callable[[], object]) -> None:
@@ -40,6 +40,11 @@ def begin_handshake(stream: TlsStream[Any], on_over: Callable[[], object]) -> No
 def is_shaken(stream: TlsStream[Any]) -> bool:
     """True if the handshake is complete."""
     return stream._session.handshake_done
+
+
+def is_silent(stream: TlsStream[Any]) -> bool:
+    """True if the peer has sent nothing for the handshake."""
+    return stream._session.peer_is_silent
 
 
 def _goes_on(stream: TlsStream[Any]) -> bool:

@@ -92,6 +92,7 @@ class TlsSession:
         "_input_ended",
         "_is_server",
         "_more_decrypted",
+        "_peer_was_silent",
         "_tickets",
         "_unread",
         "close_notify_received",
@@ -104,7 +105,6 @@ class TlsSession:
         "https_compatible",
         "object",
         "output",
-        "peer_was_silent",
     )
 
     def __init__(
@@ -134,11 +134,10 @@ class TlsSession:
         self._unread: list[memoryview] = []
         self._more_decrypted = False  # by OpenSSL, and not read yet
         self._input_ended = False
+        self._peer_was_silent = True  # when the handshake last went on
         self.handshake_done = False
         #: True if the handshake ended with a message of ours, False if with the peer's.
         self.has_last_word = False
-        #: True if the peer had sent nothing when the handshake last went on.
-        self.peer_was_silent = True
         #: True if there is nothing to read but what ``has_ciphertext`` tells of.
         self.has_nothing_buffered = False
         self.close_notify_sent = False
@@ -167,6 +166,11 @@ class TlsSession:
         """Nothing more will come."""
         self._input_ended = True
         self._update()
+
+    @property
+    def peer_is_silent(self) -> bool:
+        """True if nothing has come before the end of the handshake."""
+        return self._peer_was_silent and not self.has_ciphertext
 
     @property
     def unread_input(self) -> int:
@@ -210,7 +214,7 @@ class TlsSession:
         if self._is_server and not (self.has_ciphertext or self._input_ended):
             return False  # it is the client's turn, and OpenSSL would need an exception to say so
         if self.has_ciphertext:
-            self.peer_was_silent = False
+            self._peer_was_silent = False
         outer = self._enter()
         try:
             self._shake_hands()

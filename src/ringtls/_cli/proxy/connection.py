@@ -125,7 +125,7 @@ class ProxyService(Service):
         if not self._options.accepts_header:
             return True
         try:
-            header = await receive_header(connection.transport)
+            header = await receive_header(connection)
         except BadHeaderError as error:
             logger.warning("%s: no PROXY header: %s", connection.peer, error)
             connection.transport.close_unclean()
@@ -133,7 +133,6 @@ class ProxyService(Service):
         if header is None:
             await connection.transport.aclose()
             return False
-        connection.preface = header.size
         if header.endpoints is not None:
             connection.data = header.endpoints
             connection.peer = str(header.endpoints[0])
@@ -257,7 +256,7 @@ def _reason(error: Exception, timeout: float) -> str:
     return error.strerror or str(error)
 
 
-async def receive_header(transport: SocketStream) -> Header | None:
+async def receive_header(connection: Connection) -> Header | None:
     """Receive a header, and nothing else (rule 3). None if the client ends without a word, as a
     health check does.
 
@@ -265,7 +264,7 @@ async def receive_header(transport: SocketStream) -> Header | None:
       BadHeaderError: there is none.
       trio.BrokenResourceError: the connection broke.
     """
-    received = b""
+    transport, received = connection.transport, b""
     while True:
         peeked = await transport.peek(MOST - len(received))
         if not (peeked or received):
@@ -276,6 +275,7 @@ async def receive_header(transport: SocketStream) -> Header | None:
         if header is not None:
             peeked = peeked[: header.size - len(received)]
         received += await _receive(transport, len(peeked))
+        connection.preface = len(received)
         if header is not None:
             return header
 

@@ -106,7 +106,7 @@ class Connection:
     Attributes:
       transport: what is below TLS, or all there is.
       peer: its address, for log lines.
-      preface: bytes that came before the handshake, and do not belong to it.
+      preface: bytes that came before TLS, and do not belong to it.
       stream: after its handshake.
       server_name: what the client asked for (SNI), if it did.
       identity: the subject of the certificate that the client gave, if any.

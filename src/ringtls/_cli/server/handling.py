@@ -30,13 +30,13 @@ from typing import ClassVar
 import trio
 
 from ringtls import SocketStream, TlsStream
-from ringtls._streams.handshakes import begin_handshake, is_shaken
+from ringtls._streams.handshakes import begin_handshake, is_shaken, is_silent
 
 from .connections import Connection, Connections, Cut, Wait
 from .credentials import Credentials, identity_of
 from .figures import Figures
 from .metrics import Metrics
-from .peers import bytes_received, taken_in
+from .peers import taken_in
 from .timeouts import OF_REQUESTS, Timeout
 
 __all__ = ["Handler", "Service", "begin_connection", "limit_end"]
@@ -301,8 +301,7 @@ def _log_timeout(connection: Connection) -> None:
 
 def _is_silent(connection: Connection) -> bool:
     """True if the peer has sent nothing (rule 1)."""
-    received = bytes_received(connection.transport.socket)
-    return received is not None and received <= connection.preface + 1
+    return is_silent(connection.stream) if connection.is_tls else not connection.preface
 
 
 async def _until_taken(connection: Connection) -> None:

@@ -11,26 +11,20 @@ from ringtls._engine.descriptors import unacknowledged
 if TYPE_CHECKING:
     from ringtls import TlsStream
 
-__all__ = ["bytes_received", "taken_in"]
+__all__ = ["taken_in"]
 
-#: tcpi_bytes_acked and tcpi_bytes_received. SYN and FIN count as bytes there.
-_BYTES = struct.Struct("120xQQ")
+#: tcpi_bytes_acked.
+_ACKNOWLEDGED = struct.Struct("120xQ")
 
 
-def _byte_counts(sock: socket.socket) -> tuple[int, int] | None:
-    """None if it is not TCP."""
+def _acknowledged(sock: socket.socket) -> int | None:
+    """How many bytes its peer has, SYN and FIN counted; None if it is not TCP."""
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES.size)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.size)
     except OSError:
         return None
-    acknowledged, received = _BYTES.unpack(info)
-    return acknowledged, received
-
-
-def bytes_received(sock: socket.socket) -> int | None:
-    """How many have come from the peer, its FIN counted as one; None if it is not TCP."""
-    counts = _byte_counts(sock)
-    return None if counts is None else counts[1]
+    (acknowledged,) = _ACKNOWLEDGED.unpack(info)
+    return int(acknowledged)
 
 
 def taken_in(stream: TlsStream) -> object:
@@ -41,9 +35,9 @@ def taken_in(stream: TlsStream) -> object:
     if stream.close_outcome is not None:
         return stream.close_outcome
     sock = stream.transport_stream.socket
-    counts = _byte_counts(sock)
-    if counts is not None:
-        return counts[0]
+    acknowledged = _acknowledged(sock)
+    if acknowledged is not None:
+        return acknowledged
     transport = stream._transport
     transport.has_unsent(transport.unsent)  # which updates it
     return transport.unsent, unacknowledged(sock.fileno())
