@@ -982,6 +982,7 @@ def test_check(contexts: Contexts, site: Path, tmp_path: Path) -> None:
         (["--certfile", "a", "--certfile", "b", "--keyfile", "k"], "give as many --keyfile as"),
         (["--client-crl", "c"], "--client-crl needs --client-ca"),
         (["--client-allow", "c"], "--client-allow needs --client-ca"),
+        (["--client-cert", "required"], "--client-cert needs --client-ca"),
     ],
 )
 def test_options_that_do_not_fit(arguments: list[str], said: str) -> None:

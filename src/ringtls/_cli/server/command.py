@@ -130,7 +130,6 @@ def add_options(parser: argparse.ArgumentParser, service: type[Service]) -> None
     certificates.add_argument(
         "--client-cert",
         choices=("optional", "required"),
-        default="required",
         help="with --client-ca: whether a client must have one (default: required); with optional, "
         "those without are served, too",
     )
@@ -282,10 +281,9 @@ def _files(arguments: argparse.Namespace, service: Service) -> Files:
         raise StartError("--keyfile needs --certfile")
     if keys and len(keys) != len(certificates):
         raise StartError("give as many --keyfile as --certfile, or none")
-    if arguments.client_crl is not None and arguments.client_ca is None:
-        raise StartError("--client-crl needs --client-ca")
-    if arguments.client_allow and arguments.client_ca is None:
-        raise StartError("--client-allow needs --client-ca")
+    for name in ("client_cert", "client_crl", "client_allow"):
+        if getattr(arguments, name) and arguments.client_ca is None:
+            raise StartError(f"--{name.replace('_', '-')} needs --client-ca")
     return Files(
         list(zip(certificates, keys or [None] * len(certificates), strict=True)),
         arguments.cert_dir,
@@ -299,7 +297,7 @@ def _files(arguments: argparse.Namespace, service: Service) -> Files:
 def _client_certificates(arguments: argparse.Namespace) -> ClientCertificates:
     if arguments.client_ca is None:
         return ClientCertificates.NONE
-    return ClientCertificates[arguments.client_cert.upper()]
+    return ClientCertificates[(arguments.client_cert or "required").upper()]
 
 
 def _limits(arguments: argparse.Namespace, service: Service) -> Limits:
