@@ -116,6 +116,37 @@ def test_the_end_after_a_bad_request(contexts: Contexts, start: Start) -> None:
     assert end.data.startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (
+            GET.replace(
+                b"\r\n\r\n", b"\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+            ),
+            400,
+        ),
+        (GET.replace(b"1.1\r\n", b"1.0\r\nTransfer-Encoding: chunked\r\n"), 400),
+        (GET.replace(b"1.1", b"2.0"), 505),
+    ],
+)
+def test_what_could_be_understood_otherwise(
+    contexts: Contexts, start: Start, request_: bytes, status: int
+) -> None:
+    """What follows is no request."""
+    peer = peer_of(start(APPLICATION), contexts)
+    peer.send(request_ + b"0\r\n\r\n" + GET)
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.startswith(b"HTTP/1.1 %d " % status)
+    assert end.data.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_connection_that_says_http2_and_no_more(contexts: Contexts, start: Start) -> None:
+    peer = peer_of(start(APPLICATION, "--idle-timeout", "0"), contexts)
+    Http2Peer(peer).flush()
+    assert peer.end().is_clean
+
+
 def test_the_end_of_a_server_amid_an_answer(contexts: Contexts, start: Start) -> None:
     server = start(APPLICATION, "--graceful-timeout", "0")
     peer = peer_of(server, contexts)
@@ -216,6 +247,42 @@ def test_websockets_over_http2_are_told_to_go_away(contexts: Contexts, start: St
         assert websocket.receive().code == 1001
         assert isinstance(ended, h2.events.StreamEnded)
     assert server.wait() == 0
+
+
+HANDSHAKE = (
+    b"GET /talk HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [HANDSHAKE.replace(b": 13", b": 12"), HANDSHAKE.replace(b"GET /talk", b"GET /wait") + b"early"],
+)
+def test_a_websocket_that_is_refused_ends_its_connection(
+    contexts: Contexts, start: Start, request_: bytes
+) -> None:
+    """It is of another version, or what follows comes before it is accepted."""
+    server = start(APPLICATION)
+    peer = peer_of(server, contexts)
+    peer.send(request_)
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.startswith(b"HTTP/1.1 400 ")
+    assert end.data.count(b"HTTP/1.1 ") == 1
+    assert server.stop() == 0
+    assert "rror" not in server.log()
+
+
+def test_a_websocket_over_http2_that_is_refused_is_over(contexts: Contexts, start: Start) -> None:
+    """The connection is idle afterwards, and ends."""
+    peer = Http2Peer(peer_of(start(APPLICATION, "--idle-timeout", "0"), contexts, alpn="h2"))
+    pseudo = {":method": "CONNECT", ":protocol": "websocket", ":scheme": "https", ":path": "/talk"}
+    headers = {**pseudo, ":authority": "localhost", "sec-websocket-version": "12"}
+    peer.http2.send_headers(1, list(headers.items()))
+    peer.flush()
+    assert (b":status", b"400") in peer.receive(h2.events.ResponseReceived, 1).headers
+    peer.end()
 
 
 # Streams of HTTP/2

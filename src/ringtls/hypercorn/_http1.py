@@ -6,18 +6,25 @@ Rules:
    (RFC 9112, section 6.3). Where that ends before, the client must not read an end.
 2. While an answer is on its way, what the client has sent behind its request waits (RFC 9112,
    section 9.3.2). Reading goes on, or nobody would notice that the client is gone.
+3. What a proxy in front may have understood otherwise is refused, and the connection ended (RFC
+   9112, section 6.1): both Content-Length and Transfer-Encoding, the latter in HTTP/1.0, too; and
+   another version than HTTP/1.
+4. A request that is refused before the application hears of it ends its connection, as its answer
+   says. hypercorn keeps that open, for ever.
+5. The preface of HTTP/2 is no request: the connection is idle until one comes.
 """
 
 from __future__ import annotations
 
+import http
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import h11
 import trio
-from hypercorn.events import RawData
+from hypercorn.events import RawData, Updated
 from hypercorn.protocol.events import Response, StreamClosed
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.worker_context import EventWrapper
@@ -44,6 +51,9 @@ class Http1(H11Protocol):
     def __init__(self, read_ahead: Callable[[], Awaitable[None]], *arguments: Any) -> None:
         super().__init__(*arguments)
         self.can_read = _Turn(read_ahead)
+        self.connection = _Requests(
+            h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
+        )
 
     @property
     def stream(self) -> HTTPStream | WSStream | None:
@@ -52,6 +62,18 @@ class Http1(H11Protocol):
     @stream.setter
     def stream(self, made: HTTPStream | WSStream | None) -> None:
         self._stream: HTTPStream | WSStream | None = adopted(made)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        try:
+            await super()._check_protocol(event)
+        except H2ProtocolAssumedError:
+            await self.send(Updated(idle=True))  # rule 5
+            raise
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        await super()._create_stream(request)
+        if self.stream is not None and self.stream.app_put is None:  # rule 4
+            await self.stream_send(StreamClosed(STREAM_ID))
 
     async def stream_send(self, event: Event) -> None:
         if isinstance(event, Response):
@@ -77,6 +99,26 @@ class Http1(H11Protocol):
     def is_cut_short(self) -> bool:
         """True if the end of the connection would make a part of an answer look whole."""
         return self._lasts_until_the_end and self.connection.our_state is h11.SEND_BODY
+
+
+class _Requests(h11.Connection):
+    """By rule 3."""
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            _check(event)
+        return event
+
+
+def _check(request: h11.Request) -> None:
+    names = {name for name, _ in request.headers}
+    version = request.http_version
+    if b"transfer-encoding" in names and (b"content-length" in names or version < b"1.1"):
+        raise h11.RemoteProtocolError("it is not certain where the request ends")
+    if not version.startswith(b"1.") and request.method != b"PRI":  # which is HTTP/2's preface
+        status = http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+        raise h11.RemoteProtocolError("the version is not HTTP/1", status)
 
 
 class _Turn(EventWrapper):

@@ -18,6 +18,8 @@ Rules:
    8.1.1). By either hypercorn would end the connection.
 6. Priorities among streams that are not open are nothing (RFC 9113, section 5.3.2, deprecates all):
    hypercorn keeps them, and fails at the thousandth.
+7. A request that is refused before the application hears of it is over: for hypercorn the
+   connection would never be idle again.
 """
 
 from __future__ import annotations
@@ -126,6 +128,9 @@ class Http2(H2Protocol):
     async def _create_stream(self, request: RequestReceived) -> None:
         await super()._create_stream(request)
         self.keep_alive_requests = 0  # rule 3
+        stream = self.streams.get(request.stream_id)
+        if stream is not None and stream.app_put is None:  # rule 7
+            await self.stream_send(StreamClosed(request.stream_id))
 
     async def stream_send(self, event: Event) -> None:
         if not isinstance(event, StreamClosed):

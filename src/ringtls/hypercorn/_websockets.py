@@ -6,17 +6,24 @@ Rules:
    1006 only where there was none. hypercorn says 1006 for all.
 2. A client that breaks the protocol hears Close before the end (RFC 6455, section 7.1.7): 1002.
 3. So does one whose WebSocket is open when the connection ends: 1001, going away.
+4. A client that sends before its WebSocket is accepted is refused, and the application hears that
+   it is over. hypercorn lets both wait, for ever.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import http
+from typing import TYPE_CHECKING, Any
 
-from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.protocol.events import Body, Data, StreamClosed
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 from wsproto.events import Event as WebSocketEvent
 from wsproto.frame_protocol import CloseReason
+
+if TYPE_CHECKING:
+    from hypercorn.protocol.events import Event
 
 __all__ = ["PROTOCOL_ERROR", "adopted", "close"]
 
@@ -24,7 +31,15 @@ PROTOCOL_ERROR = CloseReason.PROTOCOL_ERROR
 
 
 class WebSocket(WSStream):
-    """hypercorn's, by rule 1."""
+    """hypercorn's, by rules 1 and 4."""
+
+    async def handle(self, event: Event) -> None:
+        if not isinstance(event, Body | Data) or self.closed or self.handshake.accepted:
+            await super().handle(event)
+            return
+        if self.state is ASGIWebsocketState.HANDSHAKE:
+            await self._send_error_response(http.HTTPStatus.BAD_REQUEST)
+            await self.send(StreamClosed(self.stream_id))
 
     async def _send_wsproto_event(self, event: WebSocketEvent) -> None:
         if (
