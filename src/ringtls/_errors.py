@@ -25,6 +25,10 @@ class RingUnavailableError(OSError):
     """
 
 
+class RingFailedError(OSError):
+    """The ring has failed, and not one connection or another."""
+
+
 def wrong_caller(*, is_forked: bool) -> RuntimeError:
     """The error of a call by a forked child, or by another thread than the stream's own."""
     if is_forked:

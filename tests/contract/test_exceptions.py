@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import trio
 
-from ringtls import AsyncDestructor, SocketStream, TlsStream, blocking
+from ringtls import AsyncDestructor, CloseOutcome, SocketStream, TlsStream, blocking
 from ringtls._drivers.blocking import BlockingDriver, _end_this_thread
 from ringtls._task import Task
 
@@ -330,6 +330,41 @@ def leave_a_thread(injection: RaiseAt, *, in_its_end: bool = True) -> None:
 def test_c16_an_exception_where_a_thread_ends(function: str) -> None:
     """Its peers are told, and its descriptors are given back."""
     leave_a_thread(RaiseAt(1, "call", function))
+
+
+@pytest.mark.ringtls_allow_unclosed
+def test_c16_what_a_handler_raises_where_a_thread_ends_is_not_the_ring_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though it is an OSError, as a TimeoutError is."""
+    await_endings = BlockingDriver._await_endings
+    to_raise = [TimeoutError("a handler's")]
+
+    def interrupted(self: BlockingDriver) -> None:
+        if to_raise:
+            raise to_raise.pop()
+        await_endings(self)
+
+    monkeypatch.setattr(BlockingDriver, "_await_endings", interrupted)
+    ours, theirs = tcp_pair()
+    outcomes: list[CloseOutcome | None] = []
+
+    def story() -> None:
+        stream = blocking.SocketStream(ours)
+        stream.send_all(SENT)
+        with warnings.catch_warnings(), pytest.raises(TimeoutError, match="handler"):
+            warnings.simplefilter("ignore", ResourceWarning)
+            _end_this_thread()
+        outcomes.append(stream._stream._closing.outcome)
+
+    with theirs:
+        thread = threading.Thread(target=story)
+        thread.start()
+        received = b"".join(iter(lambda: theirs.recv(65536), b""))
+        theirs.close()
+        thread.join()
+    assert received == SENT
+    assert outcomes == [CloseOutcome.CLEAN]
 
 
 @pytest.mark.ringtls_allow_unclosed

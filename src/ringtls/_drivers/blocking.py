@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .._clock import now
 from .._engine.ring import Ring
-from .._errors import wrong_caller
+from .._errors import RingFailedError, wrong_caller
 from .._statistics import Tally
 from .end_of_run import Patience, adopt, give_up
 
@@ -379,7 +379,7 @@ class BlockingDriver:
                     self.ring.cancel_all(reads_only=True)
                     self.ring.expedite_close()
                     self._await_endings()
-        except OSError as failure:
+        except RingFailedError as failure:
             self.ring.fail(failure)
         give_up(self._endings)
         self.ring.close(timeout=1.0)

@@ -48,7 +48,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._clock import now
-from .._errors import wrong_caller
+from .._errors import RingFailedError, wrong_caller
 from .._log import log
 from .address import Address, packed
 from .choice import Engine, forced
@@ -459,7 +459,7 @@ class Ring:
         result = _lib.rtl_submit(engine)
         if result < 0:
             if -result not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
-                raise OSError(-result, f"{self.engine} submit: {os.strerror(-result)}")
+                raise RingFailedError(-result, f"{self.engine} submit: {os.strerror(-result)}")
             self.wake()
         return bool(result)
 
@@ -473,7 +473,7 @@ class Ring:
         self._armed = True
         result = _lib.rtl_arm(self._usable())
         if result < 0:
-            raise OSError(-result, f"{self.engine} arm: {os.strerror(-result)}")
+            raise RingFailedError(-result, f"{self.engine} arm: {os.strerror(-result)}")
 
     def clear(self) -> None:
         """Make the wake-up descriptor unreadable."""
@@ -505,7 +505,7 @@ class Ring:
             while _lib.rtl_moved(engine) < self._enough:
                 count = _lib.rtl_reap(engine, events, REAP_EVENTS)
                 if count < 0:
-                    raise OSError(-count, f"{self.engine} reap: {os.strerror(-count)}")
+                    raise RingFailedError(-count, f"{self.engine} reap: {os.strerror(-count)}")
                 if count == 0:
                     break
                 found = True
@@ -555,7 +555,7 @@ class Ring:
         ns = int(min(max(timeout, 0.0), _LONGEST_WAIT) * 1e9)
         result = _lib.rtl_wait(self._usable(), ns)
         if result < 0 and -result not in (errno.ETIME, errno.EINTR):
-            raise OSError(-result, f"{self.engine} wait: {os.strerror(-result)}")
+            raise RingFailedError(-result, f"{self.engine} wait: {os.strerror(-result)}")
 
     def _dismiss_abandoned(self) -> None:
         while self._abandoned:
@@ -583,7 +583,7 @@ class Ring:
 
     def _refuse(self) -> NoReturn:
         if self._failure is not None:
-            raise OSError(errno.EIO, f"the ring has failed: {self._failure!r}")
+            raise RingFailedError(errno.EIO, f"the ring has failed: {self._failure!r}")
         if self._closed and not self.forked:
             raise RuntimeError("the ring is closed: its trio run, or its thread, has ended")
         raise wrong_caller(is_forked=self.forked)
