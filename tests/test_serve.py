@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
@@ -750,19 +750,34 @@ def test_precompressed(start: Start, tmp_path: Path) -> None:
     assert start(directory=tmp_path).get("/a.css", Accept_Encoding="br")[1] == b"plain"
 
 
-def test_a_time_that_no_header_can_say(tmp_path: Path) -> None:
-    """Of a year of five digits, which not every file system can have."""
-    path = tmp_path / "file"
+def represent(path: Path) -> Representation:
+    return Representation(OpenFile(os.open(path, os.O_RDONLY)), "text/plain", "", "")
+
+
+def describe(path: Path, modified: int) -> Representation:
+    """Of a time that not every file system can have."""
     path.write_bytes(TEXT)
     file = OpenFile(os.open(path, os.O_RDONLY))
-    for modified in (-(10**11), 10**12):
-        nanoseconds = modified * 10**9
-        file.status = SimpleNamespace(  # type: ignore[assignment]
-            st_mtime=modified, st_mtime_ns=nanoseconds, st_size=len(TEXT)
-        )
-        representation = Representation(file, "text/plain", "", "")
-        assert b"Last-Modified" not in representation.fields
-        assert representation.etag.encode() in representation.fields
+    file.status = SimpleNamespace(  # type: ignore[assignment]
+        st_mtime=modified, st_mtime_ns=modified * 10**9, st_size=len(TEXT)
+    )
+    return Representation(file, "text/plain", "", "")
+
+
+def test_a_time_that_no_header_can_say(tmp_path: Path) -> None:
+    representation = describe(tmp_path / "file", -(10**11))
+    assert b"Last-Modified" not in representation.fields
+    assert representation.etag.encode() in representation.fields
+
+
+@pytest.mark.parametrize("modified", [2**33, 10**12], ids=["2242", "a year of five digits"])
+def test_a_time_to_come(tmp_path: Path, modified: int) -> None:
+    """It is not told before it is there (RFC 9110, section 8.8.2.1)."""
+    before = int(time.time())
+    representation = describe(tmp_path / "file", modified)
+    assert before <= representation.modified <= time.time()
+    told = formatdate(representation.modified, usegmt=True)
+    assert f"Last-Modified: {told}\r\n".encode() in representation.fields
 
 
 def test_preconditions(shared: Server) -> None:
@@ -786,12 +801,34 @@ def test_keep_alive_of_http_1_0(shared: Server) -> None:
     assert answer.count(b"\r\nConnection: keep-alive\r\n") == 1
 
 
+def test_close_counts_before_keep_alive_in_http_1_0(shared: Server) -> None:
+    request = b"GET /text.txt HTTP/1.0\r\nConnection: Close , keep-alive\r\n\r\n"
+    with shared.tls() as sock:
+        sock.sendall(2 * request)
+        answer = read_to_end(sock)
+    assert answer.count(TEXT) == answer.count(b"\r\nConnection: close\r\n") == 1
+
+
 def test_a_head_in_single_bytes(shared: Server) -> None:
     with shared.tls() as sock:
         for byte in b"\r\n" + head("/text.txt") + head("/no", "Connection: close"):
             sock.sendall(bytes([byte]))
         answer = read_to_end(sock)
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"404"]
+
+
+def test_a_coding_that_changed_a_moment_ago_may_change_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the tick of the clock that its times are from."""
+    monkeypatch.setattr(files, "CHECK_INTERVAL", 10.0**6)
+    path = tmp_path / "file"
+    path.write_bytes(TEXT)
+    coded = represent(path)
+    os.utime(path, (0, 0))
+    plain = represent(path)
+    assert Found(plain, {"gzip": coded}).identity != Found(plain, {"gzip": coded}).identity
+    assert Found(plain, {"gzip": plain}).identity == Found(plain, {"gzip": plain}).identity
 
 
 @pytest.mark.parametrize("size", [10, 300_000])

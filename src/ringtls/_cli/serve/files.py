@@ -94,10 +94,10 @@ class Representation:
         self.file = file
         self.size = status.st_size
         self.etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}{coding and "-" + coding}"'
-        self.modified = int(status.st_mtime)
+        self.modified = min(int(status.st_mtime), int(time.time()))  # RFC 9110, section 8.8.2.1
         self.media_type = media_type.encode()
         fields = f"ETag: {self.etag}\r\n"
-        with suppress(ValueError, OverflowError):  # a year of more than four digits, or B.C.
+        with suppress(ValueError, OverflowError):  # a year B.C.
             fields += f"Last-Modified: {email.utils.formatdate(self.modified, usegmt=True)}\r\n"
         if coding:
             fields += f"Content-Encoding: {coding}\r\n"
@@ -126,16 +126,18 @@ class Found:
         self.by_coding = by_coding
         #: True if all plain requests are answered with the same bytes of memory.
         self.is_simple = plain.content is not None and not by_coding
-        self.identity: object = tuple(
-            representation.file.identity for representation in (plain, *by_coding.values())
-        )
-        if plain.modified > time.time() - CHECK_INTERVAL:
+        self.identity: object = tuple(each.file.identity for each in self.representations)
+        if max(each.modified for each in self.representations) > time.time() - CHECK_INTERVAL:
             self.identity = object()
         self.checked_at = time.monotonic()
 
     @property
+    def representations(self) -> tuple[Representation, ...]:
+        return self.plain, *self.by_coding.values()
+
+    @property
     def memory(self) -> int:
-        return sum(each.memory for each in (self.plain, *self.by_coding.values()))
+        return sum(each.memory for each in self.representations)
 
 
 @dataclass(frozen=True)

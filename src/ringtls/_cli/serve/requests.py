@@ -247,13 +247,20 @@ class RequestReader:
         parser = self._parser
         request.method = parser.get_method()
         request.version = parser.get_http_version()
-        request.keep_alive = parser.should_keep_alive()
+        request.keep_alive = parser.should_keep_alive() and not _closes(request)
         self._is_complete = True
 
     def _begin(self) -> Request:
         self._request = request = Request(self._target)
         self._target = b""
         return request
+
+
+def _closes(request: Request) -> bool:
+    """True if "close" is among what the client says of the connection: that counts before
+    "keep-alive" (section 9.3), in HTTP/1.0 too."""
+    options = request.headers.get(b"connection", b"").split(b",")
+    return any(option.strip(b" \t").lower() == b"close" for option in options)
 
 
 def _stop_of_head(before: bytes, data: bytes) -> int:
