@@ -927,6 +927,17 @@ def test_metrics(start: Start, mode: tuple[str, ...]) -> None:
     assert server.stop() == 0
 
 
+def test_health_checks_by_head(start: Start) -> None:
+    """As ``wget --spider`` makes them. A query, as Prometheus may send one, changes nothing."""
+    port = port_of_metrics(start("--metrics", "127.0.0.1:0"))
+    for target, status in (("/healthz", "200"), ("/metrics?a=b", "200"), ("/", "404")):
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(head(target).replace(b"GET", b"HEAD"))
+            answer = b"".join(iter(partial(sock.recv, 65536), b"")).decode()
+        assert answer.startswith(f"HTTP/1.1 {status} ")
+        assert answer.endswith("\r\n\r\n")
+
+
 def test_health_while_draining(start: Start, site: Path) -> None:
     server = start("--metrics", "127.0.0.1:0", "--graceful-timeout", "3600")
     port = port_of_metrics(server)

@@ -68,17 +68,33 @@ class Observation:
 
     def _answer(self, request: bytes, is_healthy: Callable[[], bool]) -> bytes:
         match request.split(b"\r\n", 1)[0].split(b" "):
-            case [b"GET", b"/metrics", _]:
+            case [b"GET", target, _]:
+                head, body = self._found(target, is_healthy)
+                return head + body
+            case [b"HEAD", target, _]:
+                return self._found(target, is_healthy)[0]
+            case _:
+                return b"".join(_NOT_FOUND)
+
+    def _found(self, target: bytes, is_healthy: Callable[[], bool]) -> tuple[bytes, bytes]:
+        match target.partition(b"?")[0]:
+            case b"/metrics":
                 self.figures.sample()
                 return _response("200 OK", render(self.metrics), CONTENT_TYPE)
-            case [b"GET", b"/healthz", _] if is_healthy():
+            case b"/healthz" if is_healthy():
                 return _response("200 OK", b"ok\n")
-            case [b"GET", b"/healthz", _]:
+            case b"/healthz":
                 return _response("503 Service Unavailable", b"draining\n")
             case _:
-                return _response("404 Not Found", b"try /metrics or /healthz\n")
+                return _NOT_FOUND
 
 
-def _response(status: str, body: bytes, media_type: str = "text/plain; charset=utf-8") -> bytes:
+def _response(
+    status: str, body: bytes, media_type: str = "text/plain; charset=utf-8"
+) -> tuple[bytes, bytes]:
+    """Its head, and its body."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Connection: close\r\n\r\n".encode() + body
+    return f"{head}Connection: close\r\n\r\n".encode(), body
+
+
+_NOT_FOUND = _response("404 Not Found", b"try /metrics or /healthz\n")
