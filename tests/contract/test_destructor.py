@@ -548,6 +548,8 @@ async def test_a2_wrong_timeouts(autojump_clock: trio.abc.Clock) -> None:
     value = Value("value", log, Resource("part", log))
     with pytest.raises(ValueError, match="timeout must be >= 0, not -1"):
         value.destroy_timeout = -1
+    with pytest.raises(ValueError, match="timeout is too large"):
+        value.destroy_timeout = 10**400
     assert value.destroy_timeout == 5
     await value.aclose()
 

@@ -427,14 +427,18 @@ class Closing:
 
 
 def checked_timeout(seconds: float) -> float:
-    """A timeout as it was given.
+    """A timeout as a float.
 
     Raises:
-      ValueError: it is negative or not a number.
+      TypeError: it is no number.
+      ValueError: it is negative or NaN, or more than a float can say.
     """
     if not seconds >= 0:
         raise ValueError(f"a timeout must be >= 0, not {seconds}")
-    return seconds
+    try:
+        return float(seconds)
+    except OverflowError:
+        raise ValueError("a timeout is too large: use math.inf for one that never ends") from None
 
 
 def check_farewell(words: object) -> None:
