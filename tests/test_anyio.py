@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,24 @@ async def test_plain_both_ways() -> None:
         assert await reader.receive_exactly(2) == b"lo"
         await stream.send_eof()
         assert [data async for data in stream] == []
+
+
+@pytest.mark.skipif(
+    "local_port" not in signature(anyio.connect_tcp).parameters, reason="anyio is older than 4.16"
+)
+async def test_a_port_to_connect_from(contexts: Contexts) -> None:
+    """The server's, at another address: nobody else has it there."""
+    async with (
+        tls_server(contexts) as port,
+        await connect(
+            port, ssl_context=contexts.client, local_host="127.0.0.77", local_port=port
+        ) as stream,
+    ):
+        await stream.send(b"hello")
+        assert await stream.receive() == b"hello"
+        assert stream.extra(SocketAttribute.local_address) == ("127.0.0.77", port)
+        with pytest.raises(ConnectionRefusedError, match="itself"):
+            await connect_tcp("127.0.0.78", port, local_host="127.0.0.78", local_port=port)
 
 
 #: What differs between two connections of the same kind.
@@ -360,7 +379,7 @@ async def test_a_handshake_takes_too_long(
     assert "a handshake failed: it took too long" in caplog.text
 
 
-@pytest.mark.parametrize("seconds", [-1, math.nan, "1"])
+@pytest.mark.parametrize("seconds", [-1, math.nan, 10**400, "1"])
 async def test_a_handshake_timeout_that_is_none_is_refused_at_once(seconds: float) -> None:
     [listener] = await open_tcp_listeners(0, host="127.0.0.1")
     async with listener:

@@ -48,6 +48,7 @@ from ._streams import tls as _tls
 from ._streams import tls_listener as _tls_listener
 from ._streams.closing import checked_timeout
 from ._streams.hostnames import ascii_hostname
+from ._streams.self_connection import refuse_itself
 from ._streams.trio_socket import StandIn
 
 if TYPE_CHECKING:
@@ -314,6 +315,7 @@ async def connect_tcp(
     remote_port: int,
     *,
     local_host: str | IPv4Address | IPv6Address | None = None,
+    local_port: int | None = None,
     tls: bool = False,
     ssl_context: ssl.SSLContext | None = None,
     tls_standard_compatible: bool = True,
@@ -326,6 +328,8 @@ async def connect_tcp(
     cancelled there is no connection: what there was has been ended.
 
     Args:
+      local_port: the port to connect from, of ``local_host``. anyio has it from 4.16 on; with an
+        older one it is a TypeError.
       ssl_context: by default ssl.create_default_context().
       tls_standard_compatible: False takes an end without close_notify for an end; our own
         close_notify is sent all the same.
@@ -338,12 +342,24 @@ async def connect_tcp(
       RingUnavailableError: io_uring is forced, and there is none here.
       RuntimeError: anyio runs on another backend than trio.
     """
-    below = await open_tcp_stream(
-        ascii_hostname(str(remote_host)).encode("ascii"),  # bytes: what is no name is not found
-        remote_port,
-        happy_eyeballs_delay=happy_eyeballs_delay,
-        local_address=None if local_host is None else str(local_host),
-    )
+    if local_port is None:
+        below = await open_tcp_stream(
+            ascii_hostname(str(remote_host)).encode("ascii"),  # bytes: what is no name is not found
+            remote_port,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            local_address=None if local_host is None else str(local_host),
+        )
+    else:  # trio has none
+        theirs = await anyio.connect_tcp(
+            remote_host,
+            remote_port,
+            local_host=local_host,
+            local_port=local_port,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+        )
+        sock = theirs.extra(SocketAttribute.raw_socket)
+        refuse_itself(sock)
+        below = _socket.SocketStream(sock)
     if not (tls or ssl_context or tls_hostname):
         return ByteStream(below)
     try:
