@@ -23,10 +23,12 @@ import pytest
 import trio
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import RequestReceived, StreamEnded
+from h2.errors import ErrorCodes
+from h2.events import Event, RequestReceived, StreamEnded
 
 from ringtls import open_tcp_stream, serve_tcp, serve_tls_over_tcp
 from ringtls.httpcore import RingBackend, transport
+from ringtls.httpcore._requests import requests_of
 
 from .conftest import Contexts, contexts_of
 from .support import foreign_servers
@@ -46,11 +48,12 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 TIMEOUT_ANSWER = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-#: How HTTP/2 begins; and frames of it: one that says nothing, a request and its answer.
+#: How HTTP/2 begins; and frames of it: one that says nothing, a request, its answer, a reset.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_FRAME = bytes(9)
 GET_FRAME = bytes.fromhex("000001 01 05 00000003 82")
 ANSWER_FRAME = bytes.fromhex("000001 01 05 00000003 88")
+RESET_FRAME = bytes.fromhex("000004 03 00 00000003 00000000")
 
 #: More than the buffers of a connection take in.
 PIECES, PIECE = 64, bytes(65536)
@@ -475,14 +478,17 @@ class Http2Server:
         self._http2 = H2Connection(H2Configuration(client_side=False))
         self._http2.initiate_connection()
         self._open: set[int] = set()
+        self._whole: set[int] = set()
 
-    def receive(self, count: int) -> None:
+    def receive(self, count: int, of: type[Event] = StreamEnded) -> None:
         """Receive so many requests, whole."""
         while count:
             for event in self._http2.receive_data(self.peer.receive(1)):
                 if isinstance(event, RequestReceived):
                     self._open.add(event.stream_id)
-                count -= isinstance(event, StreamEnded)
+                elif isinstance(event, StreamEnded):
+                    self._whole.add(event.stream_id)
+                count -= isinstance(event, of)
         self.flush()
 
     def answer(self) -> None:
@@ -494,9 +500,12 @@ class Http2Server:
         self.peer.send(self._http2.data_to_send())
 
     def _prepare_answers(self) -> None:
-        for stream in self._open:
+        """The latest first. What is not whole is reset, as nginx does."""
+        for stream in sorted(self._open, reverse=True):
             self._http2.send_headers(stream, [(":status", "200")])
             self._http2.send_data(stream, b"ok", end_stream=True)
+            if stream not in self._whole:
+                self._http2.reset_stream(stream, ErrorCodes.NO_ERROR)
         self._open.clear()
 
     def answer_next(self) -> None:
@@ -651,6 +660,55 @@ async def test_an_answer_that_has_come_outlives_the_end(
             await until(lambda: info("is_readable"))
             assert (await client.post(url)).text == "ok"
             assert await response.aread() == b"ok"
+
+
+@pytest.mark.parametrize("answer", [Http2Server.answer, Http2Server.answer_in_one_piece])
+async def test_an_answer_ahead_of_its_upload(
+    http2_contexts: Contexts, answer: Callable[[Http2Server], None]
+) -> None:
+    """1. Two requests have come, the first one without its body.
+
+    2. Both are answered, and the first one is reset behind its answer.
+    3. The second has its answer. 4. The first sends its body, and has its answer, too.
+    """
+    is_answered = trio.Event()
+
+    def script(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.answer_next()
+        server.receive(2, of=RequestReceived)
+        answer(server)
+        peer.end()
+
+    async def body() -> AsyncIterator[bytes]:
+        nursery.start_soon(get)
+        await is_answered.wait()
+        yield b"x"
+
+    async def get() -> None:
+        assert (await client.get(url)).text == "ok"
+        is_answered.set()
+
+    with playing(http2_contexts, script) as port:
+        url = f"https://localhost:{port}"
+        async with (
+            connecting(http2_contexts, http2=True) as client,
+            trio.open_nursery() as nursery,
+        ):
+            await client.get(url)
+            assert (await client.post(url, content=body())).text == "ok"
+
+
+def test_a_reset_is_handed_over_alone() -> None:
+    """However it comes."""
+    data = EMPTY_FRAME + ANSWER_FRAME + RESET_FRAME
+    for comes in range(1, len(data)):
+        requests = requests_of(PREFACE)
+        assert requests is not None
+        pieces = [*requests.received(data[:comes]), *requests.received(data[comes:])]
+        assert b"".join(pieces) == data
+        *_, last = pieces
+        assert 0 < len(last) <= len(RESET_FRAME)
 
 
 async def test_who_looks_does_not_meet_who_reads(http2_contexts: Contexts) -> None:

@@ -16,12 +16,18 @@ Rules:
    run takes another one, whatever was on its way: nobody waits for that any more.
 4. A server may end an idle connection while a request is on its way. If that may be sent again
    (``_requests``), the pool is told so.
+5. A server of HTTP/2 may answer a request before it has the body, and reset its stream behind the
+   answer (RFC 9113, section 8.1). If httpcore reads the reset before it has sent the body, it
+   raises, in spite of the answer. It reads no further than who waits for an answer needs; and if a
+   read is of one frame, others send their bodies meanwhile. So what has come with a reset in it is
+   handed over frame by frame. (trio's SSLStream gives one record a read, which often is a frame.)
 """
 
 from __future__ import annotations
 
 import math
 import ssl
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -117,7 +123,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self._looks_itself = True  # where HTTP/2 is spoken
         self._looking = trio.Lock()
         self._receiving = trio.Lock()
-        self._ahead = b""  # was taken in, and not asked for yet
+        self._ahead: deque[bytes] = deque()  # pieces that were taken in, and not asked for yet
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
@@ -126,9 +132,9 @@ class Stream(httpcore.AsyncNetworkStream):
                 try:
                     if self._ahead:
                         await trio.lowlevel.checkpoint()
-                        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
-                        return data
-                    data = await self._stream.receive_some(max_bytes)
+                    elif data := await self._stream.receive_some(max_bytes):
+                        self._keep(data)
+                    data = self._next_piece(max_bytes)
                 finally:
                     self._receiving.release()
         except httpcore.ReadError as error:
@@ -136,9 +142,20 @@ class Stream(httpcore.AsyncNetworkStream):
             raise
         if not data:
             await self._send_again()
-        elif self._requests is not None:
-            self._requests.received(data)
         return data
+
+    def _keep(self, data: bytes) -> None:
+        """For who reads."""
+        self._ahead += [data] if self._requests is None else self._requests.received(data)
+
+    def _next_piece(self, max_bytes: int) -> bytes:
+        """Rule 5. Nothing if there is none."""
+        if not self._ahead:
+            return b""
+        piece = self._ahead.popleft()
+        if len(piece) > max_bytes:
+            self._ahead.appendleft(piece[max_bytes:])
+        return piece[:max_bytes]
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
@@ -173,7 +190,7 @@ class Stream(httpcore.AsyncNetworkStream):
         if not requests.may_go_elsewhere:
             return False
         if requests.server_may_speak:
-            return self._looks_itself and await self._look(requests)
+            return self._looks_itself and await self._look()
         return self._is_readable()
 
     async def has_ended(self) -> bool:
@@ -183,31 +200,30 @@ class Stream(httpcore.AsyncNetworkStream):
             return False
         await _acquire(self._looking)
         try:
-            return await self._look(self._requests)
+            return await self._look()
         finally:
             self._looking.release()
 
-    async def _look(self, requests: Requests) -> bool:
+    async def _look(self) -> bool:
         try:
             self._receiving.acquire_nowait()
         except trio.WouldBlock:
             return False
         try:
-            return await self._take_in(requests)
+            return await self._take_in()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return True
         finally:
             self._receiving.release()
 
-    async def _take_in(self, requests: Requests) -> bool:
+    async def _take_in(self) -> bool:
         """Take in what has come, without waiting for more. True at the end."""
-        while self._is_readable() and len(self._ahead) < MOST_AHEAD:
+        while self._is_readable() and sum(map(len, self._ahead)) < MOST_AHEAD:
             with trio.CancelScope() as scope:
                 scope.deadline = trio.current_time()
                 if not (data := await self._stream.receive_some(RECEIVE_SIZE)):
                     return True
-                self._ahead += data
-                requests.received(data)
+                self._keep(data)
             if scope.cancelled_caught:  # it is for TLS alone
                 break
         return False

@@ -14,12 +14,14 @@ Rules:
 4. After the answer to CONNECT, or to a request with Upgrade, a connection of HTTP/1.1 may carry
    anything (RFC 9110, sections 7.8 and 9.3.6). From then on nothing is taken for a request, even if
    it looks like one, and even if the server has declined.
+5. What has come with a reset in it is handed over frame by frame: ``_backend``, rule 5.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 __all__ = ["Requests", "requests_of"]
@@ -66,8 +68,8 @@ class Requests(Protocol):
     def sent(self, data: bytes) -> None:
         """Note what is sent."""
 
-    def received(self, data: bytes) -> None:
-        """Note what has come."""
+    def received(self, data: bytes) -> list[bytes]:
+        """Note what has come. The value is the same, in the pieces that it is handed over in."""
 
 
 def requests_of(data: bytes) -> Requests | None:
@@ -110,11 +112,12 @@ class _Http1:
         else:
             self._has_body = True
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> list[bytes]:
         if self._head is not None and _ASKS_FOR_ANOTHER.search(self._head):
             self._is_over = True
         self._has_answered = True
         self._head = None
+        return [data]
 
 
 class _Http2:
@@ -146,14 +149,19 @@ class _Http2:
             elif frame.kind == _RST_STREAM:
                 self._may_be_sent_twice.pop(frame.stream, None)
 
-    def received(self, data: bytes) -> None:
-        for frame in self._from_server.of(data):
+    def received(self, data: bytes) -> list[bytes]:
+        frames = list(self._from_server.of(data))
+        for frame in frames:
             if frame.stream in self._may_be_sent_twice:
                 self._may_be_sent_twice[frame.stream] = False
                 has_ended = frame.kind in (_DATA, _HEADERS) and frame.flags & _END_STREAM
                 if has_ended or frame.kind == _RST_STREAM:
                     del self._may_be_sent_twice[frame.stream]
                     self._has_answered = True
+        if all(frame.kind != _RST_STREAM for frame in frames):
+            return [data]
+        cuts = [0, *(frame.at for frame in frames if frame.at > 0), len(data)]
+        return [data[begin:end] for begin, end in pairwise(cuts)]
 
 
 class _Frame(NamedTuple):
@@ -161,6 +169,7 @@ class _Frame(NamedTuple):
     flags: int
     stream: int
     first: int  # byte of what it carries, if that is known
+    at: int  # where it begins in the data; less than 0 if that was before
 
 
 class _Frames:
@@ -172,13 +181,14 @@ class _Frames:
 
     def of(self, data: bytes) -> Iterator[_Frame]:
         """Those whose head ends in this data, which follows what was given before."""
+        before = len(self._rest)
         data = self._rest + data
         at = self._skip
         while at + _HEAD_SIZE <= len(data):
             length = int.from_bytes(data[at : at + 3])
             stream = int.from_bytes(data[at + 5 : at + _HEAD_SIZE]) & 0x7FFFFFFF
             first = data[at + _HEAD_SIZE] if length and at + _HEAD_SIZE < len(data) else -1
-            yield _Frame(data[at + 3], data[at + 4], stream, first)
+            yield _Frame(data[at + 3], data[at + 4], stream, first, at - before)
             at += _HEAD_SIZE + length
         self._skip = max(at - len(data), 0)
         self._rest = data[at:]
