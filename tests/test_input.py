@@ -298,6 +298,24 @@ async def test_a_peer_that_floods_is_held_back(contexts: Contexts) -> None:
     peer.sock.close()
 
 
+async def test_what_is_only_looked_for_is_held_back(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+
+    def flood() -> None:
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            peer.send(bytes(20_000_000))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, flood)
+        await until(lambda: stream.input_pending and held(stream) >= INPUT_LIMIT)
+        for _ in range(100):
+            assert stream.input_pending
+            await trio.lowlevel.checkpoint()
+        assert held(stream) <= INPUT_LIMIT + BUFFERS * BUFFER_SIZE
+        stream.close_unclean()
+    peer.sock.close()
+
+
 async def test_receives_cut_off_while_input_pauses_and_resumes(contexts: Contexts) -> None:
     """Nobody sleeps for ever, whatever the order of pause, data, cancellation and receive."""
     stream, peer = await meet(contexts)

@@ -206,6 +206,9 @@ class Transport(Protocol):
     def answer(self, output: bytes) -> None:
         """The same for what TLS itself says, which ``answered`` counts."""
 
+    def answers_too_much(self) -> bool:
+        """True if the peer has TLS answer, and takes in nothing (rule C19)."""
+
     def check_sendable(self) -> None:
         """Raise trio.BrokenResourceError if an earlier send failed."""
 

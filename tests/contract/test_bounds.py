@@ -28,9 +28,9 @@ from ringtls._transports.base import ANSWER_LIMIT, HIGH_WATER, BaseTransport
 from ..conftest import Contexts
 from ..support.faces import FACES, Face
 from ..support.key_updates import ANSWER_SIZE, client_records
-from ..support.peer import Meet, Peer
+from ..support.peer import Meet, Peer, meet
 from ..support.streams import handshaken, tcp_pair
-from ..support.waiting import LIMIT, closed_while_it_waits, cut_off
+from ..support.waiting import LIMIT, closed_while_it_waits, cut_off, until
 from ..test_session import carry, sessions
 
 #: Bytes of input that a session reads in one call at most, once it has answered.
@@ -431,6 +431,32 @@ async def test_c19_a_close_wakes_who_waits_for_room(
         assert await in_thread(held.wait, LIMIT)
         stream.close_unclean()
     peer.sock.close()
+
+
+async def test_c19_who_only_looks_for_input(
+    logged: Contexts, held: threading.Event, unsent: list[int]
+) -> None:
+    """A pool asks its idle connections again and again."""
+    stream, peer = await meet(logged, buffer_size=BUFFER_SIZE)
+    await fill(stream, held)
+    records = records_of(logged)
+    sender = threading.Thread(
+        target=peer.sock.sendall, args=(records.key_updates(MANY) + records.data(b"after them"),)
+    )
+    sender.start()
+    while not held.is_set():
+        assert not stream.input_pending
+        await trio.lowlevel.checkpoint()
+    assert not stream.input_pending
+    reader = threading.Thread(target=read_until_closed, args=(peer,))
+    reader.start()
+    await until(lambda: stream.input_pending)
+    assert await stream.receive_some() == b"after them"
+    await stream.aclose()
+    for thread in (sender, reader):
+        await in_thread(thread.join)
+    peer.sock.close()
+    check(unsent)
 
 
 async def test_c19_data_alone_holds_no_reader_back(

@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from ringtls import SocketStream, relay
 from ringtls._streams.relay_sides import Data, TlsSide
-from ringtls._transports.base import HIGH_WATER, RECEIVE_SIZE
+from ringtls._transports.base import HIGH_WATER, RECEIVE_SIZE, BaseTransport
 from ringtls._transports.ring import RingTransport
 
 from ..conftest import Contexts
@@ -61,15 +61,15 @@ def full(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a side is read no more, as it has TLS answer too much."""
     event = threading.Event()
-    answers_too_much = TlsSide.answers_too_much
+    answers_too_much = BaseTransport.answers_too_much
 
-    def watched(self: TlsSide) -> bool:
+    def watched(self: BaseTransport) -> bool:
         found = answers_too_much(self)
         if found:
             event.set()
         return found
 
-    monkeypatch.setattr(TlsSide, "answers_too_much", watched)
+    monkeypatch.setattr(BaseTransport, "answers_too_much", watched)
     return event
 
 

@@ -69,7 +69,7 @@ class Direction:
         """Bytes that may be read from the source; 0 if it is held up. Asked for each piece, so
         what is mostly false is not called."""
         source, target = self.source, self.target
-        if source.transport.answered >= ANSWER_LIMIT and source.answers_too_much():
+        if source.transport.answered >= ANSWER_LIMIT and source.transport.answers_too_much():
             return 0
         if self.end is not None:
             return HIGH_WATER
@@ -106,7 +106,7 @@ class Direction:
                 self.source_ended = True
                 if self.finish(RelayEnd.ORDERLY):
                     target.half_close()
-            elif not source.answers_too_much():
+            elif not source.transport.answers_too_much():
                 source.transport.resume()
                 return
 

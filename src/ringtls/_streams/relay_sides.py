@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from .._errors import TruncationError
-from .._transports.base import ANSWER_LIMIT, HIGH_WATER, RECEIVE_SIZE
+from .._transports.base import HIGH_WATER, RECEIVE_SIZE
 from .relay_ends import Answer, RelayEnd
 
 if TYPE_CHECKING:
@@ -142,9 +142,6 @@ class Side:
         """True if it takes no more at present; ``relay.look`` is called when that changes."""
         return self.unsent() >= HIGH_WATER and self.transport.has_unsent(LOW_WATER)
 
-    def answers_too_much(self) -> bool:
-        return False
-
     def has_nothing_more(self) -> bool:
         """True if ``read`` would only find that nothing else has come, and that more will be told
         of."""
@@ -211,7 +208,7 @@ class TlsSide(Side):
                         return data
                     if session.has_ciphertext:  # rule 6 of session.py
                         self.transport.answer(session.take_output())
-                        if self.answers_too_much():
+                        if self.transport.answers_too_much():
                             return None
                         continue
                 had_ended = self._input_ended
@@ -262,15 +259,6 @@ class TlsSide(Side):
         if not (session.has_last_word or session.has_ciphertext or self.unsent()):
             self.transport.acknowledge()
         return True
-
-    def answers_too_much(self) -> bool:
-        """True if the peer has TLS answer, and takes in nothing (rule C19)."""
-        if self.transport.answered < ANSWER_LIMIT:
-            return False
-        if self.transport.has_unsent(HIGH_WATER):
-            return True
-        self.transport.answered = 0
-        return False
 
     def has_nothing_more(self) -> bool:
         session = self._session

@@ -286,16 +286,22 @@ class TlsSession:
                 "the connection ended without close_notify: what was received may be incomplete"
             )
 
+    def look(self) -> bool:
+        """Decrypt some of what has come, to know what ``read`` would give. False if there is
+        nothing to find out; else look at the output first (rule 6), then go on."""
+        if not (self.has_nothing_buffered and self.has_ciphertext):
+            return False
+        try:
+            data = self._read_records(RECORD_SIZE)
+        except ssl.SSLError:
+            return False  # it is kept as the failure
+        if data:
+            self.put_back(data)
+        return True
+
+    @property
     def has_input(self) -> bool:
-        """True if ``read`` would give data, the end or an error now. What has come is decrypted
-        for that: a session ticket alone is neither."""
-        while self.has_nothing_buffered and self.has_ciphertext:
-            try:
-                data = self._read_records(RECORD_SIZE)
-            except ssl.SSLError:
-                return True  # it is kept as the failure
-            if data:
-                self.put_back(data)
+        """True if ``read`` would give data, the end or an error now, as far as was looked."""
         return self.handshake_done and not self.has_nothing_buffered
 
     def put_back(self, data: bytes) -> None:

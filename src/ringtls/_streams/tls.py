@@ -14,6 +14,8 @@ Rules:
    over at once, but a peer that takes in nothing must not have it answer for ever. So once
    ANSWER_LIMIT bytes of answers came on top of HIGH_WATER unsent ones, reading waits for room.
    Data alone never holds a reader back: the peer may not read before it has been read from.
+   Who only looks for input (``input_pending``) looks no further then, and receives no more than
+   INPUT_LIMIT bytes beforehand.
 6. Where a handshake ends with the peer's message (a TLS 1.3 server's does: session, rule 4), that
    is acknowledged at once. What the peer says next is small, too, and without TCP_NODELAY it waits
    for that: 40 ms, as the kernel's own acknowledgement waits for something to go with.
@@ -40,7 +42,7 @@ from .._drivers.trio import TrioDriver
 from .._errors import RingUnavailableError
 from .._outcome import CloseOutcome
 from .._statistics import reason_of
-from .._transports.base import ANSWER_LIMIT, HIGH_WATER, RECEIVE_SIZE
+from .._transports.base import ANSWER_LIMIT, HIGH_WATER, INPUT_LIMIT, RECEIVE_SIZE
 from .._transports.ring import RingTransport
 from .._transports.stream import StreamTransport
 from . import trio_socket
@@ -341,12 +343,11 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
           trio.ClosedResourceError: the stream was closed or unwrapped.
         """
         self._check_open()
-        no_more_comes = self._transport.look()
-        try:
-            return self._session.has_input() or no_more_comes
-        finally:
-            if self._session.output:
-                self._transport.enqueue(self._session.take_output())
+        session, transport = self._session, self._transport
+        no_more_comes = session.unread_input < INPUT_LIMIT and transport.look()
+        while not transport.answers_too_much() and self._call_session(session.look):
+            pass
+        return session.has_input or no_more_comes
 
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:

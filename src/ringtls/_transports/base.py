@@ -159,6 +159,14 @@ class BaseTransport:
         else:
             self.answered += len(output)
 
+    def answers_too_much(self) -> bool:
+        if self.answered < ANSWER_LIMIT:
+            return False
+        if self.has_unsent(HIGH_WATER):
+            return True
+        self.answered = 0
+        return False
+
     def enqueue(self, data: bytes | memoryview) -> None:
         raise NotImplementedError
 
