@@ -22,6 +22,7 @@ from ringtls import (
     TruncationError,
     _accepting,
     blocking,
+    relay,
     serve_tls_over_tcp,
     statistics,
 )
@@ -36,7 +37,7 @@ from ..conftest import Contexts
 from ..support.clogging import clog
 from ..support.faces import BlockingFace, Face, TrioFace
 from ..support.peer import End, Meet, Peer, Transport, meet
-from ..support.streams import handshaken, tcp_pair
+from ..support.streams import handshaken, socket_streams, tcp_pair
 from ..support.waiting import LIMIT, closed_while_it_waits, until
 
 
@@ -370,6 +371,36 @@ async def test_c16_another_threads_call_of_a_socket_stream_does_nothing(
         assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == linger
     theirs.settimeout(LIMIT)
     assert theirs.recv(1) == b""
+
+
+async def test_c16_another_threads_use_of_a_socket_stream_does_nothing(contexts: Contexts) -> None:
+    """What takes a stream over must not have it, either, where it is refused."""
+    client, server = await socket_streams()
+
+    async def foreign() -> None:
+        with pytest.raises(RuntimeError, match="another thread"):
+            TlsStream(client, contexts.client, server_hostname="localhost")
+        with pytest.raises(RuntimeError, match="another thread"):
+            await relay(client, server)
+
+    await trio.to_thread.run_sync(trio.run, foreign)
+    async with client, server:
+        await client.send_all(b"as if nothing had been")
+        assert await server.receive_some() == b"as if nothing had been"
+
+
+async def test_c16_another_threads_close_of_a_listener_does_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = SocketListener(sock)
+
+        async def foreign() -> None:
+            with pytest.raises(RuntimeError, match="another thread"):
+                await listener.aclose()
+
+        await trio.to_thread.run_sync(trio.run, foreign)
+        with socket.create_connection(sock.getsockname()):
+            await (await listener.accept()).aclose()
+        await listener.aclose()
 
 
 # What the peer's TCP has

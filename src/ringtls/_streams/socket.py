@@ -375,6 +375,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
     def _release_to_tls(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
+        self._transport.driver.check_caller()
         with self._sending, self._receiving:
             self._check_sendable()
         if not self._is_owner:

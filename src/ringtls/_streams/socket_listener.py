@@ -200,6 +200,7 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
         The caller's own object is closed, too. A process that has a copy of it goes on listening.
         The listener is closed even if this is cancelled.
         """
+        self._driver.check_caller()
         self._listening.stop()
         await trio.lowlevel.checkpoint()
 
