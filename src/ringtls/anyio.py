@@ -47,6 +47,7 @@ from ._streams import socket_listener as _socket_listener
 from ._streams import tls as _tls
 from ._streams import tls_listener as _tls_listener
 from ._streams.closing import checked_timeout
+from ._streams.handshakes import is_silent
 from ._streams.hostnames import ascii_hostname
 from ._streams.self_connection import refuse_itself
 from ._streams.trio_socket import StandIn
@@ -290,7 +291,8 @@ class _Listener(Listener[ByteStream]):
             await stream.aclose()
             if not isinstance(error, trio.BrokenResourceError | trio.TooSlowError):
                 raise
-            _logger.info("a handshake failed: %s", str(error) or "it took too long")
+            level = logging.DEBUG if is_silent(stream) else logging.INFO
+            _logger.log(level, "a handshake failed: %s", str(error) or "it took too long")
             return False
         return True
 

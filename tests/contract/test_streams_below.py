@@ -17,13 +17,13 @@ import trio.testing
 from trio.testing import wait_all_tasks_blocked
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import CloseOutcome, TlsStream
+from ringtls import CloseOutcome, SocketStream, TlsStream
 from ringtls._transports import stream as stream_transport
 from ringtls._transports.stream import StreamTransport
 
 from ..conftest import Contexts
 from ..support.peer import Peer, adapted_socket_stream, trio_socket_stream
-from ..support.streams import handshaken, tcp_pair
+from ..support.streams import handshaken, reset, tcp_pair
 from ..support.waiting import LIMIT, until
 from ..test_adapter import over
 
@@ -565,18 +565,30 @@ async def test_c18_an_alert_tells_more_than_a_failed_send(contexts: Contexts) ->
 # Item: health checks
 
 
+@pytest.mark.parametrize(
+    ("below", "leave"),
+    [
+        (adapted_socket_stream, socket.socket.close),
+        (SocketStream, socket.socket.close),
+        (SocketStream, reset),
+    ],
+)
 @pytest.mark.parametrize("said", [b"", b"\x16"])
 async def test_a_peer_that_says_nothing_and_goes_is_no_event(
-    contexts: Contexts, caplog: pytest.LogCaptureFixture, said: bytes
+    contexts: Contexts,
+    caplog: pytest.LogCaptureFixture,
+    said: bytes,
+    below: Callable[[socket.socket], trio.abc.Stream],
+    leave: Callable[[socket.socket], None],
 ) -> None:
     ours, theirs = tcp_pair()
     with caplog.at_level(logging.DEBUG, "ringtls"):
-        stream: AnyTls = TlsStream(adapted_socket_stream(ours), contexts.server, server_side=True)
+        stream: AnyTls = TlsStream(below(ours), contexts.server, server_side=True)
         theirs.sendall(said)
-        theirs.close()
+        leave(theirs)
         async with stream:
             with pytest.raises(trio.BrokenResourceError):
                 await stream.do_handshake()
-    levels = [record.levelno for record in caplog.records]
+    levels = [record.levelno for record in caplog.records if " ended: " in record.message]
     assert levels == [logging.INFO if said else logging.DEBUG]
     gc.collect()

@@ -405,10 +405,11 @@ class Closing:
 
     @property
     def _was_health_check(self) -> bool:
-        """A peer that connects, sends nothing and goes: a load balancer does that all day."""
+        """A peer that connects, sends nothing and goes: a load balancer does that all day, and
+        spares itself TIME_WAIT by a reset."""
         session = self._session
         return (
-            self.outcome is CloseOutcome.BEFORE_HANDSHAKE
+            self.outcome in (CloseOutcome.BEFORE_HANDSHAKE, CloseOutcome.PEER_RESET)
             and session is not None
             and session.peer_is_silent
         )
