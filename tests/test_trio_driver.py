@@ -39,7 +39,7 @@ from .support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from .support.peer import Peer, Transport, meet
 from .support.processes import in_child
 from .support.streams import handshaken, open_fds, socket_streams, tcp_pair
-from .support.waiting import LIMIT, closed_while_it_waits, until, wait_until
+from .support.waiting import LIMIT, closed_while_it_waits, cut_off, until, wait_until
 
 NS_PER_SECOND = 10**9
 
@@ -200,6 +200,64 @@ def test_h7_a_driver_that_was_only_half_made(function: str) -> None:
         assert open_fds() == before
 
     in_child(run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("function", ["TrioDriver.wait.<locals>.cancel", "Ring.cancel"])
+def test_c16_an_exception_at_each_bytecode_of_a_cancellation(function: str) -> None:
+    """trio would crash if it were raised in what it calls. Who is cancelled wakes all the same."""
+
+    async def main() -> None:
+        left, right = await socket_streams()
+        async with left, right:
+            await cut_off(left.receive_some)
+
+    def play(injection: RaiseAt) -> None:
+        with injection.tracing(), suppress(InjectedError):
+            trio.run(main)
+
+    raise_at_each_bytecode(function, play)
+
+
+@pytest.mark.long
+def test_c16_an_exception_at_each_bytecode_of_a_checkpoint() -> None:
+    """trio would crash if a task went on that is scheduled."""
+
+    async def main() -> None:
+        with suppress(InjectedError):
+            await TrioDriver.uncancellable_checkpoint()
+        await trio.lowlevel.checkpoint()
+
+    def play(injection: RaiseAt) -> None:
+        with injection.tracing():
+            trio.run(main)
+
+    raise_at_each_bytecode("TrioDriver.uncancellable_checkpoint", play)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_c16_an_exception_at_each_bytecode_of_a_wait() -> None:
+    """Nobody is woken by what it waited for, out of another sleep."""
+
+    async def main(injection: RaiseAt) -> None:
+        kept: list[InjectedError] = []  # and with it the operation
+        ours, theirs = tcp_pair()
+        theirs.sendall(b"something")
+        async with SocketStream(ours) as stream:
+            try:
+                with injection.tracing():
+                    await stream.peek(100)
+            except InjectedError as error:
+                kept.append(error)
+            assert await stream.receive_some() == b"something"
+            kept.clear()
+            theirs.close()
+
+    def play(injection: RaiseAt) -> None:
+        trio.run(main, injection)
+
+    raise_at_each_bytecode("TrioDriver.wait", play, in_awaits=False)
 
 
 @pytest.mark.ringtls_allow_unclosed

@@ -69,7 +69,7 @@ async def must_complete(async_fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> 
             "must_complete() calls the function itself: "
             "write must_complete(f, x), not must_complete(f(x))"
         )
-    return await run_apart(partial(async_fn, *args), on_cancel=lambda: None)
+    return await run_apart(partial(async_fn, *args))
 
 
 @enable_ki_protection
@@ -115,11 +115,15 @@ async def replace(old: trio.abc.AsyncResource, new: ResourceT) -> ResourceT:
     return new
 
 
-async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], object]) -> T:
-    """Rule 1. ``on_cancel`` is called at most once, when the caller is cancelled or interrupted."""
+async def run_apart(
+    function: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], object] | None = None
+) -> T:
+    """Rule 1. ``on_cancel`` is called soon after the caller is cancelled or interrupted."""
     results: list[outcome.Outcome[T]] = []
     caller = TrioWaitQueue()
-    is_told = False
+    wait = caller.wait_uncancellable
+    if on_cancel is not None:
+        wait = partial(caller.wait_with, _abort_by(on_cancel))
 
     def hand_back(result: outcome.Outcome[T]) -> None:
         results.append(result)
@@ -131,18 +135,24 @@ async def run_apart(function: Callable[[], Awaitable[T]], *, on_cancel: Callable
     def fail(error: BaseException) -> None:
         hand_back(outcome.Error(error))
 
-    def abort(_: RaiseCancelT) -> Abort:
-        nonlocal is_told
-        if not is_told:
-            is_told = True
-            on_cancel()
-        return Abort.FAILED
-
     async with trio.open_nursery() as nursery:
         Task(work, fail).start(partial(nursery.start_soon, name=function))
         while not results:
-            await caller.wait_with(abort)
+            await wait()
     return results.pop().unwrap()  # no reference cycle: what it raises has this frame
+
+
+def _abort_by(function: Callable[[], object]) -> Callable[[RaiseCancelT], Abort]:
+    """As the driver's. Where there can't be one, what is raised in it ends the run."""
+    try:
+        return TrioDriver.current().abort_by(function)
+    except OSError:  # no descriptor is left, and that must keep nothing from being closed
+
+        def abort(_: RaiseCancelT) -> Abort:
+            function()
+            return Abort.FAILED
+
+        return abort
 
 
 class Patience:
@@ -153,7 +163,8 @@ class Patience:
         self._scopes: dict[trio.CancelScope, Deadlines] = {}
 
     def limit(self) -> None:
-        """There was a cancellation: GRACE for each that is closing, and for each to come."""
+        """There was a cancellation: GRACE for each that is closing, and for each to come. To be
+        repeated if something is raised in here."""
         self._is_limited = True
         for scope, deadlines in self._scopes.items():
             deadlines.end_after(scope, GRACE)

@@ -532,7 +532,8 @@ class AsyncDestructor(trio.abc.AsyncResource):
         raise TypeError(f"a {type(self).__name__} can't be copied or pickled: it ends once")
 
     def __del__(self) -> None:
-        self.__destruction.drop(self)
+        if hasattr(self, RECORD):  # else its making was broken off
+            self.__destruction.drop(self)
 
 
 _slot = AsyncDestructor.__dict__[RECORD]

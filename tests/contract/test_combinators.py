@@ -202,6 +202,24 @@ def test_c16_d3_an_exception_at_each_bytecode_of_its_task(
     raise_at_each_bytecode(function, play, in_awaits=False)
 
 
+@pytest.mark.long
+def test_c16_d1_an_exception_at_each_bytecode_of_what_a_cancellation_does() -> None:
+    """trio would crash if it were raised in there. It is done all the same."""
+
+    async def main() -> None:
+        log: list[str] = []
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await aclose_all(Stuck("stuck", log))
+        assert log == ["stuck closed at 5"]
+
+    def play(injection: RaiseAt) -> None:
+        with injection.tracing():
+            trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    raise_at_each_bytecode("Patience.limit", play)
+
+
 async def test_d3_sees_the_context_of_its_caller() -> None:
     variable = contextvars.ContextVar[str]("variable")
     variable.set("the caller's")

@@ -710,6 +710,29 @@ def test_c16_a1_an_exception_at_each_bytecode_where_the_run_ends(function: str) 
     raise_at_each_bytecode(function, play_with_an_exception, in_awaits=False)
 
 
+@pytest.mark.long
+@pytest.mark.ringtls_allow_unclosed
+@pytest.mark.filterwarnings("ignore:unclosed Value")
+@pytest.mark.parametrize("function", ["AsyncDestructor.__new__", "Destruction.__init__"])
+def test_c16_a1_a_value_that_was_only_half_made(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its finalizer raises nothing."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    async def main() -> None:
+        with suppress(InjectedError):
+            Value("value", [])
+
+    def play(injection: RaiseAt) -> None:
+        with injection.tracing():
+            trio.run(main)
+        assert not unraisable, injection.place
+
+    raise_at_each_bytecode(function, play)
+
+
 # A3
 
 

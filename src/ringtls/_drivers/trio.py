@@ -17,7 +17,8 @@ Rules:
    raises at the very entry of the instrument can't be caught: a second instrument, called after
    the first, sees that it is missing and puts it back. trio ends a run whose system task raises,
    or a function that run_sync_soon calls: all of ours begin in a frame that is not ours, and
-   which catches.
+   which catches. It crashes where an abort function raises: ours have no Python code, and leave
+   what is to be done to the instrument, before what was cancelled is submitted.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
    a. The main task is done and the system tasks are cancelled. The pump stays until it is the
       last of them and every close that has begun is done.
@@ -30,7 +31,8 @@ Rules:
       what else is in flight has GRACE seconds to end.
    What ends these waits is looked for in each tick, and not told once: that would be lost where a
    signal's handler raises in its midst. So are the late pump that was asked for, and the calls
-   that other threads and finalizers have left: what raises in one is called once more.
+   that other threads, finalizers and cancellations have left: what raises in one is called once
+   more.
    After the run the ring is drained and freed. Every wait of these is bounded: an end that is
    not there LATE seconds after its deadline is given up (rule C16).
 """
@@ -44,6 +46,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
+from itertools import filterfalse, repeat
 from threading import get_ident
 from types import coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -84,9 +87,16 @@ def _message_of(coroutine: Coroutine[Any, Any, object]) -> Any:
 
 
 def _answering(answer: Abort) -> Callable[[RaiseCancelT], Abort]:
-    """An abort function with no Python code in it: nobody could catch what is raised at its entry
-    (by a signal's handler, say), and trio would crash."""
+    """An abort function that does nothing (rule 4)."""
     return partial({"": answer}.get, "")  # type: ignore[return-value]
+
+
+def _leaving(
+    calls: deque[Callable[[], object]], function: Callable[[], object]
+) -> Callable[[RaiseCancelT], Abort]:
+    """An abort function that leaves a function to be called, and fails (rule 4)."""
+    left = filterfalse(calls.append, repeat(function))
+    return partial(next, map({function: Abort.FAILED}.__getitem__, left))
 
 
 _CHECKPOINT = _message_of(trio.lowlevel.cancel_shielded_checkpoint())
@@ -214,6 +224,7 @@ class TrioDriver(trio.abc.Instrument):
         self._submitted = False
         self.is_at_work = False  # seen and cleared by the guard in each tick
         self._due: deque[Callable[[], object]] = deque()
+        self._cancellations: deque[Callable[[], object]] = deque()
         self._pumps = 0  # that were started: the last one counts
         self._pump_runs = False
         self._draining = False  # the pump waits for the ends of closings, and not for the eventfd
@@ -278,23 +289,25 @@ class TrioDriver(trio.abc.Instrument):
         return TrioWaitQueue()
 
     async def wait(self, operation: Handle) -> int | bytes:
-        task = current_task()
-        raise_cancel: RaiseCancelT | None = None
+        caller = TrioWaitQueue()
 
-        def abort(raise_cancel_: RaiseCancelT) -> Abort:
-            nonlocal raise_cancel
-            raise_cancel = raise_cancel_
-            operation.cancel()
-            return Abort.FAILED
+        def cancel() -> None:
+            if not operation.done:
+                operation.cancel()
 
-        operation.notify(lambda request: reschedule(task))
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        operation.notify(lambda request: caller.wake())
+        await caller.wait_with(self.abort_by(cancel))
         try:
             return operation.take()
         except OSError as error:
-            if error.errno == errno.ECANCELED and raise_cancel is not None:
-                raise_cancel()
+            if error.errno == errno.ECANCELED:
+                await trio.lowlevel.checkpoint_if_cancelled()
             raise
+
+    def abort_by(self, function: Callable[[], object]) -> Callable[[RaiseCancelT], Abort]:
+        """What a cancellation does to who waits (see trio.lowlevel.wait_task_rescheduled): it goes
+        on waiting, and the function is called before trio sleeps."""
+        return _leaving(self._cancellations, function)
 
     checkpoint = staticmethod(trio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
@@ -307,8 +320,17 @@ class TrioDriver(trio.abc.Instrument):
     @staticmethod
     @coroutine
     def uncancellable_checkpoint() -> Generator[Any, Any, None]:
-        reschedule(current_task(), _WOKEN)
-        yield _UNCANCELLABLE_WAIT
+        task = current_task()
+        try:
+            reschedule(task, _WOKEN)
+            yield _UNCANCELLABLE_WAIT
+        except GeneratorExit:  # this coroutine is finalized: the run has crashed
+            raise
+        except BaseException:  # a task that is scheduled must sleep, or trio crashes
+            with suppress(AssertionError):  # it is
+                reschedule(task, _WOKEN)
+            yield _UNCANCELLABLE_WAIT
+            raise
 
     def register(self, ending: Ending) -> None:
         self._endings[ending] = None
@@ -367,8 +389,10 @@ class TrioDriver(trio.abc.Instrument):
                 self._mind_deadlines(timeout)
             if self._draining:
                 self._mind_the_end()
-            if self._due:
+            if self._due or self._cancellations:
                 self._have_one_more_tick()
+            if self._cancellations:
+                self._make_calls(self._cancellations)
             if self._wants_late_pump and _are_system_tasks_done():
                 self._call_for_late_pump()
             self.is_at_work = True
@@ -406,23 +430,23 @@ class TrioDriver(trio.abc.Instrument):
             if timeout > 0:
                 self._polling.wakes()
             if self._due:
-                self._make_calls()
+                self._make_calls(self._due)
             self._reap()
         except BaseException as failure:
             self._fail(failure)
 
-    def _make_calls(self) -> None:
+    def _make_calls(self, calls: deque[Callable[[], object]]) -> None:
         if self.is_forked:
-            self._due.clear()  # the parent makes them
-        for _ in range(len(self._due)):  # what they add is for the next tick
-            function = self._due[0]
+            calls.clear()  # the parent makes them
+        for _ in range(len(calls)):  # what they add is for the next tick
+            function = calls[0]
             try:
                 try:
                     function()
                 except BaseException:
                     function()
             finally:
-                self._due.popleft()
+                calls.popleft()
 
     def after_run(self) -> None:
         """To be repeated if something is raised in here."""
