@@ -191,6 +191,18 @@ def test_a_connection_that_is_refused(contexts: Contexts) -> None:
         blocking.open_tls_over_tcp_stream("localhost", port, ssl_context=contexts.client)
 
 
+def test_timeouts_of_connecting(contexts: Contexts, port: int) -> None:
+    for wrong in (-1, math.nan, 10**400):
+        with pytest.raises(ValueError, match="timeout"):
+            blocking.open_tls_over_tcp_stream("localhost", port, timeout=wrong)
+    for longest in (math.inf, None):
+        stream = blocking.open_tls_over_tcp_stream(
+            "localhost", port, ssl_context=contexts.client, timeout=longest
+        )
+        with stream:
+            assert stream.timeout == longest
+
+
 def test_no_stream_is_left_if_the_context_does_not_fit(contexts: Contexts, port: int) -> None:
     with pytest.raises(ssl.SSLError, match="SERVER"):
         blocking.open_tls_over_tcp_stream("localhost", port, ssl_context=contexts.server)

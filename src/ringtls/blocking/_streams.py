@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from types import TracebackType
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from .._streams.relay_ends import RelayOutcome
 
 __all__ = ["SocketStream", "TlsStream", "open_tls_over_tcp_stream", "relay"]
+
+#: Seconds that the timeout of a socket can have: the kernel waits for an int of milliseconds.
+LONGEST_OF_SOCKETS = 2_000_000.0
 
 
 class _Stream(Uncopyable):
@@ -442,13 +446,16 @@ def open_tls_over_tcp_stream(
     Raises:
       OSError: no address of the host could be connected to.
       RingUnavailableError: io_uring is forced, and there is none here.
+      ValueError: ``timeout`` is negative or not a number.
     """
+    seconds = math.inf if timeout is None else checked_timeout(timeout)
     BlockingDriver.current()  # raises before there is anything to be closed
     context = ssl_context or ssl.create_default_context()
     address = ascii_hostname(host), port
-    sock = socket.create_connection(address, timeout)
+    sock = socket.create_connection(address, min(seconds, LONGEST_OF_SOCKETS))
     refuse_itself(sock)
     stream = SocketStream(sock)
+    stream.timeout = timeout
     try:
         return TlsStream(stream, context, server_hostname=host, https_compatible=https_compatible)
     except BaseException:
