@@ -492,19 +492,19 @@ class Http2Server:
         self.flush()
 
     def answer(self) -> None:
-        self._prepare_answers()
+        self.prepare_answers()
         self.flush()
 
     def answer_in_one_piece(self) -> None:
-        self._prepare_answers()
+        self.prepare_answers()
         self.peer.send(self._http2.data_to_send())
 
-    def _prepare_answers(self) -> None:
-        """The latest first. What is not whole is reset, as nginx does."""
+    def prepare_answers(self, *, resets: bool = True) -> None:
+        """The latest first. What is not whole is reset, as nginx does it."""
         for stream in sorted(self._open, reverse=True):
             self._http2.send_headers(stream, [(":status", "200")])
             self._http2.send_data(stream, b"ok", end_stream=True)
-            if stream not in self._whole:
+            if resets and stream not in self._whole:
                 self._http2.reset_stream(stream, ErrorCodes.NO_ERROR)
         self._open.clear()
 
@@ -734,8 +734,13 @@ async def test_who_looks_does_not_meet_who_reads(http2_contexts: Contexts) -> No
         assert await stream.read(1000) == EMPTY_FRAME
 
     with playing(http2_contexts, script) as port:
-        async with connecting(http2_contexts, http2=True) as client:
-            response = await client.get(f"https://localhost:{port}")
+        context = contexts_of(
+            http2_contexts.ca, http2_contexts.certificate, http2_contexts.key
+        ).client
+        async with httpcore.AsyncConnectionPool(
+            ssl_context=context, http2=True, network_backend=RingBackend()
+        ) as pool:
+            response = await pool.request("GET", f"https://localhost:{port}")
             stream = response.extensions["network_stream"]
             is_idle.set()
             for _ in range(rounds):
@@ -797,6 +802,45 @@ async def test_nothing_of_http2_is_sent_again_next_to_what_may_not_be(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(request, client, "GET", None)
                 nursery.start_soon(request, client, *other)
+
+
+async def test_nor_is_what_was_answered_ahead_of_its_upload(http2_contexts: Contexts) -> None:
+    """1. A POST is answered before it has sent its body; a GET next to it is not.
+
+    2. The connection ends, and the GET is told so. 3. The POST goes on.
+    """
+    scripts = iter([one_answer_too_few, http2_answer_until_the_end])
+    is_told = trio.Event()
+
+    async def get() -> None:
+        with suppress(*FAILURES):
+            await client.get(url)
+        is_told.set()
+
+    class Body(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            assert not is_told.is_set(), "sent again"
+            nursery.start_soon(get)
+            await is_told.wait()
+            yield b"x"
+
+    with replaying(http2_contexts, lambda peer: next(scripts)(peer)) as port:
+        url = f"https://localhost:{port}"
+        async with (
+            connecting(http2_contexts, http2=True) as client,
+            trio.open_nursery() as nursery,
+        ):
+            await client.get(url)
+            assert (await client.post(url, content=Body())).text == "ok"
+
+
+def one_answer_too_few(peer: Peer) -> None:
+    server = Http2Server(peer)
+    server.answer_next()
+    server.receive(1, of=RequestReceived)
+    server.prepare_answers(resets=False)
+    server.receive(1)
+    end_by_close_notify(peer)
 
 
 async def test_nor_is_one_of_http2_whose_answer_has_begun(http2_contexts: Contexts) -> None:

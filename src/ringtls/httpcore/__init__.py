@@ -24,7 +24,8 @@ except ModuleNotFoundError as _error:
         f"ringtls.httpcore needs {_error.name}: pip install 'ringtls[httpx]'", name=_error.name
     ) from _error
 
-from ._backend import RingBackend, Stream
+from ._backend import Inside, RingBackend, Stream
+from ._requests import may_be_sent_twice
 
 __all__ = ["RingBackend", "transport"]
 
@@ -50,12 +51,14 @@ class _Pooled:
     """A connection that leaves its pool when it is of no more use.
 
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
-    a request takes longer with each that it has. One whose server has ended it takes no request.
+    a request takes longer with each that it has. One whose server has ended it takes no request. It
+    also counts what is inside, for rule 4 of ``_backend``.
     """
 
     def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
         self._below = below
         self._stream: Stream | None = None  # where HTTP/2 is spoken
+        self._inside = Inside()
         self._has_ended = False
 
     def __getattr__(self, name: str) -> Any:
@@ -65,9 +68,16 @@ class _Pooled:
         if self._stream is not None and await self._stream.has_ended():
             self._has_ended = True
             raise httpcore.ConnectionNotAvailable
-        response = await self._below.handle_async_request(request)
+        is_once_only = not may_be_sent_twice(request)
+        self._inside.once_only += is_once_only
+        try:
+            response = await self._below.handle_async_request(request)
+        finally:
+            self._inside.once_only -= is_once_only
         if response.extensions["http_version"] == b"HTTP/2":
-            self._stream = response.extensions["network_stream"]
+            stream: Stream = response.extensions["network_stream"]
+            stream.inside = self._inside
+            self._stream = stream
         return response
 
     def is_available(self) -> bool:

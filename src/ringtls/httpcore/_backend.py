@@ -8,14 +8,16 @@ Rules:
    again when a request begins; if it has ended, nothing is sent, and the pool is told to take
    another one. In HTTP/2 a server may have said more than that: this is taken in, and kept for
    httpcore, which sees to GOAWAY. And httpcore tells all requests of a connection what ``write``
-   raised, also one whose answer has come and is being taken. So who can looks by ``has_ended``
-   before httpcore has the request; then the connection itself looks no more.
+   raised, also one whose answer has come and is being taken. So a pool's connection looks by
+   ``has_ended`` before httpcore has the request; then this one itself looks no more.
    Who looks never meets who reads: one task receives at a time, and while one waits for what
    comes, there is nothing to look at.
 3. A connection ends with the trio run that it was made in, a pool need not. So a request of a later
    run takes another one, whatever was on its way: nobody waits for that any more.
 4. A server may end an idle connection while a request is on its way. If that may be sent again
-   (``_requests``), the pool is told so.
+   (``_requests``), the pool is told so. In HTTP/2 httpcore tells all requests that are inside of
+   the connection, also one that was answered already, ahead of its body say. So that is done only
+   if a pool's connection counts those that may not be sent twice, and none is inside.
 5. A server of HTTP/2 may answer a request before it has the body, and reset its stream behind the
    answer (RFC 9113, section 8.1). If httpcore reads the reset before it has sent the body, it
    raises, in spite of the answer. It reads no further than who waits for an answer needs; and if a
@@ -30,6 +32,7 @@ import ssl
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpcore
@@ -45,7 +48,7 @@ from ._requests import Requests, requests_of
 if TYPE_CHECKING:
     from httpcore import SOCKET_OPTION
 
-__all__ = ["RingBackend", "Stream"]
+__all__ = ["Inside", "RingBackend", "Stream"]
 
 RECEIVE_SIZE = 65536
 
@@ -111,6 +114,13 @@ async def _prepared(
     return Stream(stream)
 
 
+@dataclass
+class Inside:
+    """Counts the requests in a connection of HTTP/2 whose answer httpcore has not handed over."""
+
+    once_only: int = 0  #: those that may not be sent twice
+
+
 class Stream(httpcore.AsyncNetworkStream):
     """A connection: the socket's stream, and the layers of TLS on it."""
 
@@ -120,7 +130,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self._stream: SocketStream | TlsStream[Any] = tls[-1] if tls else below
         self._requests: Requests | None = None  # before HTTP begins
         self._run = trio.lowlevel.current_trio_token()
-        self._looks_itself = True  # where HTTP/2 is spoken
+        self.inside: Inside | None = None  # where HTTP/2 is spoken, and somebody counts
         self._looking = trio.Lock()
         self._receiving = trio.Lock()
         self._ahead: deque[bytes] = deque()  # pieces that were taken in, and not asked for yet
@@ -175,7 +185,10 @@ class Stream(httpcore.AsyncNetworkStream):
 
     async def _send_again(self, error: Exception | None = None) -> None:
         """Rule 4: have that done, if it may be."""
-        if self._requests is not None and self._requests.may_be_sent_again:
+        requests = self._requests
+        if requests is None or not requests.may_be_sent_again:
+            return
+        if not requests.are_at_once or (self.inside is not None and not self.inside.once_only):
             await self._give_up(error)
 
     async def _give_up(self, error: Exception | None = None) -> NoReturn:
@@ -189,13 +202,12 @@ class Stream(httpcore.AsyncNetworkStream):
             return True
         if not requests.may_go_elsewhere:
             return False
-        if requests.server_may_speak:
-            return self._looks_itself and await self._look()
+        if requests.are_at_once:
+            return self.inside is None and await self._look()
         return self._is_readable()
 
     async def has_ended(self) -> bool:
         """Rule 2, for who has a request of HTTP/2 that httpcore does not know of yet."""
-        self._looks_itself = False
         if self._requests is None:
             return False
         await _acquire(self._looking)

@@ -22,15 +22,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-__all__ = ["Requests", "requests_of"]
+if TYPE_CHECKING:
+    import httpcore
+
+__all__ = ["Requests", "may_be_sent_twice", "requests_of"]
 
 #: How a request begins in HTTP/1.1: RFC 9112, section 3.
 _REQUEST_LINE = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.1\r\n")
 
 #: How the head of one begins that may be sent twice; see rule 1.
 _MAY_BE_SENT_TWICE = (b"GET ", b"HEAD ", b"OPTIONS ")
+
+#: The headers of one with a body.
+_OF_A_BODY = (b"content-length", b"transfer-encoding")
 
 #: The head of one that asks for something else than HTTP; see rule 4.
 _ASKS_FOR_ANOTHER = re.compile(rb"\ACONNECT |\r\nUpgrade:", re.IGNORECASE)
@@ -59,8 +65,8 @@ class Requests(Protocol):
         """True if the next one may go elsewhere once the connection has ended: nothing is lost."""
 
     @property
-    def server_may_speak(self) -> bool:
-        """True if the server may say something without having been asked."""
+    def are_at_once(self) -> bool:
+        """True if there may be several, and the server may speak without having been asked."""
 
     def begins(self, data: bytes) -> bool:
         """True if a request begins with what is to be sent now."""
@@ -70,6 +76,12 @@ class Requests(Protocol):
 
     def received(self, data: bytes) -> list[bytes]:
         """Note what has come. The value is the same, in the pieces that it is handed over in."""
+
+
+def may_be_sent_twice(request: httpcore.Request) -> bool:
+    """Rule 1."""
+    has_body = any(name.lower() in _OF_A_BODY for name, _ in request.headers)
+    return request.method + b" " in _MAY_BE_SENT_TWICE and not has_body
 
 
 def requests_of(data: bytes) -> Requests | None:
@@ -82,7 +94,7 @@ def requests_of(data: bytes) -> Requests | None:
 class _Http1:
     """One after the other."""
 
-    server_may_speak = False
+    are_at_once = False
 
     def __init__(self) -> None:
         self._has_answered = False
@@ -123,7 +135,7 @@ class _Http1:
 class _Http2:
     """Several at once. A client's frames are sent whole, a server's come in any pieces."""
 
-    server_may_speak = True
+    are_at_once = True
 
     def __init__(self) -> None:
         self._has_answered = False
