@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -175,10 +175,11 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
-def test_a_program_without_arguments(program: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, program], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"usage: {program.name}")
-    assert "Traceback" not in result.stderr
+def test_a_program_without_arguments(
+    program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(program), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"usage: {program.name}")

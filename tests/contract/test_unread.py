@@ -16,11 +16,9 @@ from ..conftest import Contexts
 from ..support.peer import MakeTransport, Meet, adapted_socket_stream
 from ..support.streams import tcp_pair
 from ..support.tlslite import TLS_1_2, TLS_1_3, ScriptedServer
+from ..support.waiting import LIMIT
 
 SIZE = 300_000
-
-#: Seconds that the server may take for it, which decrypts in Python, and slowly under sanitizers.
-PATIENCE = 240
 
 Say = Callable[[ScriptedServer], None]
 CLOSE_NOTIFY = "alert 0"
@@ -51,7 +49,7 @@ async def has_come(stream: TlsStream, sock: socket.socket) -> None:
 
 def client(make: MakeTransport, sock: socket.socket, contexts: Contexts) -> TlsStream:
     context = ssl.create_default_context(cafile=str(contexts.ca))
-    return TlsStream(make(sock), context, server_hostname="localhost", shutdown_timeout=PATIENCE)  # type: ignore[arg-type]
+    return TlsStream(make(sock), context, server_hostname="localhost", shutdown_timeout=LIMIT)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [SocketStream, adapted_socket_stream], ids=["ring", "adapter"])

@@ -227,7 +227,7 @@ def copied(contexts: Contexts, directory: Path) -> Contexts:
 
 
 def certificate_of(server: Server) -> bytes:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with context.wrap_socket(server.tcp()) as sock:
