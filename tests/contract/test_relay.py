@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,10 @@ POOL = BUFFERS * BUFFER_SIZE
 SHORT_ANSWER = ANSWER[:20_000]
 
 
+#: A private key takes OpenSSL some milliseconds to read.
+of_version = cache(Contexts.of_version)
+
+
 @dataclass(frozen=True)
 class Between:
     """What a relay is between: streams of two kinds, on the face that they belong to."""
@@ -94,7 +99,7 @@ class Between:
 
     def relay(self, contexts: Contexts, client: Part, backend: Part, **options: Any) -> Met:
         play_face = play_blocking if self.is_blocking else play
-        contexts = contexts.of_version(self.version)
+        contexts = of_version(contexts, self.version)
         return play_face(contexts, (self.a, self.b), client, backend, **options)
 
 

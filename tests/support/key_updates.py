@@ -6,6 +6,7 @@ From the traffic secret in a key log (RFC 8446, sections 4.6.3, 5.2 and 7).
 from __future__ import annotations
 
 import hmac
+from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -60,6 +61,10 @@ class ClientRecords:
 
 def _expand(secret: bytes, label: bytes, size: int) -> bytes:
     """HKDF-Expand-Label of at most one block."""
+    return hmac.digest(secret, _info(label, size), "sha384")[:size]
+
+
+@cache
+def _info(label: bytes, size: int) -> bytes:
     label = b"tls13 " + label
-    info = size.to_bytes(2, "big") + bytes([len(label)]) + label + b"\x00\x01"
-    return hmac.digest(secret, info, "sha384")[:size]
+    return size.to_bytes(2, "big") + bytes([len(label)]) + label + b"\x00\x01"
