@@ -18,7 +18,7 @@ from weakref import ref
 import pytest
 import trio
 
-from ringtls import AsyncDestructor, TlsStream, aclose_all, blocking, must_complete
+from ringtls import AsyncDestructor, TlsStream, _combinators, aclose_all, blocking, must_complete
 from ringtls._connecting import connect_to_any
 from ringtls._drivers.blocking import BlockingDriver
 from ringtls._drivers.trio import TrioDriver
@@ -95,6 +95,11 @@ class FailingResource(trio.abc.AsyncResource):
         raise KeyError
 
 
+class SlowResource(trio.abc.AsyncResource):
+    async def aclose(self) -> None:
+        await trio.sleep_forever()
+
+
 class Owner(AsyncDestructor):
     def __init__(self) -> None:
         self.resource = FailingResource()
@@ -114,6 +119,19 @@ async def test_a_destructor_that_fails(cls: type[AsyncDestructor]) -> None:
         await value.aclose()
     seen = ref(value)
     del value
+    assert seen() is None
+
+
+async def test_a_resource_that_closes_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_combinators, "GRACE", 0)
+
+    async def close(resources: list[SlowResource]) -> None:
+        await aclose_all(*resources)
+        await trio.lowlevel.checkpoint()
+
+    resources = [SlowResource()]
+    await cut_off(close, resources)
+    seen = ref(resources.pop())
     assert seen() is None
 
 

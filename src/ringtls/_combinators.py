@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar, TypeVarTuple
+from weakref import WeakKeyDictionary
 
 import outcome
 import trio
@@ -160,7 +160,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._is_limited = False
-        self._scopes: dict[trio.CancelScope, Deadlines] = {}
+        self._scopes: WeakKeyDictionary[trio.CancelScope, Deadlines] = WeakKeyDictionary()
 
     def limit(self) -> None:
         """There was a cancellation: GRACE for each that is closing, and for each to come. To be
@@ -169,18 +169,12 @@ class Patience:
         for scope, deadlines in self._scopes.items():
             deadlines.end_after(scope, GRACE)
 
-    @contextmanager
-    def scope(self) -> Iterator[trio.CancelScope]:
+    def scope(self) -> trio.CancelScope:
         scope, deadlines = trio.CancelScope(), _deadlines()
         if self._is_limited:
             deadlines.end_after(scope, GRACE)
         self._scopes[scope] = deadlines
-        try:
-            with scope:
-                yield scope
-        finally:
-            self._scopes.pop(scope, None)
-            deadlines.forget(scope)
+        return scope
 
 
 def _deadlines() -> Deadlines:

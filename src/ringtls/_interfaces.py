@@ -14,8 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from trio import CancelScope
 
     from ._engine.handle import Handle
@@ -261,7 +259,7 @@ class Transport(Protocol):
 class TaskDriver(Driver, Protocol):
     """A driver that has tasks: that of a trio run."""
 
-    def move_on_at(self, deadline: float) -> AbstractContextManager[CancelScope]:
+    def move_on_at(self, deadline: float) -> CancelScope:
         """As trio.move_on_at(), with a time of _clock.now(): it comes whatever the run's clock
         does, or sooner if that says so."""
 

@@ -47,6 +47,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
 from itertools import filterfalse, repeat
+from math import inf
 from threading import get_ident
 from types import coroutine
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -385,7 +386,7 @@ class TrioDriver(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         try:
-            if self.deadlines.scopes and timeout > 0:
+            if timeout > 0 and self.deadlines.not_before < inf:
                 self._mind_deadlines(timeout)
             if self._draining:
                 self._mind_the_end()
