@@ -383,7 +383,7 @@ def test_what_python_would_say_itself_is_in_the_log() -> None:
         [sys.executable, "-c", UNRAISABLE], capture_output=True, text=True, timeout=PATIENCE
     )
     ignored, unformatted = run.stderr.splitlines()
-    assert re.search(r" ERROR worker 1: exception ignored in .*: ValueError\('a fault'\)$", ignored)
+    assert re.search(r" ERROR worker 1: Exception ignored .*>: ValueError\('a fault'\)$", ignored)
     assert " WARNING worker 1: a line can't be formatted: TypeError(" in unformatted
 
 

@@ -177,7 +177,7 @@ async def open_tls_over_tcp_listeners(
     Raises:
       OSError: the address can't be had, as when the port is in use.
       RingUnavailableError: io_uring is forced, and there is none here.
-      ssl.SSLError: the context is one for clients.
+      ssl.SSLError: the context is one for clients. Newer CPythons may say that by a ValueError.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
     with _all_or_none(listeners):

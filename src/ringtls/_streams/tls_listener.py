@@ -29,7 +29,7 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
 
     Raises:
       TypeError, ValueError: ``shutdown_timeout`` is negative or not a number.
-      ssl.SSLError: the context is one for clients.
+      ssl.SSLError: the context is one for clients. Newer CPythons may say that by a ValueError.
     """
 
     def __init__(

@@ -168,7 +168,9 @@ def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     has_name = origin is None or isinstance(origin, bytes)
     is_about_a_name = has_name and isinstance(error, UnicodeDecodeError)
     level = logging.DEBUG if is_about_a_name else logging.ERROR
-    logger.log(level, "%s %r: %r", unraisable.err_msg or "exception ignored in", origin, error)
+    what = unraisable.err_msg or "Exception ignored in"
+    where = "" if origin is None else f" {origin!r}"
+    logger.log(level, "%s%s: %r", what, where, error)
 
 
 class LineHandler(logging.Handler):
