@@ -25,13 +25,21 @@ from typing import Any
 import pytest
 import trio
 
-from ringtls import AsyncDestructor, CloseOutcome, SocketStream, TlsStream, blocking
+from ringtls import (
+    AsyncDestructor,
+    CloseOutcome,
+    SocketStream,
+    TlsStream,
+    blocking,
+    open_tcp_listeners,
+)
 from ringtls._drivers.blocking import BlockingDriver, _end_this_thread
 from ringtls._task import Task
 
 from ..conftest import Contexts
 from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from ..support.peer import Peer, adapted_socket_stream
+from ..support.processes import in_child
 from ..support.streams import open_fds, tcp_pair
 
 INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "4"))
@@ -397,3 +405,20 @@ def test_c16_an_exception_where_a_stream_is_closed(contexts: Contexts) -> None:
     thread.join()
     assert injection.has_raised
     assert seen == [True]
+
+
+@pytest.mark.long
+def test_c16_an_exception_at_each_bytecode_where_a_listener_is_closed() -> None:
+    """Its descriptors are given back."""
+
+    async def main(injection: RaiseAt) -> None:
+        [listener] = await open_tcp_listeners(0, host="127.0.0.1")
+        with injection.tracing(), suppress(InjectedError):
+            await listener.aclose()
+
+    def play(injection: RaiseAt) -> None:
+        before = open_fds()
+        trio.run(main, injection)
+        assert open_fds() == before, injection.place
+
+    in_child(lambda: raise_at_each_bytecode("_Listening._stop", play))

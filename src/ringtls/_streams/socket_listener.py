@@ -27,6 +27,7 @@ from .socket import SocketStream, check_socket, set_nodelay
 from .uncopyable import Uncopyable
 
 if TYPE_CHECKING:
+    from .._engine.request import Request
     from .._interfaces import Driver
 
 __all__ = ["CONNECTION_ERRORS", "SocketListener"]
@@ -52,12 +53,13 @@ class _Listening:
     """What a listener has: a duplicate of the caller's socket, that the ring may use, and the
     caller's."""
 
-    __slots__ = ("_callers", "driver", "ring", "socket")
+    __slots__ = ("_callers", "_close_request", "driver", "ring", "socket")
 
     def __init__(self, driver: Driver, sock: socket.socket | trio.socket.SocketType) -> None:
         self.driver = driver
         self.ring = driver.ring  # if there is none, nothing has happened
         self._callers = sock
+        self._close_request: Request | None = None
         self.socket = OwnedSocket.shared_with(sock)
         self.socket.give_to(self._stop_soon)
 
@@ -72,20 +74,28 @@ class _Listening:
             raise trio.ClosedResourceError("this listener was closed")
 
     def stop(self) -> None:
-        """Listen no more. The ring ends what it has in flight."""
+        """Listen no more, whatever is raised meanwhile. The ring ends what it has in flight."""
+        try:
+            self._stop()
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
         with suppress(RuntimeError):  # a socket of trio, and the run is over
             self._callers.close()
-        if self.socket.fileno() < 0:
-            return
+        fd = self.socket.fileno()
         if not self.ring.is_usable:
             self.socket.close_descriptor()
-            return
-        fd = self.socket.fileno()
-        request = self.ring.close_request_of(fd)  # of a call that an exception has ended
-        request = request or self.ring.close_fd(fd, discard_limit=0, deadline=now())
-        self.socket.take_descriptor()  # before the ring may close it
-        if not self.ring.release(request):
-            close_now(fd)
+        elif fd >= 0:
+            request = self.ring.close_request_of(fd)  # of a call that an exception has ended
+            request = request or self.ring.close_fd(fd, discard_limit=0, deadline=now())
+            self._close_request = request
+            self.socket.take_descriptor()  # before the ring may close it
+            if not self.ring.release(request):
+                close_now(fd)
+        elif self._close_request is not None:
+            self.ring.release(self._close_request)  # an exception may have prevented that
 
     def _stop_soon(self) -> None:
         """Somebody has closed the socket."""
@@ -99,9 +109,7 @@ class _Listening:
         try:
             self.stop()
         except BaseException as failure:  # nobody would catch it: the run would end
-            log(logging.ERROR, "closing a listener: %r, once more", failure, failure=failure)
-            with suppress(BaseException):
-                self.stop()
+            log(logging.ERROR, "closing a listener raised %r", failure, failure=failure)
 
 
 @final
