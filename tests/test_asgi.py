@@ -182,6 +182,30 @@ def test_a_slow_head(contexts: Contexts, start: Start) -> None:
     assert end.data.startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
+def test_a_body_of_which_nothing_comes(contexts: Contexts, start: Start, alpn: str) -> None:
+    """Its client is given up. Where all has come, the application has its time."""
+    server = start(APPLICATION, "--send-timeout", "0.2")
+    patient = peer_of(server, contexts)
+    patient.send(GET.replace(b"/", b"/wait", 1))
+    peer = peer_of(server, contexts, alpn=alpn)
+    if alpn == "h2":
+        other = Http2Peer(peer)
+        other.request(1, "/when-told", ends=False, method="POST")
+        other.send(1, b"half")
+        other.end()
+    else:
+        length = b"Content-Length: 10\r\n\r\n"
+        peer.send(
+            GET.replace(b"GET /", b"POST /when-told").removesuffix(b"\r\n") + length + b"half"
+        )
+        assert peer.end().is_clean
+    server.wait_for_log("sends nothing of a request's body, given up after 0.2 s")
+    patient.sock.close()
+    assert server.stop() == 0
+    assert server.log().count("given up") == 1
+
+
 def test_http2_says_goaway(contexts: Contexts, start: Start) -> None:
     server = start(APPLICATION)
     peer = Http2Peer(peer_of(server, contexts, alpn="h2"))

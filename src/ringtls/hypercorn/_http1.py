@@ -92,6 +92,11 @@ class Http1(H11Protocol):
         names = {name.lower() for name, _ in response.headers}
         return b"content-length" not in names or b"transfer-encoding" in names
 
+    @property
+    def is_owed_a_body(self) -> bool:
+        """True if the rest of a request's body is to come."""
+        return self.connection.their_state is h11.SEND_BODY
+
     def last_words(self) -> bytes:
         return close(self.stream)
 

@@ -31,9 +31,11 @@ from h2.connection import ConnectionInputs, ConnectionState, H2ConnectionStateMa
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, PriorityUpdated, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
+from h2.stream import StreamState
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import Data, StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hyperframe.frame import GoAwayFrame
 
@@ -170,6 +172,18 @@ class Http2(H2Protocol):
         await self.has_data.set()
         await self._flush()
 
+    @property
+    def is_owed_a_body(self) -> bool:
+        """True if the rest of the body of each request that is open is to come."""
+        return bool(self.streams) and all(
+            isinstance(stream, HTTPStream) and self._is_owed(stream_id)
+            for stream_id, stream in self.streams.items()
+        )
+
+    def _is_owed(self, stream_id: int) -> bool:
+        stream = self.connection.streams.get(stream_id)
+        return stream is not None and stream.state_machine.state in _OWED
+
     def last_words(self) -> bytes:
         connection = self.connection
         if connection.state_machine.state is not ConnectionState.CLOSED:
@@ -186,6 +200,9 @@ class Http2(H2Protocol):
         words: bytes = connection.data_to_send()
         return words
 
+
+#: States of a stream whose client has not ended it.
+_OWED = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
 
 #: Those of h2, but for a client's GOAWAY, which is not the end (rule 3).
 _TRANSITIONS = {

@@ -5,7 +5,8 @@ Rules:
 1. The application is imported in each worker, after the fork: what it opens, threads and
    connections, is not shared. ``prepare`` only sees whether there is such a module.
 2. The application may take as long as it wants for a request: there is a limit only for a client
-   that takes nothing in. Between requests the limits are those of all servers.
+   that takes nothing in, or that owes the rest of all its requests' bodies and neither sends nor
+   gets anything. Between requests the limits are those of all servers.
 3. While the server drains, an answer announces that its connection will end, and then it ends.
 """
 
@@ -132,17 +133,32 @@ class _Connection(HypercornConnection):
         super().__init__(app, config, context, state, connection.stream)
         self._connection = connection
         self._has_begun = False
+        self._is_receiving = False
 
     def note(self, *, is_idle: bool) -> None:
         if not is_idle:
-            self._connection.begin(Wait.NOTHING)
+            self._connection.begin(self._wait())
         else:
             self._connection.begin(Wait.NEXT_REQUEST if self._has_begun else Wait.FIRST_REQUEST)
             self._has_begun = True
 
+    def _wait(self) -> Wait:
+        """What there is to be waited for while there is a request (rule 2)."""
+        if self._is_receiving and self._protocol.protocol.is_owed_a_body:
+            return Wait.BODY
+        return Wait.NOTHING
+
     async def receive(self) -> bytes:
         connection = self._connection
-        data = await connection.stream.receive_some(65536)
+        self._is_receiving = True
+        if connection.waits_for is Wait.NOTHING:
+            connection.begin(self._wait())
+        try:
+            data = await connection.stream.receive_some(65536)
+        finally:
+            self._is_receiving = False
+            if connection.waits_for is Wait.BODY and connection.cut is None:
+                connection.begin(self._wait())
         # HTTP/2 has much to say between requests, and can't be slow with what is for all of them.
         if connection.waits_for in (Wait.FIRST_REQUEST, Wait.NEXT_REQUEST) and isinstance(
             self._protocol.protocol, H11Protocol
@@ -157,6 +173,8 @@ class _Connection(HypercornConnection):
         await connection.stream.send_all(data)
         if connection.waits_for is Wait.ROOM:
             connection.waits_for, connection.deadline = before
+            if connection.waits_for in (Wait.NOTHING, Wait.BODY):
+                connection.begin(self._wait())
 
     async def wait_taken(self) -> None:
         connection = self._connection

@@ -58,7 +58,9 @@ class Wait(enum.IntEnum):
     NEXT_REQUEST = 3
     ROOM = 4
     """For the peer to take in what was sent."""
-    NOTHING = 5
+    BODY = 5
+    """For more of a request's body."""
+    NOTHING = 6
 
 
 #: Rule 3.
