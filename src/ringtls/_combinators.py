@@ -137,7 +137,9 @@ async def run_apart(
 
     async with trio.open_nursery() as nursery:
         Task(work, fail).start(partial(nursery.start_soon, name=function))
-        while not results:
+        while True:
+            if results:
+                break
             await wait()
     return results.pop().unwrap()  # no reference cycle: what it raises has this frame
 

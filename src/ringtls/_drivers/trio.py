@@ -579,7 +579,9 @@ class TrioDriver(trio.abc.Instrument):
                 self._shield.__enter__()
             self._draining = True
             self._late_nursery = nursery
-            while self._late_tasks:
+            while True:
+                if not self._late_tasks:
+                    break
                 nursery.start_soon(self._late_tasks.pop(0))
             if not self._pump_runs:
                 self._start_pump()

@@ -502,7 +502,9 @@ class Ring:
         try:
             self._reaping = True
             self._enough = _lib.rtl_moved(engine) + self._flood
-            while _lib.rtl_moved(engine) < self._enough:
+            while True:
+                if _lib.rtl_moved(engine) >= self._enough:
+                    break
                 count = _lib.rtl_reap(engine, events, REAP_EVENTS)
                 if count < 0:
                     raise RingFailedError(-count, f"{self.engine} reap: {os.strerror(-count)}")

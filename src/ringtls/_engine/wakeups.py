@@ -22,7 +22,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from .._errors import RingUnavailableError
 from .availability import unavailable
@@ -67,7 +67,8 @@ def signals_at_once(is_signalled: Callable[[int], bool]) -> bool:
     with ours, theirs:
         ring = Ring(buffers=1, buffer_size=4096, sq_entries=8)
         try:
-            return all(_is_woken(ring, ours, theirs, is_signalled) for _ in range(2))
+            is_woken = partial(_is_woken, ring, ours, theirs, is_signalled)
+            return is_woken() and is_woken()
         finally:
             ring.close(timeout=1.0)
 

@@ -75,12 +75,7 @@ class Acceptor:
         """
         listening = self._listener._listening
         try:
-            while self._failure is None:
-                await until_there_is_room()
-                listening.check()
-                self._fill_up()
-                if self._failure is None:  # else it failed while this waited for room
-                    await self._woken.wait()
+            await self._accept(until_there_is_room)
         finally:
             self._is_over = True
             for request in list(self._in_flight):
@@ -88,7 +83,16 @@ class Acceptor:
             while self._in_flight:
                 await self._woken.wait_uncancellable()
         listening.check()
+        assert self._failure is not None
         raise self._failure
+
+    async def _accept(self, until_there_is_room: Callable[[], Awaitable[None]]) -> None:
+        while self._failure is None:
+            await until_there_is_room()
+            self._listener._listening.check()
+            self._fill_up()
+            if self._failure is None:  # else it failed while this waited for room
+                await self._woken.wait()
 
     def _fill_up(self) -> None:
         listening = self._listener._listening

@@ -174,19 +174,22 @@ class Relay:
         try:
             self.busy = True
             self.again = True
-            while self.again and not self.over:
-                self.again = False
-                for direction in self.directions:
-                    direction.look()
-                for side in self.sides:
-                    if side.closing.started:
-                        self._notice_close(side)
-                a_to_b, b_to_a = self.directions
-                if a_to_b.end and b_to_a.end:
-                    self._close([each for each in self.sides if not self._is_delivering(each)])
+            self._look_until_settled()
             self.busy = False
         except BaseException as failure:
             self.crash(failure)
+
+    def _look_until_settled(self) -> None:
+        while self.again and not self.over:
+            self.again = False
+            for direction in self.directions:
+                direction.look()
+            for side in self.sides:
+                if side.closing.started:
+                    self._notice_close(side)
+            a_to_b, b_to_a = self.directions
+            if a_to_b.end and b_to_a.end:
+                self._close([each for each in self.sides if not self._is_delivering(each)])
 
     def look_soon(self) -> None:
         """Look when others have had their turn."""

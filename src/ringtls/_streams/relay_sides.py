@@ -200,6 +200,7 @@ class TlsSide(Side):
 
     def read(self, max_bytes: int) -> bytes | memoryview | None:
         session = self._session
+        had_ended = self._input_ended
         try:
             while True:
                 if session.handshake_done or self._shake_hands():
@@ -211,7 +212,6 @@ class TlsSide(Side):
                         if self.transport.answers_too_much():
                             return None
                         continue
-                had_ended = self._input_ended
                 received = self._receive_more()
                 if received == RECEIVE_SIZE and session.handshake_done:  # and there may be more
                     much = self._read_much(max_bytes)
@@ -220,6 +220,7 @@ class TlsSide(Side):
                 elif not received and self._input_ended is had_ended:
                     self.check_input()
                     return None
+                had_ended = self._input_ended
         except (TruncationError, ssl.SSLEOFError):
             self.check_input()
             raise BrokenError(RelayEnd.TRUNCATED, None) from None
@@ -236,12 +237,13 @@ class TlsSide(Side):
         memory = memoryview(bytearray(max_bytes))
         filled = 0
         with suppress(trio.BrokenResourceError, ssl.SSLError):  # which come again
-            while filled < max_bytes:
-                count = session.read(max_bytes - filled, memory[filled:])
-                if count:
-                    filled += count
-                elif count == 0 or session.output or not self._receive_more():
+            while True:
+                if filled == max_bytes:
                     break
+                count = session.read(max_bytes - filled, memory[filled:])
+                if not count and (count == 0 or session.output or not self._receive_more()):
+                    break
+                filled += count or 0
         return memory[:filled]
 
     def _receive_more(self) -> int:

@@ -402,8 +402,8 @@ class TlsSession:
                 incoming.write(backlog.pop())
             elif backlog:
                 self._top_up()
-            while left:
-                size = left if left < RECORD_SIZE else RECORD_SIZE
+            size = left if left < RECORD_SIZE else RECORD_SIZE
+            while True:
                 try:
                     if memory is None:
                         data = self.object.read(size)
@@ -436,8 +436,9 @@ class TlsSession:
                     if is_all and not pieces:
                         return data
                     pieces.append(data)
-                if is_all:
+                if is_all or not left:
                     break
+                size = left if left < RECORD_SIZE else RECORD_SIZE
             self._update()
             if left == max_bytes and not self.close_notify_received:
                 return None

@@ -171,7 +171,9 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
             try:
                 if not left:
                     await self._transport.driver.checkpoint()
-                while left:
+                while True:
+                    if not left:
+                        break
                     sent = await self._transport.send(left)
                     left = left[sent:]
             finally:

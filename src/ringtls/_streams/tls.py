@@ -198,7 +198,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                     await transport.wait_sent()
                     transport.answered = 0
                     self._check_sendable()
-                while not self._write(piece):
+                while True:
+                    if self._write(piece):
+                        break
                     await self._wait_for_input()
                     self._check_sendable()
                 self._closing.torn = piece is not pieces[-1]
@@ -320,7 +322,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
                 )
             if transport.answered >= ANSWER_LIMIT:
                 await self._wait_for_room()
-            while (data := self._read(most)) is None:
+            while True:
+                data = self._read(most)
+                if data is not None:
+                    break
                 await self._wait_for_input()
                 waited = True
             if not waited:
@@ -379,7 +384,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             size, session = len(memory), self._session
             if self._transport.answered >= ANSWER_LIMIT:
                 await self._wait_for_room()
-            while (count := self._call_session(lambda: session.read(size, memory))) is None:
+            while True:
+                count = self._call_session(lambda: session.read(size, memory))
+                if count is not None:
+                    break
                 await self._wait_for_input()
                 waited = True
             if not waited:
@@ -431,7 +439,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._driver.checkpoint_if_cancelled()
             await self._ensure_handshake(sends_next=True)
             self._call_session(self._close_output)
-            while (data := self._read(1)) is None:
+            while True:
+                data = self._read(1)
+                if data is not None:
+                    break
                 await self._receive_answer()
             if data:
                 self._session.put_back(data)
@@ -602,7 +613,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             return False
         session, waited = self._session, False
         try:
-            while not (session.handshake_done or self._shake_hands(for_reading)):
+            while True:
+                if session.handshake_done or self._shake_hands(for_reading):
+                    break
                 await self._receive_answer()
                 waited = True
         except trio.BrokenResourceError as error:

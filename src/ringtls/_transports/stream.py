@@ -263,7 +263,9 @@ class StreamTransport(BaseTransport):
 
     async def _send_queued(self, scope: trio.CancelScope) -> None:
         with scope:
-            while self._queue:
+            while True:
+                if not self._queue:
+                    break
                 data = b"".join(self._queue)
                 self._queue.clear()
                 await self._stream.send_all(data)
@@ -332,7 +334,9 @@ class StreamTransport(BaseTransport):
                 return
             await trio.lowlevel.cancel_shielded_checkpoint()
         with self.driver.move_on_at(self._deadline) as scope:
-            while not self._is_flushed:
+            while True:
+                if self._is_flushed:
+                    break
                 await self._progress.wait()
         if scope.cancelled_caught:
             self.error = _as_os_error(trio.TooSlowError())
@@ -354,7 +358,9 @@ class StreamTransport(BaseTransport):
             return
         pauses = acknowledgement_pauses()
         with self.driver.move_on_at(self._deadline):
-            while self._last_step is None:
+            while True:
+                if self._last_step is not None:
+                    return
                 fd = self._stream.socket.fileno()
                 if is_gone(fd) or not has_unacknowledged(fd):
                     return
@@ -369,11 +375,12 @@ class StreamTransport(BaseTransport):
     async def _discard_input(self, scope: trio.CancelScope) -> None:
         """Rule 3."""
         with scope:
-            while self._receiving is not None:
+            while True:
+                if self._receiving is None:
+                    break
                 self._receiving.cancel()
                 await self._arrived.wait()
-            while await self._stream.receive_some():
-                await trio.lowlevel.checkpoint()
+            await _read_to_end(self._stream.receive_some)
         self._end_discarding(is_all=not scope.cancelled_caught)
 
     def _fail_discarding(self, error: BaseException) -> None:
@@ -453,8 +460,7 @@ class StreamTransport(BaseTransport):
         """Throw away what still comes, until the peer ends."""
         try:
             with suppress(OSError), self.driver.move_on_at(min(end, now() + LINGER)):
-                while await sock.recv(RECEIVE_SIZE):
-                    pass
+                await _read_to_end(partial(sock.recv, RECEIVE_SIZE))
         finally:
             sock.close()
 
@@ -463,7 +469,9 @@ class StreamTransport(BaseTransport):
         if self._discarding is not None:
             self._discarding.cancel()
         with self.driver.move_on_at(end):
-            while self._discarding or self._receiving or self._sending:
+            while True:
+                if not (self._discarding or self._receiving or self._sending):
+                    break
                 await self._arrived.wait()
 
     # Helpers
@@ -505,6 +513,11 @@ class StreamTransport(BaseTransport):
             log(logging.INFO, "the stream below TLS failed at its end: %s: %r", self.name, error)
         else:
             log(logging.ERROR, "the stream below TLS raised: %s", self.name, failure=error)
+
+
+async def _read_to_end(receive: Callable[[], Awaitable[object]]) -> None:
+    while await receive():
+        await trio.lowlevel.checkpoint()
 
 
 async def _let_sender_raise() -> None:

@@ -33,6 +33,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpcore
@@ -278,7 +279,7 @@ class Stream(httpcore.AsyncNetworkStream):
     def _is_readable(self) -> bool:
         """Rule 1."""
         try:
-            return any(layer.input_pending for layer in self._tls or (self._below,))
+            return any(map(attrgetter("input_pending"), self._tls or (self._below,)))
         except trio.ClosedResourceError:
             return True
 

@@ -182,14 +182,17 @@ class HypercornConnection:
     async def _receive(self) -> None:
         """Pass on what comes, until an end of any kind."""
         with suppress(_InputOverError):
-            while not self._is_over:
-                data = self._ahead or await self._until_over(self.receive)
-                self._ahead = b""
-                if not data:
-                    await trio.lowlevel.checkpoint()  # an answer may just be ending
-                await self._protocol.handle(RawData(data))
-                if not data:
-                    return
+            await self._pass_on()
+
+    async def _pass_on(self) -> None:
+        while not self._is_over:
+            data = self._ahead or await self._until_over(self.receive)
+            self._ahead = b""
+            if not data:
+                await trio.lowlevel.checkpoint()  # an answer may just be ending
+            await self._protocol.handle(RawData(data))
+            if not data:
+                return
 
     async def _read_ahead(self) -> None:
         """Rule 5: until this is cancelled, or raises _InputOverError."""
