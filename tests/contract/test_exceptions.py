@@ -33,6 +33,7 @@ from ringtls import (
     blocking,
     open_tcp_listeners,
 )
+from ringtls._accepting import accept_by_callbacks
 from ringtls._drivers.blocking import BlockingDriver, _end_this_thread
 from ringtls._task import Task
 
@@ -422,3 +423,45 @@ def test_c16_an_exception_at_each_bytecode_where_a_listener_is_closed() -> None:
         assert open_fds() == before, injection.place
 
     in_child(lambda: raise_at_each_bytecode("_Listening._stop", play))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "function",
+    [
+        "Acceptor._done",
+        "OwnedSocket.__init__",
+        "SocketListener._accepted",
+        "SocketListener._take",
+    ],
+)
+def test_c16_an_exception_at_each_bytecode_where_a_connection_is_accepted(function: str) -> None:
+    """Who accepts hears of it, and the connection is closed."""
+
+    async def main(injection: RaiseAt) -> None:
+        ended = trio.Event()
+
+        def begin(stream: SocketStream) -> None:
+            stream.close_unclean()
+            ended.set()
+
+        async def accept() -> None:
+            with suppress(InjectedError):
+                await accept_by_callbacks(listener, begin)
+            ended.set()
+
+        [listener] = await open_tcp_listeners(0, host="127.0.0.1")
+        with socket.create_connection(listener.socket.getsockname()):
+            async with listener, trio.open_nursery() as nursery:
+                with injection.tracing():
+                    nursery.start_soon(accept)
+                    await ended.wait()
+                nursery.cancel_scope.cancel()
+
+    def play(injection: RaiseAt) -> None:
+        before = open_fds()
+        trio.run(main, injection)
+        gc.collect()
+        assert open_fds() == before, injection.place
+
+    in_child(lambda: raise_at_each_bytecode(function, play))

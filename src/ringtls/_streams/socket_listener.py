@@ -168,7 +168,7 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
                 if error.errno in CONNECTION_ERRORS or not listening.is_open:
                     continue
                 raise
-            return self._accepted(fd)
+            return self._converted(fd)
 
     @enable_ki_protection
     def start_accept(self) -> Operation[SocketStream]:
@@ -188,12 +188,19 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
         return Operation(
             self._driver,
             listening.ring.accept(listening.socket.fileno()),
-            convert=self._accepted,
+            convert=self._converted,
             check=lambda error: listening.check(),
         )
 
-    def _accepted(self, fd: int | bytes) -> SocketStream:
-        sock = OwnedSocket(*self._kind, as_count(fd))
+    def _converted(self, fd: int | bytes) -> SocketStream:
+        sock = OwnedSocket.__new__(OwnedSocket)
+        self._take(sock, as_count(fd))
+        return self._accepted(sock)
+
+    def _take(self, sock: OwnedSocket, fd: int) -> None:
+        sock.__init__(*self._kind, fd)  # type: ignore[misc]
+
+    def _accepted(self, sock: OwnedSocket) -> SocketStream:
         if not self._listening.is_open:
             sock.close()
             self._listening.check()
