@@ -15,6 +15,7 @@ import h2.errors
 import h2.events
 import httpx
 import pytest
+from h2.settings import SettingCodes
 from wsproto.events import CloseConnection
 
 from ringtls._cli import main
@@ -182,25 +183,39 @@ def test_a_slow_head(contexts: Contexts, start: Start) -> None:
     assert end.data.startswith(b"HTTP/1.1 408 ")
 
 
-@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
-def test_a_body_of_which_nothing_comes(contexts: Contexts, start: Start, alpn: str) -> None:
-    """Its client is given up. Where all has come, the application has its time."""
+def half_a_body(peer: Peer) -> None:
+    head = GET.replace(b"GET /", b"POST /when-told").removesuffix(b"\r\n")
+    peer.send(head + b"Content-Length: 10\r\n\r\nhalf")
+    assert peer.end().is_clean
+
+
+def half_a_body_over_http2(peer: Peer) -> None:
+    http2 = Http2Peer(peer)
+    http2.request(1, "/when-told", ends=False, method="POST")
+    http2.send(1, b"half")
+    http2.end()
+
+
+def no_room_over_http2(peer: Peer) -> None:
+    http2 = Http2Peer(peer)
+    http2.http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    http2.request(1, "/")
+    http2.end()
+
+
+@pytest.mark.parametrize(
+    ("do", "alpn"),
+    [(half_a_body, "http/1.1"), (half_a_body_over_http2, "h2"), (no_room_over_http2, "h2")],
+)
+def test_a_client_that_does_not_go_on_with_its_requests(
+    contexts: Contexts, start: Start, do: Callable[[Peer], None], alpn: str
+) -> None:
+    """It is given up. Where it is the application that takes long, it has its time."""
     server = start(APPLICATION, "--send-timeout", "0.2")
     patient = peer_of(server, contexts)
     patient.send(GET.replace(b"/", b"/wait", 1))
-    peer = peer_of(server, contexts, alpn=alpn)
-    if alpn == "h2":
-        other = Http2Peer(peer)
-        other.request(1, "/when-told", ends=False, method="POST")
-        other.send(1, b"half")
-        other.end()
-    else:
-        length = b"Content-Length: 10\r\n\r\n"
-        peer.send(
-            GET.replace(b"GET /", b"POST /when-told").removesuffix(b"\r\n") + length + b"half"
-        )
-        assert peer.end().is_clean
-    server.wait_for_log("sends nothing of a request's body, given up after 0.2 s")
+    do(peer_of(server, contexts, alpn=alpn))
+    server.wait_for_log("does not go on with its requests, given up after 0.2 s")
     patient.sock.close()
     assert server.stop() == 0
     assert server.log().count("given up") == 1

@@ -93,7 +93,7 @@ class Http1(H11Protocol):
         return b"content-length" not in names or b"transfer-encoding" in names
 
     @property
-    def is_owed_a_body(self) -> bool:
+    def is_owed(self) -> bool:
         """True if the rest of a request's body is to come."""
         return self.connection.their_state is h11.SEND_BODY
 

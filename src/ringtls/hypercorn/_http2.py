@@ -147,8 +147,11 @@ class Http2(H2Protocol):
 
     async def _send_data(self, stream_id: int) -> None:
         await super()._send_data(stream_id)
-        if stream_id not in self.stream_buffers and self.idle:
-            await self._report()
+        if stream_id not in self.stream_buffers:
+            if self.idle:
+                await self._report()
+        elif self._waits_for_client(stream_id) and self.is_owed:
+            await self.send(Updated(idle=False))
 
     async def _report(self) -> None:
         """Rules 3 and 4."""
@@ -173,16 +176,24 @@ class Http2(H2Protocol):
         await self._flush()
 
     @property
-    def is_owed_a_body(self) -> bool:
-        """True if the rest of the body of each request that is open is to come."""
-        return bool(self.streams) and all(
-            isinstance(stream, HTTPStream) and self._is_owed(stream_id)
-            for stream_id, stream in self.streams.items()
-        )
+    def is_owed(self) -> bool:
+        """True if none of the streams can go on before the client has sent something."""
+        streams = self.streams.keys() | self.stream_buffers.keys()
+        return bool(streams) and all(map(self._waits_for_client, streams))
 
-    def _is_owed(self, stream_id: int) -> bool:
+    def _waits_for_client(self, stream_id: int) -> bool:
+        """For room in its windows, or for the rest of a body."""
         stream = self.connection.streams.get(stream_id)
-        return stream is not None and stream.state_machine.state in _OWED
+        if stream is None:
+            return False
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is not None and buffer.buffer:
+            room = min(
+                stream.outbound_flow_control_window, self.connection.outbound_flow_control_window
+            )
+            return room <= 0
+        is_over = not isinstance(self.streams.get(stream_id), HTTPStream)
+        return not is_over and stream.state_machine.state in _OPEN
 
     def last_words(self) -> bytes:
         connection = self.connection
@@ -202,7 +213,7 @@ class Http2(H2Protocol):
 
 
 #: States of a stream whose client has not ended it.
-_OWED = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
+_OPEN = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
 
 #: Those of h2, but for a client's GOAWAY, which is not the end (rule 3).
 _TRANSITIONS = {

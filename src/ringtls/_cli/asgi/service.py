@@ -5,8 +5,8 @@ Rules:
 1. The application is imported in each worker, after the fork: what it opens, threads and
    connections, is not shared. ``prepare`` only sees whether there is such a module.
 2. The application may take as long as it wants for a request: there is a limit only for a client
-   that takes nothing in, or that owes the rest of all its requests' bodies and neither sends nor
-   gets anything. Between requests the limits are those of all servers.
+   that takes nothing in, or without which none of its requests can go on (``is_owed``), and that
+   neither sends nor gets anything. Between requests the limits are those of all servers.
 3. While the server drains, an answer announces that its connection will end, and then it ends.
 """
 
@@ -137,15 +137,16 @@ class _Connection(HypercornConnection):
 
     def note(self, *, is_idle: bool) -> None:
         if not is_idle:
-            self._connection.begin(self._wait())
+            if (wait := self._wait()) is not self._connection.waits_for:
+                self._connection.begin(wait)
         else:
             self._connection.begin(Wait.NEXT_REQUEST if self._has_begun else Wait.FIRST_REQUEST)
             self._has_begun = True
 
     def _wait(self) -> Wait:
         """What there is to be waited for while there is a request (rule 2)."""
-        if self._is_receiving and self._protocol.protocol.is_owed_a_body:
-            return Wait.BODY
+        if self._is_receiving and self._protocol.protocol.is_owed:
+            return Wait.OWED
         return Wait.NOTHING
 
     async def receive(self) -> bytes:
@@ -157,7 +158,7 @@ class _Connection(HypercornConnection):
             data = await connection.stream.receive_some(65536)
         finally:
             self._is_receiving = False
-            if connection.waits_for is Wait.BODY and connection.cut is None:
+            if connection.waits_for is Wait.OWED and connection.cut is None:
                 connection.begin(self._wait())
         # HTTP/2 has much to say between requests, and can't be slow with what is for all of them.
         if connection.waits_for in (Wait.FIRST_REQUEST, Wait.NEXT_REQUEST) and isinstance(
@@ -173,7 +174,7 @@ class _Connection(HypercornConnection):
         await connection.stream.send_all(data)
         if connection.waits_for is Wait.ROOM:
             connection.waits_for, connection.deadline = before
-            if connection.waits_for in (Wait.NOTHING, Wait.BODY):
+            if connection.waits_for in (Wait.NOTHING, Wait.OWED):
                 connection.begin(self._wait())
 
     async def wait_taken(self) -> None:

@@ -58,8 +58,8 @@ class Wait(enum.IntEnum):
     NEXT_REQUEST = 3
     ROOM = 4
     """For the peer to take in what was sent."""
-    BODY = 5
-    """For more of a request's body."""
+    OWED = 5
+    """For what only the peer can go on with: more of a request's body, room for an answer."""
     NOTHING = 6
 
 

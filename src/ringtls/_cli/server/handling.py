@@ -295,8 +295,8 @@ def _log_timeout(connection: Connection) -> None:
             logger.log(level, "%s: handshake not complete after %g s", peer, seconds)
         case Wait.REQUEST:
             logger.info("%s: request not complete after %g s", peer, seconds)
-        case Wait.BODY:
-            logger.info("%s: sends nothing of a request's body, given up after %g s", peer, seconds)
+        case Wait.OWED:
+            logger.info("%s: does not go on with its requests, given up after %g s", peer, seconds)
         case Wait.ROOM:
             logger.info("%s: takes in nothing, given up after %g s", peer, seconds)
 

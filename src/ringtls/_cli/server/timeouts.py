@@ -29,7 +29,7 @@ _HEAD = Timeout("--head-timeout", "how long a request's head may take", 20.0)
 _IDLE = Timeout("--idle-timeout", "how long a connection may wait for its next request", 75.0)
 _SEND = Timeout(
     "--send-timeout",
-    "how long a client may take in nothing, or send nothing of a body that is read",
+    "how long a client may take in nothing, or not go on with its requests",
     60.0,
 )
 
@@ -40,5 +40,5 @@ OF_REQUESTS: Mapping[Wait, Timeout] = {
     Wait.REQUEST: _HEAD,
     Wait.NEXT_REQUEST: _IDLE,
     Wait.ROOM: _SEND,
-    Wait.BODY: _SEND,
+    Wait.OWED: _SEND,
 }
