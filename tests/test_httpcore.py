@@ -25,6 +25,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import Event, RequestReceived, StreamEnded
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
 
 from ringtls import open_tcp_stream, serve_tcp, serve_tls_over_tcp
 from ringtls.httpcore import RingBackend, transport
@@ -473,9 +475,12 @@ async def test_nor_is_one_whose_answer_has_begun(contexts: Contexts) -> None:
 class Http2Server:
     """The server's side of a connection, over a raw peer."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, at_once: int = 100) -> None:
         self.peer = peer
         self._http2 = H2Connection(H2Configuration(client_side=False))
+        self._http2.local_settings = Settings(
+            client=False, initial_values={SettingCodes.MAX_CONCURRENT_STREAMS: at_once}
+        )
         self._http2.initiate_connection()
         self._open: set[int] = set()
         self._whole: set[int] = set()
@@ -630,6 +635,65 @@ async def test_what_a_server_says_idle_does_not_end_a_connection_of_http2(
             info = response.extensions["network_stream"].get_extra_info
             await until(lambda: info("is_readable"))
             assert (await client.post(f"https://localhost:{port}")).text == "ok"
+
+
+async def test_what_waits_in_a_connection_when_goaway_comes_goes_elsewhere(
+    http2_contexts: Contexts,
+) -> None:
+    is_waiting = threading.Event()
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer, at_once=1)
+        server.answer_next()
+        server.receive(1)
+        assert is_waiting.wait(LIMIT)
+        server.say_goaway()
+        peer.end()
+
+    async def get() -> None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.get(url)
+
+    async def post() -> None:
+        assert (await client.post(url, content=b"x")).text == "ok"
+
+    with playing(http2_contexts, first, http2_answer_until_the_end) as port:
+        url = f"https://localhost:{port}"
+        async with (
+            connecting(http2_contexts, http2=True) as client,
+            trio.open_nursery() as nursery,
+        ):
+            await client.get(url)
+            nursery.start_soon(get)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(post)
+            await trio.testing.wait_all_tasks_blocked()
+            is_waiting.set()
+
+
+async def test_what_was_sent_when_goaway_comes_does_not_go_elsewhere(
+    http2_contexts: Contexts,
+) -> None:
+    """Even if the caller is about to handle the error of one that was not sent."""
+
+    def first(peer: Peer) -> None:
+        server = Http2Server(peer)
+        server.answer_next()
+        server.receive(1)
+        end_by_goaway(server)
+
+    scripts = iter([first, http2_answer_until_the_end])
+    with replaying(http2_contexts, lambda peer: next(scripts)(peer)) as port:
+        url = f"https://localhost:{port}"
+        async with connecting(http2_contexts, http2=True) as client:
+            await client.get(url)
+            with pytest.raises(httpx.RemoteProtocolError):
+                try:
+                    ended = H2Connection()
+                    ended.close_connection()
+                    ended.send_headers(1, [])
+                except ProtocolError:
+                    await client.post(url, content=b"x")
 
 
 @pytest.mark.parametrize("end", [Peer.send_close_notify, end_by_reset])

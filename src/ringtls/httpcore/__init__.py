@@ -12,6 +12,8 @@ It needs httpx: ``pip install 'ringtls[httpx]'``.
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Any
 
 try:
@@ -28,6 +30,9 @@ from ._backend import Inside, RingBackend, Stream
 from ._requests import may_be_sent_twice
 
 __all__ = ["RingBackend", "transport"]
+
+#: What h2 says of a request that it does not begin.
+NOT_BEGUN = re.compile("Invalid input ConnectionInputs.SEND_HEADERS |Max outbound streams is ")
 
 
 def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
@@ -51,8 +56,9 @@ class _Pooled:
     """A connection that leaves its pool when it is of no more use.
 
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
-    a request takes longer with each that it has. One whose server has ended it takes no request. It
-    also counts what is inside, for rule 4 of ``_backend``.
+    a request takes longer with each that it has. One whose server has ended it takes no request,
+    and has those taken elsewhere that were waiting in it when GOAWAY came: not a byte of them was
+    sent. It also counts what is inside, for rule 4 of ``_backend``.
     """
 
     def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
@@ -68,10 +74,15 @@ class _Pooled:
         if self._stream is not None and await self._stream.has_ended():
             self._has_ended = True
             raise httpcore.ConnectionNotAvailable
+        outer = sys.exc_info()[1]  # the caller may be handling one
         is_once_only = not may_be_sent_twice(request)
         self._inside.once_only += is_once_only
         try:
             response = await self._below.handle_async_request(request)
+        except httpcore.ProtocolError as error:
+            if error.__context__ is not outer and self._has_not_begun(error):
+                raise httpcore.ConnectionNotAvailable from error
+            raise
         finally:
             self._inside.once_only -= is_once_only
         if response.extensions["http_version"] == b"HTTP/2":
@@ -79,6 +90,10 @@ class _Pooled:
             stream.inside = self._inside
             self._stream = stream
         return response
+
+    def _has_not_begun(self, error: httpcore.ProtocolError) -> bool:
+        """True if the request may be begun elsewhere, because the connection ended before it."""
+        return not self.is_available() and NOT_BEGUN.match(str(error.__context__)) is not None
 
     def is_available(self) -> bool:
         return not self._has_ended and self._below.is_available()
