@@ -537,6 +537,21 @@ async def test_r3_a_reset_that_a_send_met_is_no_end_of_the_input() -> None:
     assert outcome.a_to_b.end is RelayEnd.RESET
 
 
+class WithMore(ResetWhileSending):
+    """It has an attribute that trio's TLS has, too."""
+
+    @property
+    def transport_stream(self) -> trio.abc.Stream:
+        raise trio.ClosedResourceError
+
+
+async def test_r4_what_else_a_stream_has_is_not_looked_at() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(REQUEST)
+    outcome = await relay(WithMore(), ours, idle_timeout=LIMIT)
+    assert outcome.a_to_b.end is RelayEnd.RESET
+
+
 @every_combination
 def test_r4_both_are_ended(contexts: Contexts, between: Between) -> None:
     """And the descriptors closed, when their ends have come. (What an earlier test has left may go

@@ -653,9 +653,12 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
 class _TransportOverTls(StreamTransport):
     """TLS in TLS: the outer connection bounds its own end, lingers by itself, and tells how it
-    ended."""
+    ended, and what its peer has."""
 
     _stream: TlsStream[Any]
+
+    def unacknowledged(self) -> int:
+        return self._stream._transport.unacknowledged()
 
     async def _finish(self, end: float, *, lingers: bool) -> None:
         left = max(0.0, end - now())

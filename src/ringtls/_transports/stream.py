@@ -348,8 +348,10 @@ class StreamTransport(BaseTransport):
         return self._last_step is not None or not (self.unsent or self._sending)
 
     def unacknowledged(self) -> int:
-        sock = _socket_below(self._stream)
-        fd = -1 if sock is None else sock.fileno()
+        below: object = self._stream
+        while isinstance(below, trio.SSLStream):
+            below = below.transport_stream
+        fd = below.socket.fileno() if isinstance(below, trio.SocketStream) else -1
         return 0 if fd < 0 else unacknowledged(fd)
 
     async def _deliver(self) -> None:
@@ -536,14 +538,6 @@ def _raise_if_left(error: BaseException) -> None:
     be awaited here any more. ``Task`` tells. (Without a task, the run has crashed.)"""
     if isinstance(error, GeneratorExit) and trio.lowlevel.in_trio_task():
         raise error
-
-
-def _socket_below(stream: object) -> socket.socket | trio.socket.SocketType | None:
-    """What carries a stream at last, if all between name what is below as trio's classes do."""
-    while isinstance(below := getattr(stream, "transport_stream", None), trio.abc.Stream):
-        stream = below
-    sock = getattr(stream, "socket", None)
-    return sock if isinstance(sock, socket.socket | trio.socket.SocketType) else None
 
 
 def _may_reset(stream: trio.abc.AsyncResource) -> bool:
