@@ -200,8 +200,8 @@ class TlsSide(Side):
 
     def read(self, max_bytes: int) -> bytes | memoryview | None:
         session = self._session
-        had_ended = self._input_ended
         try:
+            had_ended = self._input_ended
             while True:
                 if session.handshake_done or self._shake_hands():
                     data = session.read(max_bytes)
