@@ -35,10 +35,6 @@ from .conftest import Contexts
 from .support.peer import Peer
 from .support.waiting import until
 
-#: What ssl raises of a context for clients that a server is to have: CPython 3.14.10 checks first
-#: whether it has the name that such a context is to verify.
-WRONG_CONTEXT = (ssl.SSLError, ValueError)
-
 
 async def echo(stream: SocketStream) -> None:
     async for data in stream:
@@ -155,7 +151,7 @@ async def test_no_listener_is_left_if_the_context_does_not_fit(
         return opened
 
     monkeypatch.setattr(highlevel, "open_tcp_listeners", open_and_keep)
-    with pytest.raises(WRONG_CONTEXT, match=r"CLIENT|server_hostname"):
+    with pytest.raises(ValueError, match="for clients"):
         await open_tls_over_tcp_listeners(0, contexts.client, host="127.0.0.1")
     await until(lambda: opened[0].socket.fileno() == -1)  # in the background
 
@@ -234,7 +230,7 @@ async def test_a_tls_listener_refuses_what_no_connection_could_have(
     async with below:
         with pytest.raises((TypeError, ValueError)):
             TlsListener(below, contexts.server, shutdown_timeout=seconds)
-        with pytest.raises(WRONG_CONTEXT):
+        with pytest.raises(ValueError, match="for clients"):
             TlsListener(below, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         TlsListener(below, contexts.server, shutdown_timeout=math.inf)
 

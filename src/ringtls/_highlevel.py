@@ -177,7 +177,7 @@ async def open_tls_over_tcp_listeners(
     Raises:
       OSError: the address can't be had, as when the port is in use.
       RingUnavailableError: io_uring is forced, and there is none here.
-      ssl.SSLError: the context is one for clients. Newer CPythons may say that by a ValueError.
+      ValueError: the context is one for clients.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
     with _all_or_none(listeners):
@@ -239,7 +239,7 @@ async def serve_tls_over_tcp(
     ``handler_nursery`` of yours, so do the handlers, whose streams are closed in order.
 
     Raises:
-      OSError, RingUnavailableError, ssl.SSLError: as for ``open_tls_over_tcp_listeners``. Once it
+      OSError, RingUnavailableError, ValueError: as for ``open_tls_over_tcp_listeners``. Once it
         serves, running out of descriptors is waited out, and no more than logged.
       ExceptionGroup: what handlers raised, if they run in this function's own nursery.
     """

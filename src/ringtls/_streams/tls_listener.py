@@ -29,7 +29,7 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
 
     Raises:
       TypeError, ValueError: ``shutdown_timeout`` is negative or not a number.
-      ssl.SSLError: the context is one for clients. Newer CPythons may say that by a ValueError.
+      ValueError: the context is one for clients.
     """
 
     def __init__(
@@ -42,7 +42,11 @@ class TlsListener(Uncopyable, trio.abc.Listener["TlsStream[StreamT]"], Generic[S
         reset_on_error: bool = False,
     ) -> None:
         self._shutdown_timeout = checked_timeout(shutdown_timeout)
-        ssl_context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)  # or it raises
+        if ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+            raise ValueError(
+                "the context is one for clients (PROTOCOL_TLS_CLIENT): one for servers is made by "
+                "ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+            )
         self.transport_listener = transport_listener
         self._ssl_context = ssl_context
         self._https_compatible = https_compatible
