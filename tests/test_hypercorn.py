@@ -17,6 +17,7 @@ import h2.events
 import pytest
 import trio
 import trio.testing
+from h2.settings import SettingCodes
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError, wrap_app
 from wsproto import ConnectionType, WSConnection
@@ -196,6 +197,31 @@ async def test_half_an_answer_over_http2_is_no_whole_one(contexts: Contexts, pat
         seen = await trio.to_thread.run_sync(peer.end)
     assert any(isinstance(event, h2.events.ConnectionTerminated) for event in seen)
     assert not any(isinstance(event, h2.events.StreamEnded) for event in seen)
+
+
+async def test_an_application_waits_for_room(contexts: Contexts) -> None:
+    """In HTTP/2, too, where its client's window has room for one byte."""
+    sent = 0
+
+    async def send_much(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        nonlocal sent
+        if scope["type"] == "lifespan":
+            await application(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+            sent += 1
+
+    async with serving(config_of(contexts, graceful_timeout=0), send_much) as (url, ended):
+        peer = Http2Peer(await raw_peer(contexts, url, alpn="h2"))
+        peer.http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1})
+        peer.request(1, "/")
+        await trio.to_thread.run_sync(peer.receive, h2.events.DataReceived, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sent < 10
+        ended.set()
+        await trio.to_thread.run_sync(peer.end)
 
 
 async def test_half_an_answer_without_tls(contexts: Contexts) -> None:

@@ -20,6 +20,8 @@ Rules:
    hypercorn keeps them, and fails at the thousandth.
 7. A request that is refused before the application hears of it is over: for hypercorn the
    connection would never be idle again.
+8. What an application sends waits for room: hypercorn lets it send on whenever little is taken out
+   of its buffer, however much is left there, for a client whose window is 0.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from h2.exceptions import ProtocolError
 from h2.stream import StreamState
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import Data, StreamClosed
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h2 import BUFFER_LOW_WATER, H2Protocol, StreamBuffer
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hyperframe.frame import GoAwayFrame
@@ -55,6 +57,7 @@ class Http2(H2Protocol):
         super().__init__(*arguments)
         self.connection.state_machine = _StateMachine()
         self.streams = _Streams()
+        self.stream_buffers = _Buffers()
         self._served = 0
         self._last_served = 0
         self._has_refused = False
@@ -239,6 +242,25 @@ class _Streams(dict[int, Any]):
 
     def __missing__(self, stream_id: int) -> _Over:
         return _Over()
+
+
+class _Buffer(StreamBuffer):
+    """By rule 8."""
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+class _Buffers(dict[int, StreamBuffer]):
+    def __setitem__(self, stream_id: int, made: StreamBuffer) -> None:
+        made.__class__ = _Buffer
+        super().__setitem__(stream_id, made)
 
 
 class _Over:
