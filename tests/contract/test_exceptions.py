@@ -431,6 +431,7 @@ def test_c16_an_exception_at_each_bytecode_where_a_listener_is_closed() -> None:
     [
         "Acceptor._done",
         "OwnedSocket.__init__",
+        "Request.complete",
         "SocketListener._accepted",
         "SocketListener._take",
     ],
@@ -446,7 +447,7 @@ def test_c16_an_exception_at_each_bytecode_where_a_connection_is_accepted(functi
             ended.set()
 
         async def accept() -> None:
-            with suppress(InjectedError):
+            with suppress(InjectedError, OSError):  # by it the ring fails, perhaps
                 await accept_by_callbacks(listener, begin)
             ended.set()
 

@@ -208,7 +208,7 @@ class Ring:
         self._borrowed: dict[int, bytes | memoryview] = {}  # in outboxes, not copied
         self._abandoned: deque[Request] = deque()
         self._failure: BaseException | None = None
-        self._interrupted: list[Request] = []  # completed, and an exception came out of that
+        self._interrupted: list[tuple[Request, int]] = []  # an exception came out of their end
         self._wake_lock = threading.RLock()  # a finalizer may run inside of wake()
         self._events = _ffi.new("int64_t[]", REAP_EVENTS * _lib.RTL_EVENT_FIELDS)
         pool = memoryview(_ffi.buffer(_lib.rtl_pool(self._engine), buffers * buffer_size))
@@ -545,7 +545,7 @@ class Ring:
             try:
                 request.complete(result)
             except BaseException:
-                self._interrupted.append(request)
+                self._interrupted.append((request, result))
                 raise
             finally:
                 if request.is_over:
@@ -601,14 +601,14 @@ class Ring:
         self._unusable = True
         if self._opened[0]:  # else it was freed, or given up
             _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
-        doomed = [*self._in_flight.values(), *self._interrupted]
-        _parked.append([request.pin for request in doomed])
+        in_flight = [(request, -errno.EIO) for request in self._in_flight.values()]
+        _parked.append([request.pin for request, _ in in_flight])
         _parked.append(self._borrowed)
         self._in_flight = {}
-        for request in doomed:
+        for request, result in [*self._interrupted, *in_flight]:
             request.failure = failure
             try:
-                request.complete(-errno.EIO)
+                request.complete(result)
             except BaseException as error:  # the others must be told, too
                 log(logging.ERROR, "callback of %r raised %r", request, error, failure=error)
 
