@@ -148,7 +148,10 @@ def _abort_by(function: Callable[[], object]) -> Callable[[RaiseCancelT], Abort]
     """As the driver's. Where there can't be one, what is raised in it ends the run."""
     try:
         return TrioDriver.current().abort_by(function)
-    except OSError:  # no descriptor is left, and that must keep nothing from being closed
+    except (
+        OSError,  # no descriptor is left, and that must keep nothing from being closed
+        RuntimeError,  # there is no run, as trio will say
+    ):
 
         def abort(_: RaiseCancelT) -> Abort:
             function()
