@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -401,6 +402,67 @@ async def test_c16_another_threads_close_of_a_listener_does_nothing() -> None:
         with socket.create_connection(sock.getsockname()):
             await (await listener.accept()).aclose()
         await listener.aclose()
+
+
+# What an exception may have cost of the input
+
+
+DATA = bytes(50_000)
+
+
+class Interruption(Exception):  # noqa: N818
+    """What a signal's handler raises."""
+
+
+class Interrupted:
+    """An SSLObject during whose second read a signal's handler raises."""
+
+    def __init__(self, original: ssl.SSLObject) -> None:
+        self._original = original
+        self._reads = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def read(self, *arguments: Any) -> Any:
+        result = self._original.read(*arguments)
+        self._reads += 1
+        if self._reads == 2:
+            raise Interruption
+        return result
+
+
+READS: dict[str, Callable[[TlsStream[Any]], Any]] = {
+    "receive_some": TlsStream.receive_some,
+    "receive_into": lambda stream: stream.receive_into(bytearray(len(DATA))),
+    "send_eof": TlsStream.send_eof,
+}
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_c16_an_exception_while_something_is_decrypted_leaves_no_gap(
+    contexts: Contexts, name: str
+) -> None:
+    """What comes behind it is not received as if nothing were missing; the end is clean."""
+    left, right = trio.testing.memory_stream_pair()
+    client = TlsStream(left, contexts.client, server_hostname="localhost")
+    server = TlsStream(right, contexts.server, server_side=True)
+    async with client, server:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.do_handshake)
+            await client.send_all(DATA)
+            await client.wait_sent()
+        await server.send_all(b"after the handshake")
+        while server._session.unread_input < len(DATA):
+            await server._transport.receive()
+        server._session.object = Interrupted(server._session.object)  # type: ignore[assignment]
+        with pytest.raises(Interruption):
+            await READS[name](server)
+        assert server.input_pending
+        for _ in range(2):
+            with pytest.raises(trio.BrokenResourceError, match="input is missing"):
+                await server.receive_some()
+    assert server.close_outcome is CloseOutcome.CLEAN
 
 
 # What the peer's TCP has

@@ -26,6 +26,9 @@ A TlsSession runs ssl.SSLObject on two memory BIOs, and keeps the rules that it 
    what is in the BIO.
 7. With a server's request for a certificate in mind, and until it is written, OpenSSL is "in
    init" and sends no alert. So it is written at once, and waits for something else to be sent.
+8. An exception can leave a call that reads: memory is short, a signal's handler raises. What was
+   decrypted may be gone with it. What comes behind must not look as if nothing were missing, so the
+   input is torn there, and is read no further.
 
 This module imports no socket, no ring and no event loop.
 """
@@ -90,6 +93,7 @@ class TlsSession:
         "_backlog",
         "_bios",
         "_input_ended",
+        "_input_is_torn",
         "_is_server",
         "_more_decrypted",
         "_peer_was_silent",
@@ -134,6 +138,7 @@ class TlsSession:
         self._unread: list[memoryview] = []
         self._more_decrypted = False  # by OpenSSL, and not read yet
         self._input_ended = False
+        self._input_is_torn = False  # rule 8
         self._peer_was_silent = True  # when the handshake last went on
         self.handshake_done = False
         #: True if the handshake ended with a message of ours, False if with the peer's.
@@ -251,7 +256,7 @@ class TlsSession:
 
         Raises:
           TruncationError: the input has ended without close_notify.
-          ssl.SSLError: the peer broke the protocol, or sent a fatal alert.
+          ssl.SSLError: the peer broke the protocol, or sent a fatal alert; or the input is torn.
         """
         if self.has_nothing_buffered:
             return self._read_records(max_bytes, memory) if self.has_ciphertext else None
@@ -263,6 +268,8 @@ class TlsSession:
             return len(data)
         if self.failure is not None:
             raise without_frames(self.failure)
+        if self._input_is_torn:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "input is missing: reading it was interrupted")
         if self.close_notify_received:
             return b"" if memory is None else 0
         if self.has_ciphertext or self._more_decrypted:
@@ -303,6 +310,11 @@ class TlsSession:
     def has_input(self) -> bool:
         """True if ``read`` would give data, the end or an error now, as far as was looked."""
         return self.handshake_done and not self.has_nothing_buffered
+
+    def tear_input(self) -> None:
+        """An exception has left a call that may have read (rule 8)."""
+        self._input_is_torn = True
+        self._update()
 
     def put_back(self, data: bytes) -> None:
         """Have the next ``read`` give this again."""
@@ -514,7 +526,9 @@ class TlsSession:
         return data[:max_bytes]
 
     def _save_unread(self) -> None:
-        while not self.close_notify_received and (self.has_ciphertext or self._more_decrypted):
+        while not (self.close_notify_received or self._input_is_torn) and (
+            self.has_ciphertext or self._more_decrypted
+        ):
             try:
                 data = self._read_records(sys.maxsize)
             except ssl.SSLError:
@@ -533,6 +547,7 @@ class TlsSession:
             self._unread
             or self._more_decrypted
             or self._input_ended
+            or self._input_is_torn
             or self.close_notify_received
             or self.failure is not None
             or not self.handshake_done

@@ -39,7 +39,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._clock import now
 from .._drivers.trio import TrioDriver
-from .._errors import RingUnavailableError
+from .._errors import RingUnavailableError, TruncationError
 from .._outcome import CloseOutcome
 from .._statistics import reason_of
 from .._transports.base import ANSWER_LIMIT, HIGH_WATER, INPUT_LIMIT, RECEIVE_SIZE
@@ -566,6 +566,11 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             return session.read(max_bytes)
         except ssl.SSLError as error:
             raise _broken(error) from error
+        except TruncationError:
+            raise
+        except BaseException:
+            session.tear_input()
+            raise
         finally:
             if session.output:
                 self._transport.answer(session.take_output())
@@ -584,6 +589,11 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             return function()
         except ssl.SSLError as error:
             raise _broken(error) from error
+        except TruncationError:
+            raise
+        except BaseException:
+            self._session.tear_input()
+            raise
         finally:
             if self._session.output:
                 self._transport.answer(self._session.take_output())
