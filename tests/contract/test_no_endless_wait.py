@@ -468,11 +468,14 @@ async def test_c16_an_exception_while_something_is_decrypted_leaves_no_gap(
 # What the peer's TCP has
 
 
-async def test_wait_acknowledged(contexts: Contexts) -> None:
-    stream, peer = await meet(contexts, buffer_size=16384)
-    data = bytes(200_000)
+async def test_wait_acknowledged(meet: Meet, contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    data = bytes(60_000)
     async with stream, trio.open_nursery() as nursery:
         await stream.send_all(data)
+        await stream.wait_sent()
+        await stream.wait_sent()
         waited = trio.Event()
 
         async def wait() -> None:
@@ -488,9 +491,9 @@ async def test_wait_acknowledged(contexts: Contexts) -> None:
 
 
 async def test_wait_acknowledged_where_the_runs_clock_stands_still(
-    contexts: Contexts, mock_clock: trio.testing.MockClock
+    meet: Meet, contexts: Contexts, mock_clock: trio.testing.MockClock
 ) -> None:
-    await test_wait_acknowledged(contexts)
+    await test_wait_acknowledged(meet, contexts)
 
 
 async def test_c3_nothing_is_lost_if_the_peers_end_came_first(contexts: Contexts) -> None:

@@ -276,7 +276,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
         A peer may be slower than the shutdown timeout allows. Who waits for this before closing
         knows that what was sent can't be lost any more to a reset. It does not mean that the peer's
-        program has read it. Over a stream that is not a socket it is ``wait_sent``. Nothing is
+        program has read it. Over a stream without a socket below it is ``wait_sent``. Nothing is
         undone if this is cancelled.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
@@ -189,6 +190,24 @@ class BaseTransport:
 
     def unacknowledged(self) -> int:
         return 0
+
+    async def wait_acknowledged(self) -> None:
+        await self.wait_sent(below=1)
+        pauses = acknowledgement_pauses()
+        while self.unacknowledged():
+            if self._is_gone():
+                raise broken(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+            await self._sleep(next(pauses))
+            self.check_open()
+            self.check_sendable()
+
+    def _is_gone(self) -> bool:
+        """True if the connection, of which something is unacknowledged, was reset."""
+        raise NotImplementedError
+
+    async def _sleep(self, seconds: float) -> None:
+        """In real time: the clock of a run may stand still."""
+        raise NotImplementedError
 
     def _accept_no_more(self, on_flushed: Callable[[OSError | None], object] | None) -> None:
         self.closing = True

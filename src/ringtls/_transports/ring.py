@@ -431,17 +431,10 @@ class RingTransport(BaseTransport):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         look()
 
-    async def wait_acknowledged(self) -> None:
-        await self.wait_sent(below=1)
-        pauses = acknowledgement_pauses()
-        while self._has_unacknowledged():
-            if is_gone(self.socket.fileno()):
-                raise broken(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
-            await self._pause(next(pauses))
-            self.check_open()
-            self.check_sendable()
+    def _is_gone(self) -> bool:
+        return is_gone(self.socket.fileno())
 
-    async def _pause(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         """By the ring's clock: that of a run may stand still (trio.testing.MockClock)."""
         timer = self._ring.timer(now() + seconds)
         try:

@@ -217,9 +217,6 @@ class StreamTransport(BaseTransport):
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
         self._on_delivered = on_delivered
 
-    async def wait_acknowledged(self) -> None:
-        await self.wait_sent(below=1)
-
     def break_off(self, on_closed: OnClosed) -> bool:
         self._accept_no_more(None)
         if self._last_step is not None:
@@ -348,11 +345,21 @@ class StreamTransport(BaseTransport):
         return self._last_step is not None or not (self.unsent or self._sending)
 
     def unacknowledged(self) -> int:
+        fd = self._fd_below()
+        return 0 if fd < 0 else unacknowledged(fd)
+
+    def _is_gone(self) -> bool:
+        return is_gone(self._fd_below())
+
+    def _fd_below(self) -> int:
         below: object = self._stream
         while isinstance(below, trio.SSLStream):
             below = below.transport_stream
-        fd = below.socket.fileno() if isinstance(below, trio.SocketStream) else -1
-        return 0 if fd < 0 else unacknowledged(fd)
+        return below.socket.fileno() if isinstance(below, trio.SocketStream) else -1
+
+    async def _sleep(self, seconds: float) -> None:
+        with self.driver.move_on_at(now() + seconds):
+            await trio.sleep_forever()
 
     async def _deliver(self) -> None:
         """Return when the peer's TCP, if there is one, has all that was sent, or it is too late."""
@@ -366,8 +373,7 @@ class StreamTransport(BaseTransport):
                 fd = self._stream.socket.fileno()
                 if is_gone(fd) or not has_unacknowledged(fd):
                     return
-                with self.driver.move_on_at(now() + next(pauses)):
-                    await trio.sleep_forever()
+                await self._sleep(next(pauses))
 
     def _start_discarding(self) -> None:
         scope = trio.CancelScope()
