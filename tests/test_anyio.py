@@ -38,7 +38,7 @@ from ringtls.anyio import ByteStream, RingAttribute, connect_tcp, wrap_listener,
 
 from .conftest import Contexts
 from .support.peer import Meet, Peer, meet, trio_socket_stream
-from .support.streams import reset, tcp_pair
+from .support.streams import refusing_port, reset, tcp_pair
 from .support.waiting import cut_off
 
 
@@ -315,9 +315,7 @@ async def test_c21_an_exception_breaks_off_where_that_was_asked_for(contexts: Co
 
 
 async def test_connections_that_fail(contexts: Contexts) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
-    with pytest.raises(OSError, match="all attempts"):
+    with refusing_port() as port, pytest.raises(OSError, match="all attempts"):
         await connect_tcp("127.0.0.1", port)
     for host in ("no..name", f"{'x' * 64}.example"):
         with pytest.raises(socket.gaierror):

@@ -33,7 +33,7 @@ from .support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from .support.peer import End, Peer, Transport
 from .support.processes import in_child
 from .support.signals import SignalAtBytecode, signal_in_the_ring
-from .support.streams import open_fds, tcp_pair
+from .support.streams import open_fds, refusing_port, tcp_pair
 from .support.tracing import traced_by
 from .support.waiting import LIMIT, is_in_the_ring, wait_until
 
@@ -185,10 +185,8 @@ def test_in_the_thread_of_a_trio_run(contexts: Contexts, port: int) -> None:
 
 
 def test_a_connection_that_is_refused(contexts: Contexts) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(ConnectionRefusedError):
-        blocking.open_tls_over_tcp_stream("localhost", port, ssl_context=contexts.client)
+    with refusing_port() as port, pytest.raises(ConnectionRefusedError):
+        blocking.open_tls_over_tcp_stream("127.0.0.1", port, ssl_context=contexts.client)
 
 
 def test_timeouts_of_connecting(contexts: Contexts, port: int) -> None:

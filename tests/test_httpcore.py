@@ -37,7 +37,7 @@ from .support import foreign_servers
 from .support.http_peers import read_head
 from .support.peer import End, Peer
 from .support.scripted import playing, replaying
-from .support.streams import reset
+from .support.streams import refusing_port, reset
 from .support.waiting import LIMIT, cut_off, until
 
 #: Requests with pauses around the server's keep-alive time.
@@ -1057,10 +1057,8 @@ async def test_through_a_proxy(
 
 
 async def test_nobody_listens(contexts: Contexts) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
     async with connecting(contexts) as client:
-        with pytest.raises(httpx.ConnectError, match="connect to"):
+        with refusing_port() as port, pytest.raises(httpx.ConnectError, match="connect to"):
             await client.get(f"https://127.0.0.1:{port}")
     async with connecting(contexts, uds="/nowhere") as client:
         with pytest.raises(httpx.ConnectError, match="No such file"):

@@ -40,7 +40,7 @@ from .support.authority import Authority
 from .support.processes import in_child
 from .support.proxy import Backend, Proxy, StartProxy, starting_proxies
 from .support.server import PATIENCE, fails, read_metrics, wait_until_refused
-from .support.streams import open_fds, reset
+from .support.streams import open_fds, refusing_port, reset
 from .support.waiting import wait_until
 
 
@@ -54,6 +54,13 @@ def start(contexts: Contexts, tmp_path: Path) -> Iterator[StartProxy]:
 def backend() -> Iterator[Backend]:
     with Backend() as backend:
         yield backend
+
+
+@pytest.fixture
+def down() -> Iterator[str]:
+    """The name of a backend that is not there."""
+    with refusing_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
 def exchange(client: socket.socket, theirs: socket.socket) -> None:
@@ -187,15 +194,15 @@ def test_the_least_used_backend_is_first(start: StartProxy) -> None:
             exchange(client, stack.enter_context(backend.accept()))
 
 
-def test_a_backend_that_is_down_is_passed_over(start: StartProxy, backend: Backend) -> None:
-    with Backend() as down:
-        pass
-    proxy = start("--backend", down.name, "--backend", backend.name)
+def test_a_backend_that_is_down_is_passed_over(
+    start: StartProxy, backend: Backend, down: str
+) -> None:
+    proxy = start("--backend", down, "--backend", backend.name)
     for _ in range(3):
         assert works(proxy, backend)
     assert proxy.stop() == 0
     [line] = lines(proxy)  # and is not tried again so soon
-    assert line.endswith(f"passed over {down.name}: Connection refused")
+    assert line.endswith(f"passed over {down}: Connection refused")
 
 
 def test_no_backend_is_there(start: StartProxy) -> None:
@@ -240,16 +247,16 @@ def test_a_backend_that_never_accepts(
         assert line.endswith(f"no backend: {full.name}: no answer within 0.1 s")
 
 
-def test_r5_a_drain_while_a_backend_is_connected_to(start: StartProxy, tmp_path: Path) -> None:
+def test_r5_a_drain_while_a_backend_is_connected_to(
+    start: StartProxy, down: str, tmp_path: Path
+) -> None:
     """The client can't take it for an end."""
-    with Backend() as down:
-        pass
     with backend_that_is_full(tmp_path / "full") as full:
-        backends = ("--backend", down.name, "--backend", full.name)
+        backends = ("--backend", down, "--backend", full.name)
         metrics = ("--metrics", f"unix:{tmp_path / 'metrics'}")
         proxy = start(*backends, *metrics, "--connect-timeout", "3600")
         with proxy.tls() as client:
-            failed = f'ringtls_backend_failures_total{{backend="{down.name}"}} 1.0'
+            failed = f'ringtls_backend_failures_total{{backend="{down}"}} 1.0'
             wait_until(lambda: failed in read_metrics(tmp_path / "metrics"))  # on to the other
             for _ in range(2):
                 proxy.process.send_signal(signal.SIGTERM)
@@ -963,10 +970,8 @@ def test_a_name_can_t_end_its_field_in_the_access_log(start: StartProxy, backend
     assert proxy.stop() == 0
 
 
-def test_metrics(start: StartProxy, backend: Backend, tmp_path: Path) -> None:
-    with Backend() as down:
-        pass
-    places = ("--backend", down.name, "--backend", backend.name)
+def test_metrics(start: StartProxy, backend: Backend, down: str, tmp_path: Path) -> None:
+    places = ("--backend", down, "--backend", backend.name)
     proxy = start(*places, "--metrics", "127.0.0.1:0")
     url = re.search(r"http://\S+", proxy.stdout.readline())
     assert url is not None
@@ -978,7 +983,7 @@ def test_metrics(start: StartProxy, backend: Backend, tmp_path: Path) -> None:
 
     assert works(proxy, backend)
     wait_until(lambda: 'ringtls_relay_ends_total{end="' in figures())
-    assert f'ringtls_backend_failures_total{{backend="{down.name}"}} 1.0' in figures()
+    assert f'ringtls_backend_failures_total{{backend="{down}"}} 1.0' in figures()
     assert 'ringtls_relay_bytes_total{of="client"} 8.0' in figures()
     assert proxy.stop() == 0
 

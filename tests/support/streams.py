@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ringtls import SocketStream, TlsStream
+from ringtls._cli.demo.proxy.peers import bound_socket
 
 if TYPE_CHECKING:
     from ..conftest import Contexts
@@ -27,6 +28,13 @@ def tcp_pair(buffer_size: int | None = None) -> tuple[socket.socket, socket.sock
             server, address = listener.accept()
     set_buffers(buffer_size, client, server)
     return client, server
+
+
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """One of 127.0.0.1 at which nobody listens: meanwhile others are given other ports."""
+    with bound_socket() as bound:
+        yield bound.getsockname()[1]
 
 
 @contextmanager
