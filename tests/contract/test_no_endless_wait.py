@@ -37,6 +37,7 @@ from ringtls._streams.session import TlsSession
 from ..conftest import Contexts
 from ..support.clogging import clog
 from ..support.faces import BlockingFace, Face, TrioFace
+from ..support.injection import InjectedError
 from ..support.peer import End, Meet, Peer, Transport, meet
 from ..support.streams import handshaken, socket_streams, tcp_pair
 from ..support.waiting import LIMIT, closed_while_it_waits, until
@@ -410,10 +411,6 @@ async def test_c16_another_threads_close_of_a_listener_does_nothing() -> None:
 DATA = bytes(50_000)
 
 
-class Interruption(Exception):  # noqa: N818
-    """What a signal's handler raises."""
-
-
 class Interrupted:
     """An SSLObject during whose second read a signal's handler raises."""
 
@@ -428,7 +425,7 @@ class Interrupted:
         result = self._original.read(*arguments)
         self._reads += 1
         if self._reads == 2:
-            raise Interruption
+            raise InjectedError
         return result
 
 
@@ -456,7 +453,7 @@ async def test_c16_an_exception_while_something_is_decrypted_leaves_no_gap(
         while server._session.unread_input < len(DATA):
             await server._transport.receive()
         server._session.object = Interrupted(server._session.object)  # type: ignore[assignment]
-        with pytest.raises(Interruption):
+        with pytest.raises(InjectedError):
             await READS[name](server)
         assert server.input_pending
         for _ in range(2):
@@ -474,7 +471,6 @@ async def test_wait_acknowledged(meet: Meet, contexts: Contexts) -> None:
     data = bytes(60_000)
     async with stream, trio.open_nursery() as nursery:
         await stream.send_all(data)
-        await stream.wait_sent()
         await stream.wait_sent()
         waited = trio.Event()
 
