@@ -9,6 +9,8 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import h2.errors
@@ -23,7 +25,7 @@ from ringtls._cli.certificates import make_certificate
 from ringtls.httpcore import transport
 
 from .conftest import Contexts, contexts_of
-from .support.application import CANCELLED, PIECE
+from .support.application import CANCELLED, MUCH, PIECE
 from .support.http_peers import Http2Peer, Http2WebSocket, WebSocketPeer, client_of, read_head
 from .support.peer import Peer
 from .support.server import Server, fails, read_metrics
@@ -201,6 +203,27 @@ def no_room_over_http2(peer: Peer) -> None:
     http2.http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
     http2.request(1, "/")
     http2.end()
+
+
+def test_a_client_that_takes_in_nothing_and_asks_for_more(contexts: Contexts, start: Start) -> None:
+    """It is given up all the same, whatever it asks for meanwhile."""
+    server = start(APPLICATION, "--send-timeout", "0.4")
+    peer = peer_of(server, contexts, alpn="h2")
+    http2 = Http2Peer(peer)
+    http2.http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: MUCH})
+    http2.http2.increment_flow_control_window(MUCH)
+    http2.request(1, "/for-ever")
+    turns = count(2)
+
+    def is_given_up() -> bool:
+        turn = next(turns)
+        if turn % 10 == 3 and turn < 1000:  # not more than may be at once
+            with suppress(OSError):
+                http2.request(turn, "/")
+        return "takes in nothing, given up after 0.4 s" in server.log()
+
+    wait_until(is_given_up)
+    peer.sock.close()
 
 
 @pytest.mark.parametrize(

@@ -134,14 +134,17 @@ class _Connection(HypercornConnection):
         self._connection = connection
         self._has_begun = False
         self._is_receiving = False
+        self._noted: Wait | None = None  # what is waited for behind a send
 
     def note(self, *, is_idle: bool) -> None:
-        if not is_idle:
-            if (wait := self._wait()) is not self._connection.waits_for:
-                self._connection.begin(wait)
-        else:
-            self._connection.begin(Wait.NEXT_REQUEST if self._has_begun else Wait.FIRST_REQUEST)
+        wait = self._wait()
+        if is_idle:
+            wait = Wait.NEXT_REQUEST if self._has_begun else Wait.FIRST_REQUEST
             self._has_begun = True
+        if self._connection.waits_for is Wait.ROOM:
+            self._noted = wait
+        elif is_idle or wait is not self._connection.waits_for:
+            self._connection.begin(wait)
 
     def _wait(self) -> Wait:
         """What there is to be waited for while there is a request (rule 2)."""
@@ -170,10 +173,13 @@ class _Connection(HypercornConnection):
     async def send_all(self, data: bytes) -> None:
         connection = self._connection
         before = connection.waits_for, connection.deadline
+        self._noted = None
         connection.begin(Wait.ROOM)
         await connection.stream.send_all(data)
         if connection.waits_for is Wait.ROOM:
             connection.waits_for, connection.deadline = before
+            if self._noted is not None:
+                connection.begin(self._noted)
             if connection.waits_for in (Wait.NOTHING, Wait.OWED):
                 connection.begin(self._wait())
 
