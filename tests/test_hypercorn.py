@@ -24,13 +24,14 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import Request
 
 from ringtls.hypercorn import serve, worker_serve
+from ringtls.hypercorn._http2 import Http2
 
 from .conftest import Contexts, contexts_of
 from .support.application import PIECE, application, unwilling
 from .support.http_peers import Http2Peer, Http2WebSocket, WebSocketPeer, client_of
 from .support.peer import End, Peer, Transport
 from .support.streams import open_sockets
-from .support.waiting import LIMIT
+from .support.waiting import LIMIT, until
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -287,6 +288,25 @@ async def test_an_http2_connection_without_requests_left(contexts: Contexts) -> 
     async with serving(config) as (url, _):
         peer = Http2Peer(await raw_peer(contexts, url, alpn="h2"))
         assert await trio.to_thread.run_sync(peer.get, 1) == b"2"
+        await trio.to_thread.run_sync(peer.end)
+
+
+async def test_an_http2_connection_whose_request_was_over_at_once(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is idle, though hypercorn says that the request goes on when its answer is out."""
+    config = config_of(contexts, keep_alive_timeout=10 * LIMIT)
+    create = Http2._create_stream
+
+    async def create_and_answer(protocol: Http2, request: h2.events.RequestReceived) -> None:
+        config.keep_alive_timeout = 0.2
+        await create(protocol, request)
+        await until(lambda: not (protocol.stream_buffers or protocol.streams))
+
+    monkeypatch.setattr(Http2, "_create_stream", create_and_answer)
+    async with serving(config) as (url, _):
+        peer = Http2Peer(await raw_peer(contexts, url, alpn="h2"))
+        peer.request(1, "/")
         await trio.to_thread.run_sync(peer.end)
 
 

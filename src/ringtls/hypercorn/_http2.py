@@ -103,7 +103,8 @@ class Http2(H2Protocol):
             if isinstance(event, StreamReset) and event.stream_id in self.stream_buffers:
                 await self.stream_buffers[event.stream_id].close()
         await super()._handle_events(left)
-        if self._client_leaves:
+        # hypercorn has said of each new request that it goes on, and it may be over by then.
+        if self._client_leaves or any(isinstance(event, RequestReceived) for event in left):
             await self._report()
 
     def _note_request(self, stream_id: int) -> None:
