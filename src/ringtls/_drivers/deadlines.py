@@ -58,8 +58,9 @@ class Deadlines:
     def end_after(self, scope: trio.CancelScope, seconds: float) -> None:
         """Have the scope end so long from now."""
         scope.deadline = trio.current_time() + seconds
-        deadline = self._scopes[scope] = now() + seconds
+        deadline = now() + seconds
         self.not_before = min(self.not_before, deadline)
+        self._scopes[scope] = deadline
 
     def before_sleep(self, timeout: float, driver: Driver) -> bool:
         """Have trio woken at the nearest deadline, if it would sleep past it. There is none where
