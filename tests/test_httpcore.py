@@ -671,6 +671,37 @@ async def test_what_waits_in_a_connection_when_goaway_comes_goes_elsewhere(
             is_waiting.set()
 
 
+@pytest.mark.parametrize("http2", [False, True])
+async def test_nothing_goes_elsewhere_when_the_client_is_closed(
+    contexts: Contexts, http2_contexts: Contexts, http2: bool
+) -> None:
+    """Neither what is on its way nor, in HTTP/2, what waits in the connection."""
+
+    def first(peer: Peer) -> None:
+        if http2:
+            server = Http2Server(peer, at_once=1)
+            server.answer_next()
+        else:
+            read_head(peer)
+            peer.send(ANSWER)
+        assert peer.end().is_clean
+
+    async def request(method: str) -> None:
+        with pytest.raises((httpx.ReadError, httpx.LocalProtocolError)):
+            await client.request(method, url)
+
+    with playing(http2_contexts if http2 else contexts, first) as port:
+        url = f"https://localhost:{port}"
+        client = connecting(contexts, http2=http2)
+        async with trio.open_nursery() as nursery:
+            await client.get(url)
+            for method in ("GET", "POST") if http2 else ("GET",):
+                nursery.start_soon(request, method)
+                await trio.testing.wait_all_tasks_blocked()
+            await client.aclose()
+        assert not pooled(client)
+
+
 async def test_what_was_sent_when_goaway_comes_does_not_go_elsewhere(
     http2_contexts: Contexts,
 ) -> None:

@@ -58,7 +58,8 @@ class _Pooled:
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
     a request takes longer with each that it has. One whose server has ended it takes no request,
     and has those taken elsewhere that were waiting in it when GOAWAY came: not a byte of them was
-    sent. It also counts what is inside, for rule 4 of ``_backend``.
+    sent. Those that wait when the pool is closed fail, or it would have a connection again. It also
+    counts what is inside, for rule 4 of ``_backend``.
     """
 
     def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
@@ -66,6 +67,7 @@ class _Pooled:
         self._stream: Stream | None = None  # where HTTP/2 is spoken
         self._inside = Inside()
         self._has_ended = False
+        self._is_closed = False  # by its pool
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._below, name)
@@ -93,7 +95,13 @@ class _Pooled:
 
     def _has_not_begun(self, error: httpcore.ProtocolError) -> bool:
         """True if the request may be begun elsewhere, because the connection ended before it."""
-        return not self.is_available() and NOT_BEGUN.match(str(error.__context__)) is not None
+        if self._is_closed or self.is_available():
+            return False
+        return NOT_BEGUN.match(str(error.__context__)) is not None
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        await self._below.aclose()
 
     def is_available(self) -> bool:
         return not self._has_ended and self._below.is_available()

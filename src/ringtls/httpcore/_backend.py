@@ -17,7 +17,8 @@ Rules:
 4. A server may end an idle connection while a request is on its way. If that may be sent again
    (``_requests``), the pool is told so. In HTTP/2 httpcore tells all requests that are inside of
    the connection, also one that was answered already, ahead of its body say. So that is done only
-   if a pool's connection counts those that may not be sent twice, and none is inside.
+   if a pool's connection counts those that may not be sent twice, and none is inside. What httpcore
+   itself closes, amid a request, is not for that: a pool that was closed would open another one.
 5. A server of HTTP/2 may answer a request before it has the body, and reset its stream behind the
    answer (RFC 9113, section 8.1). If httpcore reads the reset before it has sent the body, it
    raises, in spite of the answer. It reads no further than who waits for an answer needs; and if a
@@ -132,6 +133,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self._requests: Requests | None = None  # before HTTP begins
         self._run = trio.lowlevel.current_trio_token()
         self.inside: Inside | None = None  # where HTTP/2 is spoken, and somebody counts
+        self._is_closed = False  # by httpcore
         self._looking = trio.Lock()
         self._receiving = trio.Lock()
         self._ahead: deque[bytes] = deque()  # pieces that were taken in, and not asked for yet
@@ -187,14 +189,14 @@ class Stream(httpcore.AsyncNetworkStream):
     async def _send_again(self, error: Exception | None = None) -> None:
         """Rule 4: have that done, if it may be."""
         requests = self._requests
-        if requests is None or not requests.may_be_sent_again:
+        if self._is_closed or requests is None or not requests.may_be_sent_again:
             return
         if not requests.are_at_once or (self.inside is not None and not self.inside.once_only):
             await self._give_up(error)
 
     async def _give_up(self, error: Exception | None = None) -> NoReturn:
         """Have the pool take another connection."""
-        await self.aclose()
+        await self._stream.aclose()
         raise httpcore.ConnectionNotAvailable from error
 
     async def _is_gone(self, requests: Requests) -> bool:
@@ -242,6 +244,7 @@ class Stream(httpcore.AsyncNetworkStream):
         return False
 
     async def aclose(self) -> None:
+        self._is_closed = True
         await self._stream.aclose()
 
     async def start_tls(
