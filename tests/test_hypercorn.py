@@ -225,6 +225,32 @@ async def test_an_application_waits_for_room(contexts: Contexts) -> None:
         await trio.to_thread.run_sync(peer.end)
 
 
+async def test_a_host_that_is_not_served(contexts: Contexts) -> None:
+    config = config_of(contexts, server_names=["localhost"], graceful_timeout=0)
+    async with serving(config) as (url, _):
+        peer = await raw_peer(contexts, url)
+        peer.send(GET.replace(b"localhost", b"elsewhere"))
+        end = await trio.to_thread.run_sync(peer.end)
+    assert end.is_clean
+    assert end.data.startswith(b"HTTP/1.1 404 ")
+
+
+async def test_a_host_that_is_not_served_over_http2(contexts: Contexts) -> None:
+    """The connection goes on, and is idle afterwards."""
+    config = config_of(contexts, server_names=["localhost"])
+    async with serving(config) as (url, ended):
+        peer = Http2Peer(await raw_peer(contexts, url, alpn="h2"))
+        for stream, host in ((1, "elsewhere"), (3, "localhost")):
+            headers = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": host}
+            peer.http2.send_headers(stream, [*headers.items(), ("host", host)], end_stream=True)
+            peer.flush()
+            kind = h2.events.ResponseReceived
+            response = await trio.to_thread.run_sync(peer.receive, kind, stream)
+            assert response.headers[0] == (b":status", b"404" if stream == 1 else b"200")
+        ended.set()
+        await trio.to_thread.run_sync(peer.end)
+
+
 async def test_half_an_answer_without_tls(contexts: Contexts) -> None:
     config = config_of(contexts, certfile=None, keyfile=None, graceful_timeout=0)
     async with serving(config) as (url, ended):

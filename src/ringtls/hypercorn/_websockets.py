@@ -16,6 +16,7 @@ import http
 from typing import TYPE_CHECKING, Any
 
 from hypercorn.protocol.events import Body, Data, StreamClosed
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
@@ -59,9 +60,12 @@ class WebSocket(WSStream):
 
 
 def adopted(stream: Any) -> Any:
-    """A stream that hypercorn has made: if it is a WebSocket, as one of ours."""
+    """A stream that hypercorn has made: if it is a WebSocket, as one of ours. One for HTTP has no
+    application either at first, and says so."""
     if type(stream) is WSStream:
         stream.__class__ = WebSocket
+    elif isinstance(stream, HTTPStream):
+        stream.app_put = None  # type: ignore[assignment]
     return stream
 
 
