@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from ringtls._cli.server import connections
 from ringtls._cli.server.connections import LOOKS, Connection, Connections, Cut, Limits, Wait
 
 LIMIT = 8.0
@@ -22,7 +25,7 @@ class Moving:
 
 
 def new_connection() -> Connection:
-    limits = Limits({Wait.HANDSHAKE: LIMIT, Wait.NEXT_REQUEST: LIMIT})
+    limits = Limits(dict.fromkeys(Wait, LIMIT))
     return Connection(None, "a peer", Connections(limits))  # type: ignore[arg-type]
 
 
@@ -30,6 +33,23 @@ def test_who_is_waited_for_too_long_is_cut() -> None:
     connection = new_connection()
     connection.begin(Wait.HANDSHAKE)
     connection.expire(connection.deadline)
+    assert connection.cut is Cut.TIMEOUT
+
+
+@pytest.mark.parametrize("wait", [Wait.ROOM, Wait.OWED])
+def test_who_takes_in_something_has_time(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also who owes something: it may not have come yet to what it is to answer."""
+    taken = 0
+    monkeypatch.setattr(connections, "taken_in", lambda stream: taken)
+    connection = new_connection()
+    connection.stream = None  # type: ignore[assignment]
+    connection.begin(wait)
+    for _ in range(3 * LOOKS):
+        taken += 1
+        connection.expire(connection.deadline)
+        assert connection.cut is None
+    for _ in range(LOOKS):
+        connection.expire(connection.deadline)
     assert connection.cut is Cut.TIMEOUT
 
 

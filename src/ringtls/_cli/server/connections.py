@@ -6,7 +6,8 @@ Rules:
    time; a sweep over all connections cuts those whose time has passed. So a request costs no
    cancel scope and no timer, and a limit is kept to within SWEEP_INTERVAL. What says nothing, as a
    relay, or a peer that takes in what was sent, is looked at LOOKS times within its limit, and has
-   time again whenever it has moved. So it may take a quarter more.
+   time again whenever it has moved. So it may take a quarter more. That holds for a peer that owes
+   something, too: it may still be taking in what it has to answer.
 2. A connection is cut by cancelling its scope, once. What was received by then is not answered.
    What was sent is not torn, and the stream ends in order. ``cut`` has the reason.
 3. While the server drains, a connection that waits for a request is cut, and so is one that
@@ -65,6 +66,9 @@ class Wait(enum.IntEnum):
 
 #: Rule 3.
 _IDLE = (Wait.HANDSHAKE, Wait.FIRST_REQUEST, Wait.NEXT_REQUEST)
+
+#: Rule 1.
+_MAY_TAKE_IN = (Wait.ROOM, Wait.OWED)
 
 #: Rule 4.
 _GIVES_WAY = (*_IDLE, Wait.REQUEST)
@@ -166,8 +170,8 @@ class Connection:
             if self._is_still(self._activity.moved(), self._limit, now):
                 self.deadline = NEVER
                 self._activity.time_out()
-        elif self.waits_for is not Wait.ROOM or self._is_still(
-            taken_in(self.stream), self.timeout_of(Wait.ROOM), now
+        elif self.waits_for not in _MAY_TAKE_IN or self._is_still(
+            taken_in(self.stream), self.timeout_of(self.waits_for), now
         ):
             self.end(Cut.TIMEOUT)
 
@@ -207,7 +211,8 @@ class Connections:
         self.timeouts = [limits.timeouts.get(wait, NEVER) for wait in Wait]  # they are its indexes
         #: Seconds until a connection that waits is looked at (rule 1).
         self.first_looks = list(self.timeouts)
-        self.first_looks[Wait.ROOM] /= LOOKS
+        for wait in _MAY_TAKE_IN:
+            self.first_looks[wait] /= LOOKS
         self._limit = limits.connections
         self._open: set[Connection] = set()
         self._waiting_for_room = trio.lowlevel.ParkingLot()
