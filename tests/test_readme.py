@@ -182,8 +182,10 @@ def test_the_terminator(contexts: Contexts, directory: Path, port: int) -> None:
     """It passes on an end as an end, and resets a client for which there is no backend."""
     with socket.create_server(("127.0.0.1", 0)) as backend:
         backend.settimeout(LIMIT)
-        source = examples(RELAYS)["terminator.py"].replace("8443", str(port))
-        source = source.replace("8080", str(backend.getsockname()[1]))
+        ports = {"8443": str(port), "8080": str(backend.getsockname()[1])}
+        source = re.sub(
+            "8443|8080", lambda match: ports[match[0]], examples(RELAYS)["terminator.py"]
+        )
         with running(source, directory, port) as server:
             assert server.stdout is not None
             backend.accept()[0].close()  # of who asked whether it listens
@@ -238,7 +240,7 @@ def test_the_example_of_a_docstring(contexts: Contexts, directory: Path, module:
         serving = executor.submit(answer_once, listener, contexts.server)
         port = str(listener.getsockname()[1])
         example = found[1].replace("https://example.org", f"https://localhost:{port}")
-        example = example.replace("example.org", "localhost").replace("443", port)
+        example = re.sub(r"\b443\b", port, example.replace("example.org", "localhost"))
         shown = subprocess.run(
             [sys.executable, "-c", AROUND[module].format(example=example)],
             env={**os.environ, "SSL_CERT_FILE": str(directory / "ca.pem")},
