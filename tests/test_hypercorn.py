@@ -6,7 +6,7 @@ import importlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,7 +30,7 @@ from .conftest import Contexts, contexts_of
 from .support.application import PIECE, application, unwilling
 from .support.http_peers import Http2Peer, Http2WebSocket, WebSocketPeer, client_of
 from .support.peer import End, Peer, Transport
-from .support.streams import open_sockets
+from .support.streams import open_sockets, reset
 from .support.waiting import LIMIT, until
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -223,6 +223,36 @@ async def test_an_application_waits_for_room(contexts: Contexts) -> None:
         assert sent < 10
         ended.set()
         await trio.to_thread.run_sync(peer.end)
+
+
+@pytest.mark.parametrize("end", [Peer.send_close_notify, lambda peer: reset(peer.sock)])
+@pytest.mark.parametrize(("piece", "more"), [(PIECE, True), (b"two", False)])
+async def test_an_application_that_waits_for_room_hears_of_the_end(
+    contexts: Contexts, end: Callable[[Peer], None], piece: bytes, more: bool
+) -> None:
+    over = trio.Event()
+
+    async def send_much(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await application(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+        finally:
+            over.set()
+
+    async with serving(config_of(contexts), send_much) as (url, _):
+        peer = await raw_peer(contexts, url, alpn="h2")
+        http2 = Http2Peer(peer)
+        http2.http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1})
+        http2.request(1, "/")
+        await trio.to_thread.run_sync(http2.receive, h2.events.DataReceived, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        end(peer)
+        await over.wait()
+        peer.sock.close()
 
 
 async def test_a_host_that_is_not_served(contexts: Contexts) -> None:

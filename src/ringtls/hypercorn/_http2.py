@@ -21,7 +21,8 @@ Rules:
 7. A request that is refused before the application hears of it is over: for hypercorn the
    connection would never be idle again.
 8. What an application sends waits for room: hypercorn lets it send on whenever little is taken out
-   of its buffer, however much is left there, for a client whose window is 0.
+   of its buffer, however much is left there, for a client whose window is 0. It waits no more when
+   the connection is over; and what then is left is not followed by an end.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ from h2.exceptions import ProtocolError
 from h2.stream import StreamState
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import Data, StreamClosed
-from hypercorn.protocol.h2 import BUFFER_LOW_WATER, H2Protocol, StreamBuffer
+from hypercorn.protocol.h2 import (
+    BUFFER_LOW_WATER,
+    BufferCompleteError,
+    H2Protocol,
+    StreamBuffer,
+)
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hyperframe.frame import GoAwayFrame
@@ -45,6 +51,7 @@ from ._websockets import PROTOCOL_ERROR, adopted, close
 
 if TYPE_CHECKING:
     import h2.events
+    from hypercorn.events import Event as ConnectionEvent
     from hypercorn.protocol.events import Event
 
 __all__ = ["Http2"]
@@ -57,7 +64,7 @@ class Http2(H2Protocol):
         super().__init__(*arguments)
         self.connection.state_machine = _StateMachine()
         self.streams = _Streams()
-        self.stream_buffers = _Buffers()
+        self.stream_buffers: dict[int, Any] = _Buffers()
         self._served = 0
         self._last_served = 0
         self._has_refused = False
@@ -69,6 +76,12 @@ class Http2(H2Protocol):
         if headers is not None:  # the request that asked for HTTP/2 (RFC 7540, section 3.2)
             self._note_request(1)
         await super().initiate(headers, settings)
+
+    async def handle(self, event: ConnectionEvent) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            for buffer in self.stream_buffers.values():
+                await buffer.give_up()
 
     @property
     def _takes_no_more(self) -> bool:
@@ -248,6 +261,19 @@ class _Streams(dict[int, Any]):
 class _Buffer(StreamBuffer):
     """By rule 8."""
 
+    _is_given_up = False
+
+    async def give_up(self) -> None:
+        """Nothing of it is sent any more."""
+        self._is_given_up = True
+        await self._paused.set()
+        await self._is_empty.set()
+
+    async def drain(self) -> None:
+        await super().drain()
+        if self._is_given_up:
+            raise BufferCompleteError
+
     async def pop(self, max_length: int) -> bytes:
         data = bytes(self.buffer[:max_length])
         del self.buffer[:max_length]
@@ -258,7 +284,7 @@ class _Buffer(StreamBuffer):
         return data
 
 
-class _Buffers(dict[int, StreamBuffer]):
+class _Buffers(dict[int, Any]):
     def __setitem__(self, stream_id: int, made: StreamBuffer) -> None:
         made.__class__ = _Buffer
         super().__setitem__(stream_id, made)
