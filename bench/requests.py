@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .load import LoadError, Wrk, program
-from .server import Server
+from .server import Server, Snapshot
 from .settings import Figures, Settings
 
 __all__ = ["PERF", "churn", "keep_alive", "system_calls"]
@@ -28,7 +28,10 @@ __all__ = ["PERF", "churn", "keep_alive", "system_calls"]
 WARM_UP_REQUESTS = 5
 WARM_UP_TIMEOUT = 120
 
-#: Seconds between two looks at a server that warms up.
+#: Seconds in which at least one is to be answered.
+ANSWER_TIMEOUT = 60
+
+#: Seconds between two looks at a server.
 POLL = 0.1
 
 #: More connections than these are many. For each of them opening takes so many seconds at most.
@@ -69,9 +72,7 @@ def system_calls(server: Server, settings: Settings, *, connections: int) -> Fig
     ):
         assert perf.stdout
         began = perf.stdout.readline()
-        before = server.snapshot()
-        time.sleep(settings.seconds)
-        after = server.snapshot()
+        before, after = _snapshots(server, settings)
         output, _ = perf.communicate("\n")
     count, *_ = output.split(",")
     if not count.isdecimal():
@@ -103,16 +104,21 @@ def _warm_up(server: Server, connections: int) -> None:
 
 
 def _between_snapshots(server: Server, settings: Settings) -> Figures:
-    before = server.snapshot()
-    time.sleep(settings.seconds)
-    after = server.snapshot()
+    before, after = _snapshots(server, settings)
     requests = after.requests - before.requests
-    if not requests:
-        raise LoadError("no request was answered")
     return {
         "cpu_per_request": (after.cpu - before.cpu) / requests,
         "requests_per_second": requests / (after.time - before.time),
     }
+
+
+def _snapshots(server: Server, settings: Settings) -> tuple[Snapshot, Snapshot]:
+    """So long apart as is set; where the machine has other work, until a request is answered."""
+    before = server.snapshot()
+    time.sleep(settings.seconds)
+    if not _comes(lambda: server.snapshot().requests > before.requests, ANSWER_TIMEOUT):
+        raise LoadError(f"no request was answered within {ANSWER_TIMEOUT} seconds")
+    return before, server.snapshot()
 
 
 def _comes(condition: Callable[[], bool], seconds: float) -> bool:

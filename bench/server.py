@@ -37,7 +37,7 @@ __all__ = ["HOST", "Server", "ServerError", "Snapshot", "load_cpu", "running", "
 HOST = "127.0.0.1"
 
 #: Seconds within which a server is to start, and to end.
-START_TIMEOUT = 20
+START_TIMEOUT = 60
 STOP_TIMEOUT = 10
 
 #: Seconds between two tries to reach it.
