@@ -8,7 +8,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
@@ -39,7 +39,7 @@ from .support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from .support.peer import Peer, Transport, meet
 from .support.processes import in_child
 from .support.streams import handshaken, open_fds, socket_streams, tcp_pair
-from .support.waiting import LIMIT, closed_while_it_waits, cut_off, until, wait_until
+from .support.waiting import LIMIT, closed_while_it_waits, cut_off, until, wait_until, when_all_wait
 
 NS_PER_SECOND = 10**9
 
@@ -200,6 +200,33 @@ def test_h7_a_driver_that_was_only_half_made(function: str) -> None:
         assert open_fds() == before
 
     in_child(run)
+
+
+@pytest.mark.parametrize("what", ["receive", "operation", "accept"])
+async def test_who_is_shielded_from_a_cancellation_that_has_come(what: str) -> None:
+    """What was waited for is cancelled by then, and has no result: as elsewhere in trio, the
+    cancellation comes out."""
+    left, right = await socket_streams()
+    listener = SocketListener(socket.create_server(("127.0.0.1", 0)))
+    async with left, right, listener:
+        waits: dict[str, Callable[[], Awaitable[object]]] = {
+            "receive": left.receive_some,
+            "operation": lambda: left.start_receive().wait(),
+            "accept": listener.accept,
+        }
+        outer, inner = trio.CancelScope(), trio.CancelScope()
+
+        def cancel() -> None:
+            outer.cancel()
+            inner.shield = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(when_all_wait, cancel)
+            with outer, inner:
+                await waits[what]()
+        assert outer.cancelled_caught
+        await right.send_all(b"usable")
+        assert await left.receive_some() == b"usable"
 
 
 @pytest.mark.long

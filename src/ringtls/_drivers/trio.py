@@ -54,7 +54,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 import trio
-from outcome import Value, capture
+from outcome import Value, acapture, capture
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
 
 from .._clock import now
@@ -109,6 +109,17 @@ MOST_PUMPS = 8
 
 #: What a woken task is sent. It is never unwrapped, so one does for all.
 _WOKEN = Value(None)
+
+
+async def _raise_cancelled() -> None:
+    """Let a cancellation out that has come, and that its scope has been shielded from since."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        cancelled = await acapture(trio.lowlevel.checkpoint)
+    try:
+        cancelled.unwrap()
+    finally:
+        del cancelled  # no reference cycle: what is raised has this frame
 
 
 def _are_system_tasks_done() -> bool:
@@ -291,8 +302,11 @@ class TrioDriver(trio.abc.Instrument):
 
     async def wait(self, operation: Handle) -> int | bytes:
         caller = TrioWaitQueue()
+        is_cancelled = False
 
         def cancel() -> None:
+            nonlocal is_cancelled
+            is_cancelled = True
             if not operation.done:
                 operation.cancel()
 
@@ -303,6 +317,8 @@ class TrioDriver(trio.abc.Instrument):
         except OSError as error:
             if error.errno == errno.ECANCELED:
                 await trio.lowlevel.checkpoint_if_cancelled()
+                if is_cancelled:
+                    await _raise_cancelled()
             raise
 
     def abort_by(self, function: Callable[[], object]) -> Callable[[RaiseCancelT], Abort]:
