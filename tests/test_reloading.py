@@ -20,8 +20,9 @@ from cryptography.x509.oid import ExtensionOID
 
 from ringtls._cli import certificates
 from ringtls._cli.server.credentials import Bundle, Credentials, Files
+from ringtls._cli.server.reading import Content
 from ringtls._cli.server.reloading import KEPT, Reloader, Result
-from ringtls._cli.server.supervisor import PassedSignals, _Content
+from ringtls._cli.server.workers import PassedSignals
 
 from .conftest import Contexts
 from .support.authority import pem_with_key
@@ -173,12 +174,12 @@ os.fork = fork_and_kill
 """
 
 NO_ROOM_AT_FIRST = """
-from ringtls._cli.server.supervisor import _Content
-put = _Content.put
+from ringtls._cli.server.reading import Content
+put = Content.put
 def refuse(self, data):
-    _Content.put = put
+    Content.put = put
     raise OSError(12, "Cannot allocate memory")
-_Content.put = refuse
+Content.put = refuse
 """
 
 
@@ -204,7 +205,7 @@ def test_a_supervisor_that_is_short_of_memory_tries_again(
 
 def test_what_was_read_and_has_no_room_is_told() -> None:
     def put() -> None:
-        content = _Content()
+        content = Content()
         content.put(b"first")
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -234,7 +235,7 @@ def test_a_worker_that_is_short_of_descriptors_tries_again(
 async def test_a_worker_that_meets_a_write_waits_for_what_is_written() -> None:
     """1. The first is put, and told. 2. The second is being put when the worker looks."""
     ours, theirs = socket.socketpair()
-    content = _Content()
+    content = Content()
     with ours, theirs:
         orders = PassedSignals(theirs, content)
         content.put(b"first")

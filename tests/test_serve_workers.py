@@ -22,7 +22,7 @@ import pytest
 from ringtls._cli import main
 from ringtls._cli.server.errors import StartError
 from ringtls._cli.server.listening import Address, Bind, Inherited, open_sockets
-from ringtls._cli.server.supervisor import FIRST_PAUSE
+from ringtls._cli.server.workers import FIRST_PAUSE
 
 from .conftest import Contexts
 from .support.server import (
@@ -478,8 +478,8 @@ def test_pause_doubles_and_a_signal_ends_it() -> None:
 
 FAIL_AT_START = """
 import time
-from ringtls._cli.server import supervisor
-supervisor.START_TIMEOUT = {timeout}
+from ringtls._cli.server import workers
+workers.START_TIMEOUT = {timeout}
 def work(number, sockets, signals, on_ready):
     if number == 2:
         {failure}
@@ -573,8 +573,8 @@ def work(number, sockets, signals, on_ready):
 """
 
 SLOW_READER = """
-from ringtls._cli.server import supervisor
-supervisor.READ_TIMEOUT = 1
+from ringtls._cli.server import reading
+reading.READ_TIMEOUT = 1
 def work(number, sockets, signals, on_ready):
     on_ready()
     trio.run(signals.__anext__)

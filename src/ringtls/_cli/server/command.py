@@ -32,7 +32,8 @@ from .metrics import Metrics
 from .notify import notify
 from .reloading import Reloader
 from .serving import Orders, Server, own_signals, serve
-from .supervisor import PassedSignals, supervise
+from .supervisor import supervise
+from .workers import PassedSignals
 
 __all__ = ["add_options", "run_server", "seconds"]
 
