@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,19 +30,42 @@ COMMANDS = {"serve": "server", "proxy": "server", "asgi": "asgi", "demo": "serve
 #: What ``ringtls[server]`` installs, and the others that are named above.
 EXTRA = ("cryptography", "httptools", "prometheus_client")
 
-#: The exit status of a program that SIGINT ended, as shells give it.
-INTERRUPTED = 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status.
+
+    It ends by SIGINT (``__main__``) after a KeyboardInterrupt. Who reads no more of what is
+    printed, as head(1), knows that, and is told nothing.
+    """
+    try:
+        try:
+            status = _run(sys.argv[1:] if argv is None else argv)
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
+    except (OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
+        failures = leaves(error)
+        if all(isinstance(failure, KeyboardInterrupt) for failure in failures):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _flush_or_discard()
+            signal.raise_signal(signal.SIGINT)
+        if not all(isinstance(failure, OSError) for failure in failures):
+            raise
+        told = [failure for failure in failures if not isinstance(failure, BrokenPipeError)]
+        for text in dict.fromkeys(map(str, told)):
+            print(f"ringtls: {text}", file=sys.stderr)
+        _flush_or_discard()
+        return 1
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ringtls", description="TLS that always ends with close_notify, on io_uring or epoll."
     )
     parser.add_argument("--version", action=_Version)
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    if argv is None:
-        argv = sys.argv[1:]
     named = argv[:1] if argv and argv[0] in COMMANDS else [*COMMANDS]  # importing all takes a while
     missing = next((name for name in EXTRA if importlib.util.find_spec(name) is None), None)
     for command in named:
@@ -68,18 +93,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"ringtls: {error}", file=sys.stderr)
             return 2
-    try:
-        status: int = arguments.run(arguments)
-    except (OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
-        failures = leaves(error)
-        if all(isinstance(failure, KeyboardInterrupt) for failure in failures):
-            return INTERRUPTED
-        if not all(isinstance(failure, OSError) for failure in failures):
-            raise
-        for text in dict.fromkeys(map(str, failures)):
-            print(f"ringtls: {text}", file=sys.stderr)
-        return 1
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # the imports are over
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    status: int = arguments.run(arguments)
     return status
+
+
+def _flush() -> None:
+    print(end="", flush=True)
+
+
+def _flush_or_discard() -> None:
+    """What can't be written would fail at the exit, too."""
+    try:
+        _flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class _Version(argparse.Action):

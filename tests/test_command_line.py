@@ -1,0 +1,75 @@
+"""What all commands do with Ctrl-C, and with an output that can't be written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .support.waiting import LIMIT
+
+#: Ctrl-C comes as a module is imported; the signal does what it does by default.
+INTERRUPTED = """
+import signal, sys
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder)
+from ringtls.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["ringtls._cli", "trio", "ringtls._cli.doctor.checks"])
+def test_an_interruption_amid_the_imports_is_the_end(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, module, "doctor"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert (run.returncode, run.stdout, run.stderr) == (-signal.SIGINT, "", "")
+
+
+def command(*words: str, stdout: int, unbuffered: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ringtls", *words],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["doctor"]])
+def test_an_output_that_is_full(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = command(*words, stdout=full.fileno(), unbuffered=unbuffered)
+    said = "ringtls: [Errno 28] No space left on device\n"
+    assert (run.returncode, run.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["doctor"]])
+def test_an_output_that_nobody_reads_any_more(words: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        run = command(*words, stdout=writer, unbuffered=unbuffered)
+    finally:
+        os.close(writer)
+    assert (run.returncode, run.stderr) == (1, "")
+
+
+def test_help_that_can_not_be_written() -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = command("demo", "--help", stdout=full.fileno(), unbuffered="")
+    said = "ringtls: [Errno 28] No space left on device\n"
+    assert (run.returncode, run.stderr) == (1, said)
