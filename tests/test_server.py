@@ -36,7 +36,7 @@ from ringtls._cli import certificates
 from ringtls._cli.certificates import make_certificate, read_cached_certificate
 from ringtls._cli.server import logs
 from ringtls._cli.server.connections import Connection, Connections, Limits
-from ringtls._cli.server.credentials import identity_of
+from ringtls._cli.server.identities import identity_of
 from ringtls._cli.server.logs import LineHandler
 from ringtls._cli.server.names import names_of as certificate_names
 

@@ -33,7 +33,7 @@ from ringtls._connecting import Target, connect_to_any
 from ringtls._streams.relay import relay_watched
 
 from ..server import SHORTAGES, Connection, Metrics, Service, Wait
-from ..server.credentials import common_name_of
+from ..server.identities import common_name_of
 from ..server.timeouts import HANDSHAKE, Timeout
 from .access import Accounts
 from .backends import LEAST_SHARE, Backend, Routes

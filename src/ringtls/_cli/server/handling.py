@@ -33,8 +33,9 @@ from ringtls import SocketStream, TlsStream
 from ringtls._streams.handshakes import begin_handshake, is_shaken, is_silent
 
 from .connections import Connection, Connections, Cut, Wait
-from .credentials import Credentials, identity_of
+from .credentials import Credentials
 from .figures import Figures
+from .identities import identity_of
 from .metrics import Metrics
 from .peers import taken_in
 from .timeouts import OF_REQUESTS, Timeout
