@@ -16,7 +16,7 @@ import trio.testing
 from trio.to_thread import run_sync as in_thread
 
 from ringtls import CloseOutcome, SocketListener, SocketStream, TlsListener, TlsStream
-from ringtls._engine.descriptors import has_unacknowledged
+from ringtls._engine.descriptors import is_delivered
 from ringtls._transports import ring as transport
 
 from ..conftest import Contexts
@@ -75,9 +75,9 @@ async def test_c21_the_last_bytes_are_not_held_back(
 
     def look(fd: int) -> bool:
         unsent.append(struct.unpack("i", fcntl.ioctl(fd, SIOCOUTQNSD, bytes(4)))[0])
-        return has_unacknowledged(fd)
+        return is_delivered(fd)
 
-    monkeypatch.setattr(transport, "has_unacknowledged", look)
+    monkeypatch.setattr(transport, "is_delivered", look)
     with pytest.raises(HandlerError):
         async with stream:
             stream.send_nowait(bytes(10))

@@ -28,7 +28,7 @@ from ringtls import (
     statistics,
 )
 from ringtls._drivers.trio import TrioDriver
-from ringtls._engine.descriptors import has_unacknowledged
+from ringtls._engine.descriptors import unacknowledged
 from ringtls._engine.request import Request
 from ringtls._engine.ring import Ring
 from ringtls._streams.acceptor import Acceptor
@@ -517,7 +517,7 @@ async def has_what_is_never_acknowledged(contexts: Contexts) -> TlsStream[Any]:
     peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     await stream.send_all(bytes(200_000))
     await stream.wait_sent()
-    assert has_unacknowledged(stream.transport_stream.socket.fileno())
+    assert unacknowledged(stream.transport_stream.socket.fileno())
     peer.vanish()
     return stream
 

@@ -20,7 +20,7 @@ import pytest
 from ringtls._engine import extension
 from ringtls._engine import ring as _ring
 from ringtls._engine.choice import Engine
-from ringtls._engine.descriptors import close_now, has_unacknowledged
+from ringtls._engine.descriptors import close_now, unacknowledged
 from ringtls._engine.handle import Handle
 from ringtls._engine.request import (
     TRANSITIONS,
@@ -293,7 +293,7 @@ def test_h6_a_dry_pool(ring: Ring) -> None:
         for _, theirs in pairs:
             theirs.sendall(b"data")
         for _, theirs in pairs:
-            wait_until(lambda theirs=theirs: not has_unacknowledged(theirs.fileno()))  # type: ignore[misc]
+            wait_until(lambda theirs=theirs: not unacknowledged(theirs.fileno()))  # type: ignore[misc]
         finish(ring, *operations)
         assert [operation.take() for operation in operations] == [b"data"] * 16
         assert ring.counters().retries > 0 or ring.engine is Engine.EPOLL

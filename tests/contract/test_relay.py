@@ -36,7 +36,7 @@ from ringtls import (
     relay,
 )
 from ringtls._drivers.blocking import BlockingDriver
-from ringtls._engine.descriptors import has_unacknowledged, is_gone
+from ringtls._engine.descriptors import is_gone, unacknowledged
 from ringtls._engine.ring import BUFFER_SIZE, BUFFERS
 from ringtls._streams import relay_ends
 from ringtls._streams.relay import relay_watched
@@ -119,7 +119,7 @@ with_tls = pytest.mark.parametrize("between", [each for each in ALL if each.a.tl
 def wait_acknowledged(talker: Talker) -> None:
     """Until the relay's TCP has all that was sent: what a reset destroys before is the peer's own
     affair."""
-    wait_until(lambda: not has_unacknowledged(talker.sock.fileno()))
+    wait_until(lambda: not unacknowledged(talker.sock.fileno()))
 
 
 def send_and_reset(talker: Talker, data: bytes) -> None:

@@ -10,7 +10,7 @@ import termios
 
 from .extension import lib as _lib
 
-__all__ = ["close_now", "has_unacknowledged", "is_gone", "reset_connection", "unacknowledged"]
+__all__ = ["close_now", "is_delivered", "is_gone", "reset_connection", "unacknowledged"]
 
 
 def unacknowledged(fd: int) -> int:
@@ -24,17 +24,17 @@ def unacknowledged(fd: int) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
-def has_unacknowledged(fd: int) -> bool:
-    """True if the peer's TCP has not acknowledged all that was sent."""
-    return unacknowledged(fd) > 0
-
-
 def is_gone(fd: int) -> bool:
     """True if the connection was reset: the kernel goes on to count what was sent as not
     acknowledged."""
     look = select.poll()
     look.register(fd, 0)
     return bool(look.poll(0))
+
+
+def is_delivered(fd: int) -> bool:
+    """True if the peer's TCP has acknowledged all that was sent, or never will."""
+    return is_gone(fd) or not unacknowledged(fd)
 
 
 def reset_connection(fd: int) -> None:

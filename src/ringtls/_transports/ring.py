@@ -16,7 +16,7 @@ import trio
 from .._clock import now
 from .._engine.descriptors import (
     close_now,
-    has_unacknowledged,
+    is_delivered,
     is_gone,
     reset_connection,
     unacknowledged,
@@ -421,7 +421,7 @@ class RingTransport(BaseTransport):
         def look(timer: Request | None = None) -> None:
             time = now()
             failed = timer is not None and timer.failure is not None
-            if failed or time >= deadline or self._is_delivered():
+            if failed or time >= deadline or is_delivered(self.socket.fileno()):
                 on_delivered()
                 return
             again = self._ring.timer(min(time + next(pauses), deadline), on_done=look)
@@ -442,13 +442,6 @@ class RingTransport(BaseTransport):
         except OSError as error:
             if error.errno != errno.ECANCELED:
                 raise broken(error) from error
-
-    def _is_delivered(self) -> bool:
-        """True if the peer's TCP has all, or never will."""
-        return is_gone(self.socket.fileno()) or not self._has_unacknowledged()
-
-    def _has_unacknowledged(self) -> bool:
-        return has_unacknowledged(self.socket.fileno())
 
     def reset_if_killed(self) -> None:
         """Have the kernel reset the connection if this process is killed: it would send FIN, which

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 
 from .._clock import now
-from .._engine.descriptors import has_unacknowledged, is_gone, reset_connection, unacknowledged
+from .._engine.descriptors import is_delivered, is_gone, reset_connection, unacknowledged
 from .._log import log
 from .._task import Task
 from .base import (
@@ -370,8 +370,7 @@ class StreamTransport(BaseTransport):
             while True:
                 if self._last_step is not None:
                     return
-                fd = self._stream.socket.fileno()
-                if is_gone(fd) or not has_unacknowledged(fd):
+                if is_delivered(self._stream.socket.fileno()):
                     return
                 await self._sleep(next(pauses))
 
