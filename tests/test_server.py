@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import fcntl
 import json
@@ -30,9 +31,11 @@ import pytest
 import trio
 import trio.testing
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ringtls._cli import certificates
+from ringtls._cli import certificates, main
 from ringtls._cli.certificates import make_certificate, read_cached_certificate
 from ringtls._cli.server import logs
 from ringtls._cli.server.connections import Connection, Connections, Limits
@@ -41,7 +44,7 @@ from ringtls._cli.server.logs import LineHandler
 from ringtls._cli.server.names import names_of as certificate_names
 
 from .conftest import Contexts
-from .support.authority import Authority
+from .support.authority import Authority, pem_with_key
 from .support.server import (
     PATIENCE,
     TEXT,
@@ -985,6 +988,39 @@ def test_check(contexts: Contexts, site: Path, tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
     assert re.fullmatch(r"The configuration is good. Certificates for: .*localhost.*\n", run.stdout)
     assert "no such" in fails("--check", "-d", str(tmp_path / "no"), *files).lower()
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        (-48, -24, "was valid until {last}: clients refuse it; renew it"),
+        (24, 48, "is valid from {first}: clients refuse it until then; is this machine's clock"),
+    ],
+)
+def test_a_check_tells_of_dates(
+    first: int,
+    last: int,
+    said: str,
+    site: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    since, until = (now + datetime.timedelta(hours=hours) for hours in (first, last))
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a.example")])
+    certificate = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, not_valid_before=since, not_valid_after=until
+    ).sign(key, hashes.SHA256())
+    path = tmp_path / "dated.pem"
+    path.write_bytes(pem_with_key(certificate, key))
+    assert main(["serve", "--check", "-d", str(site), "--certfile", str(path)]) == 0
+    dates = {"first": f"{since:%Y-%m-%d %H:%M} UTC", "last": f"{until:%Y-%m-%d %H:%M} UTC"}
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"ringtls: the certificate in {path} {said.format(**dates)}")
+    assert printed.err.count("\n") == 1
+    expected = "The configuration would be served all the same. Certificates for: a.example\n"
+    assert printed.out == expected
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import os
 import resource
 import shlex
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
@@ -23,7 +24,7 @@ import trio
 
 from . import logs
 from .connections import Limits
-from .credentials import ClientCertificates, Credentials, Files, names_in
+from .credentials import Bundle, ClientCertificates, Credentials, Files, names_in
 from .errors import StartError
 from .figures import Figures
 from .handling import Service
@@ -198,8 +199,7 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     )
     if arguments.check:
         service.prepare()
-        certificates = f" Certificates for: {', '.join(names_in(bundle))}"
-        print(f"The configuration is good.{certificates if service.is_tls else ''}")
+        _tell_of(bundle)
         return 0
     metrics = Metrics()
     ciphers = [cipher["name"] for cipher in credentials.context.get_ciphers()]
@@ -263,6 +263,17 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
             return supervise(shares, work, reloader, timeout, announce)
         serve_here(shares[0], own_signals(), announce)
     return 0
+
+
+def _tell_of(bundle: Bundle) -> None:
+    """What ``--check`` says of a configuration with which the server would start."""
+    from .dates import out_of_date  # it imports much
+
+    names = f" Certificates for: {', '.join(names_in(bundle))}" if bundle.pairs else ""
+    warnings = out_of_date(bundle)
+    for warning in warnings:
+        print(f"ringtls: {warning}", file=sys.stderr)
+    print(f"The configuration {'would be served all the same' if warnings else 'is good'}.{names}")
 
 
 # Starting
