@@ -6,11 +6,14 @@ import gc
 import os
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import outcome
 import pytest
@@ -246,9 +249,8 @@ def test_c16_an_exception_at_each_bytecode_of_a_cancellation(function: str) -> N
     raise_at_each_bytecode(function, play)
 
 
-@pytest.mark.long
-def test_c16_an_exception_at_each_bytecode_of_a_checkpoint() -> None:
-    """trio would crash if a task went on that is scheduled."""
+def interrupt_checkpoints() -> None:
+    """At each bytecode."""
 
     async def main() -> None:
         with suppress(InjectedError):
@@ -260,6 +262,19 @@ def test_c16_an_exception_at_each_bytecode_of_a_checkpoint() -> None:
             trio.run(main)
 
     raise_at_each_bytecode("TrioDriver.uncancellable_checkpoint", play)
+
+
+@pytest.mark.long
+def test_c16_an_exception_at_each_bytecode_of_a_checkpoint() -> None:
+    """trio would crash if a task went on that is scheduled."""
+    interrupt_checkpoints()
+
+
+@pytest.mark.long
+def test_c16_an_exception_in_a_checkpoint_where_trio_asserts_nothing() -> None:
+    code = f"from {__name__} import interrupt_checkpoints; interrupt_checkpoints()"
+    command = [sys.executable, "-O", "-c", code]
+    subprocess.run(command, cwd=Path(__file__).parents[1], timeout=LIMIT, check=True)
 
 
 @pytest.mark.long

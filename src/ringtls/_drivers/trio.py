@@ -344,7 +344,7 @@ class TrioDriver(trio.abc.Instrument):
         except GeneratorExit:  # this coroutine is finalized: the run has crashed
             raise
         except BaseException:  # a task that is scheduled must sleep, or trio crashes
-            with suppress(AssertionError):  # it is
+            if task._next_send_fn is None:  # else it is
                 reschedule(task, _WOKEN)
             yield _UNCANCELLABLE_WAIT
             raise
