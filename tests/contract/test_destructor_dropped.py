@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import trio
 import trio.testing
 from trio.to_thread import run_sync as in_thread
 
-from ringtls import TlsStream, borrowed, statistics
+from ringtls import TlsStream, _combinators, aclose_all, borrowed, statistics
 from ringtls._drivers.trio import TrioDriver
 from ringtls._streams import leaks
 
@@ -397,6 +398,36 @@ def test_a4_made_when_an_async_generator_is_finalized(how: str) -> None:
     with warned("unclosed Value"):
         trio.run(main)
     assert log == whole("value")
+
+
+def test_a3_bounded_after_the_end_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where run_sync_soon wakes nobody any more: trio is told of a deadline all the same."""
+    monkeypatch.setattr(_combinators, "GRACE", 0.01)
+    log: list[str] = []
+    kept: list[object] = []
+
+    class Late(Value):
+        async def adestroy(self) -> None:
+            with pytest.raises(trio.RunFinishedError):
+                trio.lowlevel.current_trio_token().run_sync_soon(bool)
+            with trio.move_on_after(0.01):
+                await aclose_all(Stuck("stuck", []))
+            if trio.current_effective_deadline() > -inf:
+                log.append("ended in time")
+
+    async def generator() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            kept.append(Late("value", log))
+
+    async def main() -> None:
+        kept.append(generator())
+        await anext(kept[0])  # type: ignore[call-overload]
+
+    with warned("unclosed Late"):
+        trio.run(main)
+    assert log == ["ended in time"]
 
 
 def test_a4_cancelled_at_the_end_of_the_run(autojump_clock: trio.abc.Clock) -> None:

@@ -439,8 +439,10 @@ class TrioDriver(trio.abc.Instrument):
                 self._token.run_sync_soon(capture, self._end_shield)
 
     def _have_one_more_tick(self) -> None:
-        with suppress(trio.RunFinishedError):
+        try:
             self._token.run_sync_soon(bool)
+        except trio.RunFinishedError:  # but the late pump runs
+            self.wake()
 
     def after_io_wait(self, timeout: float) -> None:
         try:
