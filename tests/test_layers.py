@@ -31,6 +31,7 @@ LAYERS = (
         "_as_trio",
         "_combinators",
         "_connecting",
+        "_destruction",
         "_destructor",
         "_highlevel",
         "_ownership",

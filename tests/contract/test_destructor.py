@@ -22,8 +22,8 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls import AsyncDestructor, _destructor, _ownership, aclose_all, borrowed
-from ringtls._destructor import TRANSITIONS, Event, Phase
+from ringtls import AsyncDestructor, _destruction, _destructor, _ownership, aclose_all, borrowed
+from ringtls._destruction import TRANSITIONS, Event, Phase
 
 from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from ..support.signals import SignalAtBytecode
@@ -38,7 +38,7 @@ INJECTIONS = int(os.environ.get("RINGTLS_INJECTIONS", "12"))
 
 
 def test_a1_the_table_is_that_of_the_documentation() -> None:
-    rows = [line.split() for line in (_destructor.__doc__ or "").splitlines()]
+    rows = [line.split() for line in (_destruction.__doc__ or "").splitlines()]
     documented = {
         (Phase[row[0]], Event[row[1]]): Phase[row[2]]
         for row in rows
@@ -586,6 +586,7 @@ def test_a2_sigint() -> None:
 
 #: Where a destructor's end is run.
 MODULES = (
+    _destruction.__file__,
     _destructor.__file__,
     _ownership.__file__,
     str(sys.modules["ringtls._combinators"].__file__),
@@ -943,7 +944,7 @@ async def test_a3_a_cancellation_bounds_what_is_not_ours(
     assert "<cut> did not close within 5 s, it was cancelled" in caplog.messages
 
 
-# Ends that meet (rule 4 of _destructor)
+# Ends that meet (rule 4 of _destruction)
 
 
 @pytest.mark.parametrize("whom", ["itself", "its owner"])
