@@ -78,6 +78,59 @@ async def test_requests(contexts: Contexts, http2: bool) -> None:
             assert (await client.get(url)).text == ("2" if http2 else "1.1")
 
 
+def head(name: bytes, value: bytes) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": 200, "headers": [(name, value)]}
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize(
+    "message",
+    [
+        head(b"a", b"1\r\nb: 2"),
+        head(b"a", b"1\n2"),
+        head(b"a", b"1\r2"),
+        head(b"a", b"1\x002"),
+        head(b"a\r\nb", b"1"),
+        head(b"a b", b"1"),
+        {"type": "http.response.early_hint", "links": [b"</a>\r\nb: 2"]},
+    ],
+)
+async def test_a_header_that_is_none_is_not_sent(
+    contexts: Contexts, http2: bool, message: dict[str, Any]
+) -> None:
+    """It is an error of its application's."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") == "/broken":
+            await send(message)
+        await application(scope, receive, send)
+
+    served = serving(config_of(contexts), app)
+    async with served as (url, _), client_of(contexts, http2=http2) as client:
+        response = await client.get(f"{url}/broken")
+        assert (response.status_code, response.content) == (500, b"")
+        assert (await client.get(url)).text == ("2" if http2 else "1.1")
+
+
+async def test_trailers_that_are_none_are_not_sent(contexts: Contexts) -> None:
+    """The answer is not whole, then."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({**head(b"a", b"1"), "trailers": True})
+            await send({"type": "http.response.body", "body": b"half"})
+            await send({"type": "http.response.trailers", "headers": [(b"b", b"1\r\nc: 2")]})
+        await application(scope, receive, send)
+
+    async with serving(config_of(contexts), app) as (url, _):
+        peer = Http2Peer(await raw_peer(contexts, url, alpn="h2"))
+        headers = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": "localhost"}
+        peer.http2.send_headers(1, [*headers.items(), ("te", "trailers")], end_stream=True)
+        peer.flush()
+        await trio.to_thread.run_sync(peer.receive, h2.events.StreamReset, 1)
+        peer.peer.sock.close()
+
+
 async def test_sockets_that_are_there_already(contexts: Contexts) -> None:
     config = config_of(contexts)
     sockets = config.create_sockets()

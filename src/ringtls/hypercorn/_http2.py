@@ -23,10 +23,15 @@ Rules:
 8. What an application sends waits for room: hypercorn lets it send on whenever little is taken out
    of its buffer, however much is left there, for a client whose window is 0. It waits no more when
    the connection is over; and what then is left is not followed by an end.
+9. A header that is none (RFC 9110, sections 5.1 and 5.5; RFC 9113, section 8.2.1) is an error of
+   its application's, as in HTTP/1, and is not sent: a proxy behind could read two out of it.
+   Neither hypercorn nor h2 looks at that.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +41,14 @@ from h2.events import ConnectionTerminated, PriorityUpdated, RequestReceived, St
 from h2.exceptions import ProtocolError
 from h2.stream import StreamState
 from hypercorn.events import Closed, RawData, Updated
-from hypercorn.protocol.events import Data, StreamClosed
+from hypercorn.protocol.events import (
+    Data,
+    InformationalResponse,
+    Request,
+    Response,
+    StreamClosed,
+    Trailers,
+)
 from hypercorn.protocol.h2 import (
     BUFFER_LOW_WATER,
     BufferCompleteError,
@@ -152,6 +164,8 @@ class Http2(H2Protocol):
             await self.stream_send(StreamClosed(request.stream_id))
 
     async def stream_send(self, event: Event) -> None:
+        if isinstance(event, Request | InformationalResponse | Response | Trailers):
+            _check(event.headers)
         if not isinstance(event, StreamClosed):
             await super().stream_send(event)
             return
@@ -227,6 +241,18 @@ class Http2(H2Protocol):
             )
         words: bytes = connection.data_to_send()
         return words
+
+
+#: What the name of a header is, and what its value is not (rule 9).
+_NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+_NO_VALUE = re.compile(rb"[\0\r\n]")
+
+
+def _check(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Rule 9."""
+    for name, value in headers:
+        if not _NAME.fullmatch(name.removeprefix(b":")) or _NO_VALUE.search(value):
+            raise ValueError(f"not a header: {name!r}: {value!r}")
 
 
 #: States of a stream whose client has not ended it.
