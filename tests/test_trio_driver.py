@@ -261,7 +261,7 @@ def interrupt_checkpoints() -> None:
         with injection.tracing():
             trio.run(main)
 
-    raise_at_each_bytecode("TrioDriver.uncancellable_checkpoint", play)
+    raise_at_each_bytecode("uncancellable_checkpoint", play)
 
 
 @pytest.mark.long

@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from ringtls._drivers import trio as trio_driver
-from ringtls._drivers.trio import TrioWaitQueue
+from ringtls._drivers import trio_waiting
+from ringtls._drivers.trio_waiting import TrioWaitQueue
 
 
 async def test_all_who_wait_are_woken_once() -> None:
@@ -53,7 +53,7 @@ async def test_c16_a_wake_that_was_broken_off_is_made_again(
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(wait, 1)
         await trio.testing.wait_all_tasks_blocked()
-        monkeypatch.setattr(trio_driver, "reschedule", schedule_and_raise)
+        monkeypatch.setattr(trio_waiting, "reschedule", schedule_and_raise)
         with pytest.raises(MemoryError):
             queue.wake()
         queue.wake()

@@ -30,7 +30,8 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection
 
 from ._drivers.deadlines import Deadlines
-from ._drivers.trio import TrioDriver, TrioWaitQueue
+from ._drivers.trio import TrioDriver
+from ._drivers.trio_waiting import TrioWaitQueue
 from ._errors import taken_out
 from ._log import log
 from ._task import Task, call_user

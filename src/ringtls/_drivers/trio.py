@@ -17,8 +17,8 @@ Rules:
    raises at the very entry of the instrument can't be caught: a second instrument, called after
    the first, sees that it is missing and puts it back. trio ends a run whose system task raises,
    or a function that run_sync_soon calls: all of ours begin in a frame that is not ours, and
-   which catches. It crashes where an abort function raises: ours have no Python code, and leave
-   what is to be done to the instrument, before what was cancelled is submitted.
+   which catches. An abort function must not raise, either: ours leave what is to be done to the
+   instrument (rule 2 of trio_waiting.py), before what was cancelled is submitted.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
    a. The main task is done and the system tasks are cancelled. The pump stays until it is the
       last of them and every close that has begun is done.
@@ -43,19 +43,17 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from itertools import filterfalse, repeat
 from math import inf
 from threading import get_ident
-from types import coroutine
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 import trio
-from outcome import Value, acapture, capture
-from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task, current_task, reschedule
+from outcome import capture
+from trio.lowlevel import RunVar, current_task
 
 from .._clock import now
 from .._engine.eventfd import open_eventfd
@@ -67,121 +65,35 @@ from .._task import Task as Work
 from .busy_poll import BUSY_POLL_NS, Polling
 from .deadlines import Deadlines
 from .end_of_run import Patience, adopt, give_up
+from .trio_waiting import (
+    TrioWaitQueue,
+    cancel_shielded_checkpoint,
+    leaving,
+    raise_cancelled,
+    uncancellable_checkpoint,
+)
 
 if TYPE_CHECKING:
+    from trio.lowlevel import Abort, RaiseCancelT
+
     from .._engine.handle import Handle
     from .._engine.ring import Ring
     from .._interfaces import Ending, WaitQueue
 
-__all__ = ["TrioDriver", "TrioWaitQueue"]
+__all__ = ["TrioDriver"]
 
 #: Seconds that sends which nobody waits for may take after the last task has ended.
 GRACE = 5.0
 
 
-def _message_of(coroutine: Coroutine[Any, Any, object]) -> Any:
-    """What a coroutine of trio yields to trio's loop: to be yielded again by our own, which
-    saves two coroutines each time a task sleeps."""
-    message = coroutine.send(None)
-    coroutine.close()
-    return message
-
-
-def _answering(answer: Abort) -> Callable[[RaiseCancelT], Abort]:
-    """An abort function that does nothing (rule 4)."""
-    return partial({"": answer}.get, "")  # type: ignore[return-value]
-
-
-def _leaving(
-    calls: deque[Callable[[], object]], function: Callable[[], object]
-) -> Callable[[RaiseCancelT], Abort]:
-    """An abort function that leaves a function to be called, and fails (rule 4)."""
-    left = filterfalse(calls.append, repeat(function))
-    return partial(next, map({function: Abort.FAILED}.__getitem__, left))
-
-
-_CHECKPOINT = _message_of(trio.lowlevel.cancel_shielded_checkpoint())
-_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(_answering(Abort.SUCCEEDED)))
-_UNCANCELLABLE_WAIT = _message_of(trio.lowlevel.wait_task_rescheduled(_answering(Abort.FAILED)))
-
 #: Pumps that a run has at most (rule 3): what ends so many would end each.
 MOST_PUMPS = 8
-
-#: What a woken task is sent. It is never unwrapped, so one does for all.
-_WOKEN = Value(None)
-
-
-async def _raise_cancelled() -> None:
-    """Let a cancellation out that has come, and that its scope has been shielded from since."""
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        cancelled = await acapture(trio.lowlevel.checkpoint)
-    try:
-        cancelled.unwrap()
-    finally:
-        del cancelled  # no reference cycle: what is raised has this frame
 
 
 def _are_system_tasks_done() -> bool:
     """True if their nursery is gone, too (rule 5b)."""
     root = trio.lowlevel.current_root_task()
     return root is not None and len(root.child_nurseries) == 1
-
-
-class TrioWaitQueue:
-    """Tasks that wait for the next occurrence of something (WaitQueue of _interfaces).
-
-    A task waits here while its ``custom_sleep_data`` is this queue. trio forgets that in the moment
-    in which it schedules the task, whoever woke or cancelled it. So an exception at any place loses
-    nobody, wakes nobody twice, and nobody out of another sleep. Most often one task waits: it has
-    the place, and others queue.
-    """
-
-    __slots__ = ("_others", "_task")
-
-    def __init__(self) -> None:
-        self._task: Task | None = None
-        self._others: dict[Task, None] | None = None
-
-    def wake(self) -> None:
-        task = self._task
-        if task is not None and task.custom_sleep_data is self:
-            reschedule(task, _WOKEN)
-        if self._others:
-            for task in self._others:
-                if task.custom_sleep_data is self:
-                    reschedule(task, _WOKEN)
-            self._others.clear()
-
-    @coroutine
-    def wait(self, message: Any = _WAIT) -> Generator[Any, Any, None]:
-        task = current_task()
-        if self._task is None or self._task.custom_sleep_data is not self:
-            self._task = task
-        else:
-            if self._others is None:
-                self._others = {}
-            self._others[task] = None
-        try:
-            task.custom_sleep_data = self
-            sent = yield message
-        finally:
-            task.custom_sleep_data = None
-            if self._others:
-                self._others.pop(task, None)
-        if sent is not _WOKEN:
-            try:
-                sent.unwrap()
-            finally:
-                del sent, task  # no reference cycle: what is raised has this frame
-
-    def wait_uncancellable(self) -> Awaitable[None]:
-        return self.wait(_UNCANCELLABLE_WAIT)
-
-    def wait_with(self, abort: Callable[[RaiseCancelT], Abort]) -> Awaitable[None]:
-        """Wait for the next ``wake``; what a cancellation does, the function decides (see
-        trio.lowlevel.wait_task_rescheduled)."""
-        return self.wait(_message_of(trio.lowlevel.wait_task_rescheduled(abort)))
 
 
 _drivers: WeakSet[TrioDriver] = WeakSet()
@@ -318,36 +230,18 @@ class TrioDriver(trio.abc.Instrument):
             if error.errno == errno.ECANCELED:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 if is_cancelled:
-                    await _raise_cancelled()
+                    await raise_cancelled()
             raise
 
     def abort_by(self, function: Callable[[], object]) -> Callable[[RaiseCancelT], Abort]:
         """What a cancellation does to who waits (see trio.lowlevel.wait_task_rescheduled): it goes
         on waiting, and the function is called before trio sleeps."""
-        return _leaving(self._cancellations, function)
+        return leaving(self._cancellations, function)
 
     checkpoint = staticmethod(trio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
-
-    @staticmethod
-    @coroutine
-    def cancel_shielded_checkpoint() -> Generator[Any, Any, None]:
-        yield _CHECKPOINT
-
-    @staticmethod
-    @coroutine
-    def uncancellable_checkpoint() -> Generator[Any, Any, None]:
-        task = current_task()
-        try:
-            reschedule(task, _WOKEN)
-            yield _UNCANCELLABLE_WAIT
-        except GeneratorExit:  # this coroutine is finalized: the run has crashed
-            raise
-        except BaseException:  # a task that is scheduled must sleep, or trio crashes
-            if task._next_send_fn is None:  # else it is
-                reschedule(task, _WOKEN)
-            yield _UNCANCELLABLE_WAIT
-            raise
+    cancel_shielded_checkpoint = staticmethod(cancel_shielded_checkpoint)
+    uncancellable_checkpoint = staticmethod(uncancellable_checkpoint)
 
     def register(self, ending: Ending) -> None:
         self._endings[ending] = None
