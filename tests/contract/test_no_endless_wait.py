@@ -6,9 +6,11 @@ import errno
 import logging
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -40,6 +42,7 @@ from ..support.faces import BlockingFace, Face, TrioFace
 from ..support.injection import InjectedError
 from ..support.peer import End, Meet, Peer, Transport, meet
 from ..support.streams import handshaken, socket_streams, tcp_pair
+from ..support.tracing import traced_by
 from ..support.waiting import LIMIT, closed_while_it_waits, until
 
 
@@ -460,6 +463,39 @@ async def test_c16_an_exception_while_something_is_decrypted_leaves_no_gap(
             with pytest.raises(trio.BrokenResourceError, match="input is missing"):
                 await server.receive_some()
     assert server.close_outcome is CloseOutcome.CLEAN
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("receive_some", "TlsStream._read"),
+        ("receive_some", "cancel_shielded_checkpoint"),
+        ("receive_into", "TlsStream._call_session"),
+        ("receive_into", "cancel_shielded_checkpoint"),
+        ("receive_into", "ConflictDetector.__exit__"),
+    ],
+)
+async def test_c16_an_exception_when_something_was_decrypted_leaves_no_gap(
+    contexts: Contexts, name: str, function: str
+) -> None:
+    """CPython looks for signals where a call has returned."""
+    client, server = await handshaken(contexts)
+    async with client, server:
+        await client.send_all(DATA)
+        await until(lambda: server.input_pending)
+        with traced_by(partial(_raise_at_return_of, function)), pytest.raises(InjectedError):
+            await READS[name](server)
+        with pytest.raises(trio.BrokenResourceError, match="input is missing"):
+            await server.receive_some()
+
+
+def _raise_at_return_of(function: str, frame: FrameType, event: str, result: object) -> Any:
+    if frame.f_code.co_qualname != function:
+        return None
+    if event == "return":
+        sys.settrace(None)
+        raise InjectedError
+    return partial(_raise_at_return_of, function)
 
 
 # What the peer's TCP has

@@ -282,6 +282,13 @@ class TlsSession:
             self.check_end()
         return b"" if memory is None else 0
 
+    def peek(self) -> bytes | None:
+        """The next byte that ``read`` would give; it stays."""
+        data = self.read(1)
+        if data:
+            self.put_back(data)
+        return data
+
     def check_end(self) -> None:
         """Of input that is over.
 

@@ -306,6 +306,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         receiving = self._receiving
         if receiving.busy:
             receiving.refuse()
+        has_read = False
         receiving.busy = True
         try:
             session, transport = self._session, self._transport
@@ -323,14 +324,22 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             if transport.answered >= ANSWER_LIMIT:
                 await self._wait_for_room()
             while True:
+                has_read = True
                 data = self._read(most)
                 if data is not None:
                     break
+                has_read = False
                 await self._wait_for_input()
                 waited = True
             if not waited:
                 await self._driver.cancel_shielded_checkpoint()
             return data
+        except trio.BrokenResourceError:
+            raise
+        except BaseException:
+            if has_read:
+                session.tear_input()
+            raise
         finally:
             receiving.busy = False
 
@@ -377,22 +386,32 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
           trio.ClosedResourceError: the stream was closed or unwrapped, before or during the call.
           trio.BusyResourceError: another task is receiving.
         """
-        with self._receiving, writable_bytes(buffer, nbytes) as memory:
-            self._check_open()
-            await self._driver.checkpoint_if_cancelled()
-            waited = await self._ensure_handshake(for_reading=True)
-            size, session = len(memory), self._session
-            if self._transport.answered >= ANSWER_LIMIT:
-                await self._wait_for_room()
-            while True:
-                count = self._call_session(lambda: session.read(size, memory))
-                if count is not None:
-                    break
-                await self._wait_for_input()
-                waited = True
-            if not waited:
-                await self._driver.cancel_shielded_checkpoint()
-            return count
+        session, has_read = self._session, False
+        try:
+            with self._receiving, writable_bytes(buffer, nbytes) as memory:
+                self._check_open()
+                await self._driver.checkpoint_if_cancelled()
+                waited = await self._ensure_handshake(for_reading=True)
+                size = len(memory)
+                if self._transport.answered >= ANSWER_LIMIT:
+                    await self._wait_for_room()
+                while True:
+                    has_read = True
+                    count = self._call_session(lambda: session.read(size, memory))
+                    if count is not None:
+                        break
+                    has_read = False
+                    await self._wait_for_input()
+                    waited = True
+                if not waited:
+                    await self._driver.cancel_shielded_checkpoint()
+                return count
+        except trio.BrokenResourceError:
+            raise
+        except BaseException:
+            if has_read:
+                session.tear_input()
+            raise
 
     @enable_ki_protection
     async def send_eof(self) -> None:
@@ -440,12 +459,11 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             await self._ensure_handshake(sends_next=True)
             self._call_session(self._close_output)
             while True:
-                data = self._read(1)
+                data = self._call_session(self._session.peek)
                 if data is not None:
                     break
                 await self._receive_answer()
             if data:
-                self._session.put_back(data)
                 raise trio.BrokenResourceError("the peer sent data where unwrap() needs its end")
             self._session.check_end()
             if not await self._transport.wait_sent(below=1):
@@ -566,11 +584,6 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             return session.read(max_bytes)
         except ssl.SSLError as error:
             raise _broken(error) from error
-        except TruncationError:
-            raise
-        except BaseException:
-            session.tear_input()
-            raise
         finally:
             if session.output:
                 self._transport.answer(session.take_output())
