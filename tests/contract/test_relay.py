@@ -12,13 +12,13 @@ import ssl
 import sys
 import termios
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trio
@@ -331,36 +331,55 @@ def test_r3_a_truncated_upload_is_no_end(contexts: Contexts, between: Between) -
     assert met.outcome.b_to_a.end is RelayEnd.UNDELIVERED
 
 
+class Impatient(NamedTuple):
+    """A relay whose side towards the client has no shutdown timeout, and both peers of it."""
+
+    backend: socket.socket
+    client: socket.socket
+    relays: list[Relay]
+    outcomes: list[RelayOutcome]
+
+
+@asynccontextmanager
+async def to_an_impatient_side(
+    contexts: Contexts,
+    a: Callable[[socket.socket], trio.abc.Stream],
+    b: Callable[[socket.socket], trio.abc.Stream],
+) -> AsyncIterator[Impatient]:
+    """Have a relay from ``a`` to TLS over ``b``, and wait for its end."""
+    backend, ours_a = tcp_pair()
+    ours_b, client = tcp_pair(SMALL)
+    impatient = Impatient(backend, client, [], [])
+
+    async def pass_on() -> None:
+        side = TlsStream(b(ours_b), contexts.server, server_side=True, shutdown_timeout=0)
+        impatient.outcomes.append(await relay_watched(a(ours_a), side, impatient.relays.append))
+
+    with backend, client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on)
+            yield impatient
+
+
 @pytest.mark.parametrize("stream", [SocketStream, adapted_socket_stream])
 async def test_r3_a_truncated_upload_is_told_before_the_answer_is_read(
     contexts: Contexts, stream: Callable[[socket.socket], trio.abc.Stream]
 ) -> None:
     """With an idle timeout the client has time for the answer, whatever its shutdown timeout; and
     the server need not wait for that to hear of the break."""
-    theirs_a, a = tcp_pair()
-    b, theirs_b = tcp_pair(SMALL)
-    watched: list[Relay] = []
-    outcomes: list[RelayOutcome] = []
-
-    async def pass_on() -> None:
-        client = TlsStream(stream(b), contexts.server, server_side=True, shutdown_timeout=0)
-        outcomes.append(await relay_watched(stream(a), client, watched.append))
-
-    with theirs_a, theirs_b:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pass_on)
-            client = TlsTalker(theirs_b, contexts, server_side=False)
-            await trio.to_thread.run_sync(client.handshake)
-            theirs_a.sendall(bytes(ACCEPTED))
-            theirs_a.shutdown(socket.SHUT_WR)
-            await until(lambda: watched[0].directions[0].end)
-            theirs_b.shutdown(socket.SHUT_WR)
-            await until(lambda: is_gone(theirs_a.fileno()))
-            with pytest.raises(ConnectionResetError):
-                theirs_a.recv(1)
-            assert await trio.to_thread.run_sync(client.read) == Saw(bytes(ACCEPTED), END)
-    assert outcomes[0].a_to_b.end is RelayEnd.ORDERLY
-    assert outcomes[0].b_to_a.end is RelayEnd.TRUNCATED
+    async with to_an_impatient_side(contexts, stream, stream) as impatient:
+        client = TlsTalker(impatient.client, contexts, server_side=False)
+        await trio.to_thread.run_sync(client.handshake)
+        impatient.backend.sendall(bytes(ACCEPTED))
+        impatient.backend.shutdown(socket.SHUT_WR)
+        await until(lambda: impatient.relays[0].directions[0].end)
+        impatient.client.shutdown(socket.SHUT_WR)
+        await until(lambda: is_gone(impatient.backend.fileno()))
+        with pytest.raises(ConnectionResetError):
+            impatient.backend.recv(1)
+        assert await trio.to_thread.run_sync(client.read) == Saw(bytes(ACCEPTED), END)
+    assert impatient.outcomes[0].a_to_b.end is RelayEnd.ORDERLY
+    assert impatient.outcomes[0].b_to_a.end is RelayEnd.TRUNCATED
 
 
 @with_tls
@@ -719,30 +738,20 @@ async def test_r5_what_came_before_an_end_has_time(
 ) -> None:
     """The client has said all, and is slow to take in the answer; the server ends. The relay's own
     end would give up at once."""
-    theirs_a, a = tcp_pair()
-    b, theirs_b = tcp_pair(SMALL)
-    watched: list[Relay] = []
-    outcomes: list[RelayOutcome] = []
-
-    async def pass_on() -> None:
-        client = TlsStream(stream(b), contexts.server, server_side=True, shutdown_timeout=0)
-        outcomes.append(await relay_watched(SocketStream(a), client, watched.append))
-
-    with theirs_a:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pass_on)
-            client = TlsStream(SocketStream(theirs_b), contexts.client, server_hostname="localhost")
-            await client.do_handshake()
-            await client.send_eof()
-            theirs_a.sendall(bytes(ACCEPTED))
-            theirs_a.shutdown(socket.SHUT_WR)
-            await until(lambda: all(each.end for each in watched[0].directions))
-            received = 0
-            while data := await client.receive_some():
-                received += len(data)
-            assert received == ACCEPTED
-            await client.aclose()
-    assert outcomes[0].is_orderly
+    async with to_an_impatient_side(contexts, SocketStream, stream) as impatient:
+        below = SocketStream(impatient.client)
+        client = TlsStream(below, contexts.client, server_hostname="localhost")
+        await client.do_handshake()
+        await client.send_eof()
+        impatient.backend.sendall(bytes(ACCEPTED))
+        impatient.backend.shutdown(socket.SHUT_WR)
+        await until(lambda: all(each.end for each in impatient.relays[0].directions))
+        received = 0
+        while data := await client.receive_some():
+            received += len(data)
+        assert received == ACCEPTED
+        await client.aclose()
+    assert impatient.outcomes[0].is_orderly
 
 
 def test_r5_what_had_ended_stays_ended(contexts: Contexts) -> None:
