@@ -669,7 +669,7 @@ def test_an_exception_where_the_handler_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["_Call.__enter__", "_Call.__exit__", "_Call.leave", "_Interrupts.hold"]
+    "function", ["Call.__enter__", "Call.__exit__", "Call.leave", "_Interrupts.hold"]
 )
 def test_an_exception_at_any_bytecode_of_a_call_leaves_the_next_as_it_was(function: str) -> None:
     """SIGINT comes out of it (rule 4)."""
@@ -691,7 +691,7 @@ def test_an_exception_at_any_bytecode_of_a_call_leaves_the_next_as_it_was(functi
     raise_at_each_bytecode(function, play)
 
 
-@pytest.mark.parametrize("function", ["_Call.__exit__", "_Call.leave"])
+@pytest.mark.parametrize("function", ["Call.__exit__", "Call.leave"])
 @pytest.mark.parametrize("what_comes", ["SIGINT", "a call", "a finalizer"])
 def test_an_exception_at_the_entry_of_a_calls_end(function: str, what_comes: str) -> None:
     """Another signal's handler raises there, and the call is over all the same (rule 4)."""

@@ -64,11 +64,11 @@ class Driver(Protocol):
     def wait_queue(self) -> WaitQueue:
         """A new one, for callers of this driver."""
 
-    async def wait(self, operation: Handle) -> int | bytes:
-        """Wait for an operation of the ring and take its result.
+    async def wait(self, handle: Handle) -> int | bytes:
+        """Wait for a request of the ring and take its result.
 
-        If this is cancelled, the operation is cancelled too and its end awaited: the
-        cancellation comes out only if the operation had no result of its own.
+        If this is cancelled, the request is cancelled too and its end awaited: the
+        cancellation comes out only if the request had no result of its own.
         """
 
     def look(self) -> None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .._engine.handle import Handle
     from .._interfaces import Ending, WaitQueue
 
-__all__ = ["BlockingDriver", "complete"]
+__all__ = ["BlockingDriver", "Call", "complete"]
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class _Interrupts:
     """Keeps SIGINT back during a call of the main thread (rule 4)."""
 
     def __init__(self) -> None:
-        self.calls: list[_Call] = []  # each may be of a finalizer, or a handler, in the one before
+        self.calls: list[Call] = []  # each may be of a finalizer, or a handler, in the one before
         self._is_main_thread = get_ident() == threading.main_thread().ident
         self._handler: Callable[[int, FrameType | None], object] | None = None
         self._is_pending = False
@@ -148,7 +148,7 @@ class _Interrupts:
                 signal.raise_signal(signal.SIGINT)
 
 
-class _Call:
+class Call:
     """A context manager for what a thread does with its streams, until a deadline."""
 
     __slots__ = ("_deadline", "_driver", "_frame", "_holds", "_outer_deadline")
@@ -244,7 +244,7 @@ class BlockingDriver:
             end.driver = cls()
         return end.driver
 
-    def call(self, timeout: float | None = None) -> _Call:
+    def call(self, timeout: float | None = None) -> Call:
         """Enter this around all that uses the ring. Waits in it raise TimeoutError after
         ``timeout`` seconds, but not before they have tried. It is to be left in the frame that
         entered it, which is no generator's.
@@ -252,7 +252,7 @@ class BlockingDriver:
         Raises:
           RuntimeError: this thread, or this process, is not the driver's.
         """
-        return _Call(self, timeout)
+        return Call(self, timeout)
 
     # What streams use
 
@@ -263,20 +263,20 @@ class BlockingDriver:
     def wait_queue(self) -> _BlockingWaitQueue:
         return _BlockingWaitQueue(self)
 
-    async def wait(self, operation: Handle) -> int | bytes:
+    async def wait(self, handle: Handle) -> int | bytes:
         try:
-            self.drive_until(lambda: operation.done)
+            self.drive_until(lambda: handle.done)
         except BaseException as interruption:
-            operation.cancel()
-            self.drive_until(lambda: operation.done, interruptible=False)
+            handle.cancel()
+            self.drive_until(lambda: handle.done, interruptible=False)
             if isinstance(interruption, _ExpiredError):
                 try:
-                    return operation.take()
+                    return handle.take()
                 except OSError as error:
                     if error.errno != errno.ECANCELED:
                         raise
             raise
-        return operation.take()
+        return handle.take()
 
     async def checkpoint(self) -> None:
         """Nobody else could run; and what interrupts a call, does so where it waits."""

@@ -212,20 +212,20 @@ class TrioDriver(trio.abc.Instrument):
     def wait_queue(self) -> TrioWaitQueue:
         return TrioWaitQueue()
 
-    async def wait(self, operation: Handle) -> int | bytes:
+    async def wait(self, handle: Handle) -> int | bytes:
         caller = TrioWaitQueue()
         is_cancelled = False
 
         def cancel() -> None:
             nonlocal is_cancelled
             is_cancelled = True
-            if not operation.done:
-                operation.cancel()
+            if not handle.done:
+                handle.cancel()
 
-        operation.notify(lambda request: caller.wake())
+        handle.notify(lambda request: caller.wake())
         await caller.wait_with(self.abort_by(cancel))
         try:
-            return operation.take()
+            return handle.take()
         except OSError as error:
             if error.errno == errno.ECANCELED:
                 await trio.lowlevel.checkpoint_if_cancelled()

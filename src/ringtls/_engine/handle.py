@@ -19,20 +19,13 @@ __all__ = ["Handle"]
 
 
 class Handle:
-    """What the caller has of one operation, from its submission to its result.
-
-    One handle for one request.
-    """
+    """A request, for the one caller that may wait for it and take its result."""
 
     __slots__ = ("_request", "_ring")
 
     def __init__(self, ring: Ring, request: Request) -> None:
         self._ring = ring
         self._request = request
-
-    @property
-    def state(self) -> State:
-        return self._request.state
 
     @property
     def done(self) -> bool:

@@ -88,7 +88,7 @@ def ignore(view: bytes | bytearray | memoryview) -> None:
 
 
 class Request:
-    """What the ring knows and owns of one operation."""
+    """One I/O operation that the ring owns (rule 1)."""
 
     __slots__ = (
         "data",

@@ -223,7 +223,7 @@ class Ring:
         self, fd: int, max_bytes: int, *, sink: Sink | None = None, on_done: OnDone | None = None
     ) -> Request:
         """Receive once into the pool. What came goes to ``sink`` as a borrowed view, if there
-        is one, and else is the operation's result."""
+        is one, and else is the request's result."""
         request = Request(Opcode.RECV, fd, on_done=on_done)
         request.sink = sink or request.keep
         size = min(max_bytes, self._buffer_size)

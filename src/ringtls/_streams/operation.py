@@ -104,6 +104,9 @@ class Operation(Uncopyable, Generic[T_co]):
         """Ask the kernel to end it early. Does not wait, and does nothing if it is done.
 
         ``await`` it to know what came of that: its result if it had one by then, else an OSError.
+
+        Raises:
+          RuntimeError: it belongs to another run.
         """
         check_run(self._driver)
         self._cancelled = True

@@ -64,7 +64,11 @@ class TlsInfo(Uncopyable):
 
     @property
     def shutdown_timeout(self) -> float:
-        """Seconds that the end may take."""
+        """Seconds that the end may take.
+
+        Raises:
+          TypeError, ValueError: when it is set: it is negative or not a number.
+        """
         return self._closing.timeout
 
     @shutdown_timeout.setter

@@ -1,4 +1,22 @@
-"""The transport of a connected socket on the ring."""
+"""The transport of a connected socket on the ring.
+
+Rules:
+
+1. What TLS and relays read comes by one multishot receive. It is begun when input is first wanted,
+   and goes on while nobody waits, until INPUT_LIMIT bytes have come that nobody has asked for. Then
+   it is cancelled, so that TCP slows the peer.
+2. What TLS and relays write goes to an outbox (csrc/outbox.c), which is opened with the first byte.
+   When it breaks, those are woken who wait for input, too: an answer to what was not sent will not
+   come (C18).
+3. The kernel reports a reset once. If a send was told of it, input reads as ended, and has not
+   (``reset_met``). So why sending broke is kept, also of a send that nobody waited for.
+4. An end begins with a close request, by which the engine discards input (csrc/close.c) while the
+   outbox, or a send that was started, still sends. FIN or a reset comes behind that, or a reset at
+   the deadline. From then on the descriptor is the engine's to close. So the socket forgets it
+   before: afterwards the number may be another's (C17).
+5. If the ring fails, or the end of the run cancels the close request, the descriptor was not given
+   away, and is reset and closed here.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +75,10 @@ class RingTransport(BaseTransport):
     __slots__ = (
         "_close_request",
         "_half_closes",
+        "_handles",
         "_input",
         "_input_ended",
         "_last_send",
-        "_operations",
         "_outbox",
         "_output_ended",
         "_resets_if_killed",
@@ -75,7 +93,7 @@ class RingTransport(BaseTransport):
         self._ring = ring
         self.socket = sock
         self._close_request: Request | None = None
-        self._operations: set[Handle] = set()
+        self._handles: set[Handle] = set()
         self._input: Request | None = None
         self._input_ended = False
         self._last_send: Request | None = None
@@ -247,7 +265,7 @@ class RingTransport(BaseTransport):
         self._outbox = None
         self.unsent = 0
         self.error = self.error or request.error()
-        self._wake_all()  # an answer that is waited for will not come (rule C18)
+        self._wake_all()  # rule 2
         self._flushed(self.error)
 
     def hand_back(self) -> socket.socket:
@@ -298,7 +316,7 @@ class RingTransport(BaseTransport):
         """Wait until a send would not block."""
         await self._perform(self._ring.poll_writable(self._fd()))
 
-    # What nobody waits for. At the close the ring cuts a receive off; FIN comes behind a send.
+    # What nobody waits for. An end cuts a receive off, and waits for a send (rule 4).
 
     def start_receive(self, max_bytes: int) -> Request:
         return self._ring.recv(self._fd(), max_bytes)
@@ -325,7 +343,7 @@ class RingTransport(BaseTransport):
         return b""
 
     def _check_end(self) -> None:
-        """Raise if what reads as an end is a reset of which a send was told."""
+        """Raise if what reads as an end is a reset (rule 3)."""
         self._note_failed_send()
         error = reset_met(self.error)
         if error is not None:
@@ -347,9 +365,9 @@ class RingTransport(BaseTransport):
         on_closed: OnClosed,
     ) -> None:
         self._accept_no_more(on_flushed)
-        for operation in self._operations:
-            if not operation.done:
-                operation.cancel()
+        for handle in self._handles:
+            if not handle.done:
+                handle.cancel()
         try:
             self._start_close(deadline, on_closed)
         except OSError as error:  # the ring has failed
@@ -407,7 +425,7 @@ class RingTransport(BaseTransport):
     def _closed(self, request: Request) -> None:
         if request.failure is not None:
             self._flushed(request.error())
-        if self.socket.fileno() >= 0:  # it was never released: the ring has failed, or the run
+        if self.socket.fileno() >= 0:  # never given away (rule 5)
             with suppress(OSError):  # it is not connected any more
                 reset_connection(self.socket.fileno())
             self.socket.close_descriptor()
@@ -464,7 +482,7 @@ class RingTransport(BaseTransport):
             self._release()
 
     def _release(self) -> None:
-        fd = self.socket.take_descriptor()  # before the ring may close it
+        fd = self.socket.take_descriptor()  # rule 4
         if self._close_request is None or not self._ring.release(self._close_request):
             close_now(fd)
 
@@ -498,15 +516,15 @@ class RingTransport(BaseTransport):
         return self.socket.fileno()
 
     async def _perform(self, request: Request) -> int | bytes:
-        operation = Handle(self._ring, request)
-        self._operations.add(operation)
+        handle = Handle(self._ring, request)
+        self._handles.add(handle)
         try:
-            result = await self.driver.wait(operation)
+            result = await self.driver.wait(handle)
         except OSError as error:
             self.check_open()
             raise broken(error) from error
         finally:
-            self._operations.discard(operation)
+            self._handles.discard(handle)
         self.check_open()
         return result
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from .._drivers.blocking import _Call
+    from .._drivers.blocking import Call
     from .._streams.closing import Closing
     from .._streams.relay_ends import RelayOutcome
 
@@ -43,14 +43,18 @@ class _Stream(Uncopyable):
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that a call may wait, or None; may be set at any time."""
+        """Seconds that a call may wait, or None; may be set at any time.
+
+        Raises:
+          TypeError, ValueError: when it is set: it is negative or not a number.
+        """
         return self._timeout
 
     @timeout.setter
     def timeout(self, seconds: float | None) -> None:
         self._timeout = None if seconds is None else checked_timeout(seconds)
 
-    def _call(self) -> _Call:
+    def _call(self) -> Call:
         return self._driver.call(self._timeout)
 
     @property
