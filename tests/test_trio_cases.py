@@ -736,6 +736,16 @@ async def test_what_is_no_plain_buffer_is_refused(contexts: Contexts, data: Any)
     assert end.data == b"good"
 
 
+async def test_what_is_no_plain_buffer_is_refused_before_the_handshake(contexts: Contexts) -> None:
+    data: Any = None
+    left, right = trio.testing.memory_stream_pair()
+    await right.send_eof()
+    async with TlsStream(left, contexts.client, server_hostname="localhost") as stream:
+        with pytest.raises(TypeError):
+            await stream.send_all(data)
+    assert await right.receive_some() == b""
+
+
 # wait_send_all_might_not_block
 
 

@@ -173,6 +173,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         part of ``data`` from its start (all or nothing, up to 256 KiB).
 
         Raises:
+          TypeError: ``data`` is no bytes, or not contiguous. Nothing has happened.
           trio.BrokenResourceError: an earlier send, or TLS, has failed: nothing more can be sent.
           trio.ClosedResourceError: the stream was closed or unwrapped, or ``send_eof`` was called.
           trio.BusyResourceError: another task is sending.
@@ -185,14 +186,14 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         try:
             session, transport, driver = self._session, self._transport, self._driver
             self._check_sendable()
-            await driver.checkpoint_if_cancelled()
-            if not session.handshake_done:
-                await self._ensure_handshake(sends_next=True)
             pieces: Sequence[bytes | memoryview]
             if type(data) is bytes and 0 < len(data) <= PIECE:
                 pieces = (data,)
             else:
                 pieces = views = _pieces(data)
+            await driver.checkpoint_if_cancelled()
+            if not session.handshake_done:
+                await self._ensure_handshake(sends_next=True)
             for piece in pieces:
                 if transport.unsent >= HIGH_WATER:
                     await transport.wait_sent()
