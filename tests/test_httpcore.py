@@ -1195,6 +1195,15 @@ def test_outside_of_trio_one_clear_error(contexts: Contexts) -> None:
         asyncio.run(main())
 
 
+def test_another_httpx_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an assert it would connect by itself under python -O."""
+    made = httpx.AsyncHTTPTransport()
+    monkeypatch.setattr(made._pool, "_network_backend", None)
+    monkeypatch.setattr(httpx, "AsyncHTTPTransport", lambda: made)
+    with pytest.raises(TypeError, match="httpx has a network backend of a kind unknown: None"):
+        transport()
+
+
 @pytest.mark.parametrize("name", ["httpcore", "httpx"])
 def test_without_its_packages_one_clear_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)

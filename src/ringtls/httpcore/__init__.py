@@ -45,7 +45,8 @@ def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
     made = httpx.AsyncHTTPTransport(**arguments)
     # httpx has no argument for it. Where these names are gone this raises AttributeError.
     pool = made._pool
-    assert isinstance(pool._network_backend, httpcore.AsyncNetworkBackend)
+    if not isinstance(pool._network_backend, httpcore.AsyncNetworkBackend):
+        raise TypeError(f"httpx has a network backend of a kind unknown: {pool._network_backend!r}")
     pool._network_backend = RingBackend()
     create = pool.create_connection
     pool.create_connection = lambda origin: _Pooled(create(origin))  # type: ignore
