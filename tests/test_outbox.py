@@ -602,7 +602,7 @@ def test_what_is_asked_of_an_outbox_whose_end_is_about_to_be_told(
     batch = Batch(box, act)
     with tcp_pairs(2) as others:
         for other, _ in others:
-            ring.recv(other.fileno(), 1, on_done=batch)
+            ring.recv(other.fileno(), 1).on_done = batch
         ring.submit()
         (_, before), (_, after) = others
         before.send(b"x")

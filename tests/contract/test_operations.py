@@ -533,10 +533,9 @@ def test_h4_a_sink_that_raises_fails_its_own_operation(ring: Ring) -> None:
         raise MemoryError("no room")
 
     pairs = [tcp_pair(), tcp_pair()]
-    operations = [
-        Handle(ring, ring.recv(pairs[0][0].fileno(), 100, sink=refuse)),
-        Handle(ring, ring.recv(pairs[1][0].fileno(), 100)),
-    ]
+    requests = [ring.recv(ours.fileno(), 100) for ours, _ in pairs]
+    requests[0].sink = refuse
+    operations = [Handle(ring, request) for request in requests]
     for _, theirs in pairs:
         theirs.sendall(b"precious")
     finish(ring, *operations)
@@ -555,7 +554,7 @@ def test_h6_callbacks_must_not_drive_the_ring(ring: Ring, pair: Pair) -> None:
         called.append(request)
         ring.submit()
 
-    ring.send(pair[0].fileno(), b"x", on_done=submit)
+    ring.send(pair[0].fileno(), b"x").on_done = submit
     other = Handle(ring, ring.send(pair[0].fileno(), b"x"))
     with pytest.raises(RuntimeError, match="must not drive"):
         finish(ring, other)

@@ -219,13 +219,10 @@ class Ring:
 
     # Making requests
 
-    def recv(
-        self, fd: int, max_bytes: int, *, sink: Sink | None = None, on_done: OnDone | None = None
-    ) -> Request:
-        """Receive once into the pool. What came goes to ``sink`` as a borrowed view, if there
-        is one, and else is the request's result."""
-        request = Request(Opcode.RECV, fd, on_done=on_done)
-        request.sink = sink or request.keep
+    def recv(self, fd: int, max_bytes: int) -> Request:
+        """Receive once into the pool. What came is copied, and is the request's result."""
+        request = Request(Opcode.RECV, fd)
+        request.sink = request.keep
         size = min(max_bytes, self._buffer_size)
         return self._start(request, _lib.rtl_recv, size)
 
@@ -243,21 +240,14 @@ class Ring:
         with _from_buffer(pin, require_writable=True) as memory:
             return self._start(request, _lib.rtl_recv_into, memory, len(memory))
 
-    def send(
-        self,
-        fd: int,
-        buffer: Buffer,
-        *,
-        deadline: float | None = None,
-        on_done: OnDone | None = None,
-    ) -> Request:
+    def send(self, fd: int, buffer: Buffer, *, deadline: float | None = None) -> Request:
         """Send from the caller's memory, which is pinned until the end of the request.
 
         The result may be less than the whole, after a cancellation or at the deadline
         (a time of ``_clock.now()``; None: there is none).
         """
         pin = memoryview(buffer)
-        request = Request(Opcode.SEND, fd, pin=pin, on_done=on_done)
+        request = Request(Opcode.SEND, fd, pin=pin)
         with _from_buffer(pin) as memory:
             return self._start(request, _lib.rtl_send, memory, len(memory), _deadline_ns(deadline))
 
@@ -338,12 +328,10 @@ class Ring:
         """Accept a connection; the result is its fd (close-on-exec)."""
         return self._start(Request(Opcode.ACCEPT, fd, on_done=on_done), _lib.rtl_accept)
 
-    def connect(
-        self, fd: int, family: int, address: Address, *, on_done: OnDone | None = None
-    ) -> Request:
+    def connect(self, fd: int, family: int, address: Address) -> Request:
         """Connect to a numeric IPv4 or IPv6 address, or a Unix socket."""
         pin = packed(family, address)
-        request = Request(Opcode.CONNECT, fd, pin=pin, on_done=on_done)
+        request = Request(Opcode.CONNECT, fd, pin=pin)
         return self._start(request, _lib.rtl_connect, _from_buffer(pin), len(pin))
 
     def poll_readable(self, fd: int) -> Request:
