@@ -306,20 +306,22 @@ class Closing:
         session = self._session
         if break_off:
             self._leave = CloseOutcome.BROKEN_OFF
-        if session is None:
-            return
-        if break_off:
-            pass
-        elif not session.handshake_done:
-            self._leave = CloseOutcome.BEFORE_HANDSHAKE
-        else:
-            self._say_farewell(session)
-            session.close_output(keep_unread=False)
-            if session.failure is not None and not session.close_notify_sent:
-                self._leave = CloseOutcome.AFTER_FATAL_ALERT
-            elif not session.close_notify_sent:
-                self._leave = CloseOutcome.DURING_RENEGOTIATION
-        self.transport.enqueue(session.take_output())
+        elif session is not None:
+            self._leave = self._end_tls(session)
+        if session is not None:
+            self.transport.enqueue(session.take_output())
+
+    def _end_tls(self, session: TlsSession) -> CloseOutcome:
+        """Make the farewell and close_notify, as far as they are possible."""
+        if not session.handshake_done:
+            return CloseOutcome.BEFORE_HANDSHAKE
+        self._say_farewell(session)
+        session.close_output(keep_unread=False)
+        if session.close_notify_sent:
+            return CloseOutcome.CLEAN
+        if session.failure is not None:
+            return CloseOutcome.AFTER_FATAL_ALERT
+        return CloseOutcome.DURING_RENEGOTIATION
 
     def _say_farewell(self, session: TlsSession) -> None:
         """Rule C22: what the user's function raises does not stop the end."""
