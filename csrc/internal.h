@@ -21,7 +21,7 @@
 struct rtl_request;
 struct rtl_segment;		/* outbox.c */
 
-/* Where rtl_reap() writes events. Who adds one has seen to the room. */
+/* Where rtl_reap() writes events. Whoever adds one has seen to the room. */
 struct rtl_events {
 	int64_t *next;
 	unsigned int count;

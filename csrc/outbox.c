@@ -3,8 +3,8 @@
  * What a stream has accepted for sending and the kernel has not: bytes, in
  * order.
  *
- *  1. Writing never blocks. Who writes must look at what is pending, and
- *     hold back.
+ *  1. Writing never blocks. Writers must look at what is pending, and hold
+ *     back.
  *  2. At most one send is in flight. When it ends short, the next goes on
  *     where it ended: a TLS record is never torn. (Why not with MSG_WAITALL
  *     is said in send.c.)

@@ -19,9 +19,9 @@ Rules:
    record takes it back from its finalizer, because adestroy() needs it.
 2. Phases change in the run's thread only, and the first change is made with no await after the
    look at the phase. So adestroy() runs once, whoever else asks for it.
-3. The end runs in a task of its own (rule 1 of _combinators): in a nursery of who closes the value,
-   or as a task of the run.
-4. Who waits for an end inside of another end is noted. Nobody waits for an end that waits for its
+3. The end runs in a task of its own (rule 1 of _combinators): in a nursery of whoever closes the
+   value, or as a task of the run.
+4. It is noted where an end waits for another one. Nobody waits for an end that waits for its
    own: so a value may close itself, its parent, or values that close each other.
 5. Who is dropped with its owner, in one reference cycle, or is still open with it at the end of the
    run, is the owner's to close: adestroy() needs it. The owner claims it before any of them ends.

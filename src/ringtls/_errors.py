@@ -42,8 +42,8 @@ def wrong_caller(*, is_forked: bool) -> RuntimeError:
 
 
 def without_frames(error: ErrorT) -> ErrorT:
-    """A copy to keep: an error that was raised refers to frames, and they to the stream and to who
-    has called."""
+    """A copy to keep: an error that was raised refers to frames, and they to the stream and to
+    the callers."""
     copy = type(error)(*error.args)
     copy.__dict__.update(error.__dict__)
     return copy

@@ -6,8 +6,8 @@
 
 What holds for all of them:
 
-- The methods, typed attributes and exceptions are anyio's. Who needs more of a stream, its
-  ``farewell`` or ``close_unclean()``, has it as ``stream.extra(RingAttribute.stream)``.
+- The methods, typed attributes and exceptions are anyio's. More of a stream, its
+  ``farewell`` or ``close_unclean()``, is there as ``stream.extra(RingAttribute.stream)``.
 - The end is ringtls' own: ``aclose()``, and with it ``anyio.aclose_forcefully()``, sends what was
   accepted, close_notify and FIN, under cancellation too. It does not wait for the peer's
   close_notify, as anyio's TLSStream does.

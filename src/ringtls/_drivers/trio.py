@@ -234,8 +234,8 @@ class TrioDriver(trio.abc.Instrument):
             raise
 
     def abort_by(self, function: Callable[[], object]) -> Callable[[RaiseCancelT], Abort]:
-        """What a cancellation does to who waits (see trio.lowlevel.wait_task_rescheduled): it goes
-        on waiting, and the function is called before trio sleeps."""
+        """What a cancellation does to a task that waits (see trio.lowlevel.wait_task_rescheduled):
+        it goes on waiting, and the function is called before trio sleeps."""
         return leaving(self._cancellations, function)
 
     checkpoint = staticmethod(trio.lowlevel.checkpoint)

@@ -359,7 +359,7 @@ class Ring:
         return self._start(request, _lib.rtl_close, discard_limit, _deadline_ns(deadline))
 
     def close_request_of(self, fd: int) -> Request | None:
-        """The close_fd() request of a descriptor, for who lost it to an exception."""
+        """The close_fd() request of a descriptor, for a caller that lost it to an exception."""
         for request in self._in_flight.values():
             if request.opcode is Opcode.CLOSE and request.fd == fd:
                 return request

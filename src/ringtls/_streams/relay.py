@@ -151,9 +151,9 @@ async def relay(
 async def relay_watched(
     a: trio.abc.Stream, b: trio.abc.Stream, watch: Callable[[Relay], object]
 ) -> RelayOutcome:
-    """The same, for who looks at many relays now and then, to ask whether they have ``moved`` and
-    to ``cut`` them: a timeout of its own costs a relay a tenth of what Python does for a short
-    connection."""
+    """The same, for a caller that looks at many relays now and then, to ask whether they have
+    ``moved`` and to ``cut`` them: a timeout of its own costs a relay a tenth of what Python does
+    for a short connection."""
 
     async def wait(both: Relay) -> None:
         watch(both)

@@ -6,7 +6,8 @@ Rules:
    SYN then comes back to it, and both ends open at once (RFC 9293, section 3.5): the caller would
    read its own words as an answer.
 2. That is a refusal, because nobody is there.
-3. It is broken off at once and leaves no TIME_WAIT behind: who should listen there can come back.
+3. It is broken off at once and leaves no TIME_WAIT behind: the server that should listen there can
+   come back.
 """
 
 from __future__ import annotations

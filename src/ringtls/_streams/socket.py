@@ -215,7 +215,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         """Look at what the next receive will return, without taking it.
 
         Waits for the first byte, or the end, and for no more: what has not come yet is not waited
-        for, and asking again gives the same at once. Who needs more than has come calls
+        for, and asking again gives the same at once. A caller that needs more than has come calls
         ``receive_some``, and passes that on as ``TlsStream(..., initial_input=...)``.
 
         All stays unread, also if this is cancelled.

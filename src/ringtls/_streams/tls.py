@@ -14,7 +14,7 @@ Rules:
    over at once, but a peer that takes in nothing must not have it answer for ever. So once
    ANSWER_LIMIT bytes of answers came on top of HIGH_WATER unsent ones, reading waits for room.
    Data alone never holds a reader back: the peer may not read before it has been read from.
-   Who only looks for input (``input_pending``) looks no further then, and receives no more than
+   A look for input (``input_pending``) goes no further then, and receives no more than
    INPUT_LIMIT bytes beforehand.
 6. Where a handshake ends with the peer's message (a TLS 1.3 server's does: session, rule 4), that
    is acknowledged at once. What the peer says next is small, too, and without TCP_NODELAY it waits
@@ -214,7 +214,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
     @enable_ki_protection
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Accept all of ``data`` for sending, as ``send_all`` does, but at once and without a
-        checkpoint: for who sends much in small pieces, and waits in ``wait_sent`` now and then.
+        checkpoint: for senders of many small pieces, who wait in ``wait_sent`` now and then.
 
         Returns:
           How many bytes are unsent, at most: what the kernel, or the stream below, does not have.
@@ -275,7 +275,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
     async def wait_acknowledged(self) -> None:
         """Wait until the peer's TCP has acknowledged all that was accepted (tcp(7), SIOCOUTQ).
 
-        A peer may be slower than the shutdown timeout allows. Who waits for this before closing
+        A peer may be slower than the shutdown timeout allows. Whoever waits for this before closing
         knows that what was sent can't be lost any more to a reset. It does not mean that the peer's
         program has read it. Over a stream without a socket below it is ``wait_sent``. Nothing is
         undone if this is cancelled.

@@ -10,7 +10,7 @@ Rules:
    httpcore, which sees to GOAWAY. And httpcore tells all requests of a connection what ``write``
    raised, also one whose answer has come and is being taken. So a pool's connection looks by
    ``has_ended`` before httpcore has the request; then this one itself looks no more.
-   Who looks never meets who reads: one task receives at a time, and while one waits for what
+   A look never meets a read: one task receives at a time, and while one waits for what
    comes, there is nothing to look at.
 3. A connection ends with the trio run that it was made in, a pool need not. So a request of a later
    run takes another one, whatever was on its way: nobody waits for that any more.
@@ -158,7 +158,7 @@ class Stream(httpcore.AsyncNetworkStream):
         return data
 
     def _keep(self, data: bytes) -> None:
-        """For who reads."""
+        """For the next read."""
         self._ahead += [data] if self._requests is None else self._requests.received(data)
 
     def _next_piece(self, max_bytes: int) -> bytes:
@@ -210,7 +210,7 @@ class Stream(httpcore.AsyncNetworkStream):
         return self._is_readable()
 
     async def has_ended(self) -> bool:
-        """Rule 2, for who has a request of HTTP/2 that httpcore does not know of yet."""
+        """Rule 2, for a caller with a request of HTTP/2 that httpcore does not know of yet."""
         if self._requests is None:
             return False
         await _acquire(self._looking)

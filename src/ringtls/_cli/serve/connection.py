@@ -206,7 +206,7 @@ class FileService(Service):
         stream = connection.stream
         in_turn = 0
         while left := response.length - response.sent:
-            # Who waits for the disk has a buffer, and who waits for the peer has none.
+            # A buffer is held while this waits for the disk, and not while it waits for the peer.
             buffer = self._buffers.pop() if self._buffers else bytearray(PIECE)
             memory = memoryview(buffer)[:left]
             size = await read_piece(file.file, memory, response.start + response.sent)

@@ -13,8 +13,9 @@ Rules:
 4. The cache is bounded, in entries and in bytes. The entry that was not asked for longest goes
    first: each check moves an entry to the end of the queue. A file that is being sent stays open.
 5. A target that leads to nothing is not remembered: a client can make up any number of them.
-6. Who asks for what another connection is looking up waits for that. Else the first requests of
-   many connections, for the same file, would each open and read it, all at the same time.
+6. A connection that asks for what another one is looking up waits for that. Else the first
+   requests of many connections, for the same file, would each open and read it, all at the same
+   time.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class TlsClient:
 def bound_socket(port: int = 0) -> socket.socket:
     """A socket that keeps a port: nobody is given it, and a connection to it is refused.
 
-    Who asks for this very port with SO_REUSEADDR, as servers do, can still listen on it.
+    A server that asks for this very port with SO_REUSEADDR, as servers do, can still listen on it.
     """
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

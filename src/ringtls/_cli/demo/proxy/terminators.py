@@ -201,7 +201,7 @@ def running(terminator: Terminator, setting: Setting) -> Iterator[subprocess.Pop
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                process_group=0,  # ^C is for who started this
+                process_group=0,  # ^C is for whoever started this
             )
             stack.callback(_end, process)
         deadline = time.monotonic() + PATIENCE
