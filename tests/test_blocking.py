@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 import trio
@@ -759,6 +760,30 @@ def test_no_interrupt_of_a_receive_loses_anything(
             assert (data or receive(stream)) == b"%d" % number
             has_fired = signaller.left <= 0
     assert interrupts
+    assert peer.end().is_clean
+
+
+@pytest.mark.parametrize("receive", [blocking.TlsStream.receive_some, receive_into])
+def test_no_other_signal_loses_what_a_receive_has(
+    contexts: Contexts, receive: Callable[[blocking.TlsStream], bytes]
+) -> None:
+    """CPython calls handlers where a call returns, as that of the coroutine that has received."""
+
+    def trace(frame: FrameType, event: str, result: object) -> Any:
+        if frame.f_code.co_name not in ("complete", "complete_into"):
+            return None
+        if event == "return":
+            sys.settrace(None)
+            raise InjectedError
+        return trace
+
+    stream, peer = meet(contexts)
+    with stream:
+        peer.send(b"something")
+        with traced_by(trace), pytest.raises(InjectedError):
+            receive(stream)
+        peer.send(b"and more")
+        assert receive(stream) == b"something"
     assert peer.end().is_clean
 
 

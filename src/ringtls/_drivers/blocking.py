@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .._engine.handle import Handle
     from .._interfaces import Ending, WaitQueue
 
-__all__ = ["BlockingDriver", "Call", "complete"]
+__all__ = ["BlockingDriver", "Call", "complete", "complete_into"]
 
 T = TypeVar("T")
 
@@ -63,11 +63,18 @@ LONGEST_SLEEP = 1.0
 
 def complete(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never suspends (rule 2)."""
+    results: list[T] = []
+    complete_into(results, coroutine)
+    return results[0]
+
+
+def complete_into(results: list[T], coroutine: Coroutine[Any, Any, T]) -> None:
+    """The same; what a signal's handler raises when it has returned finds its result there."""
     try:
         coroutine.send(None)
     except StopIteration as done:
-        result: T = done.value
-        return result
+        results.append(done.value)
+        return
     raise AssertionError("a blocking driver's coroutine was suspended")
 
 

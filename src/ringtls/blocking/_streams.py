@@ -8,7 +8,7 @@ import ssl
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, final
 
-from .._drivers.blocking import BlockingDriver, complete
+from .._drivers.blocking import BlockingDriver, complete, complete_into
 from .._streams import relay as _relay
 from .._streams import socket as _socket
 from .._streams import tls as _tls
@@ -313,15 +313,15 @@ class TlsStream(TlsInfo, _Stream):
           trio.BrokenResourceError: the connection broke, or TLS failed.
           trio.ClosedResourceError: the stream was closed or unwrapped.
         """
-        data = b""
+        received: list[bytes] = []
         try:
             with self._call():
-                data = complete(self._stream.receive_some(max_bytes))
-        except BaseException:  # SIGINT's handler, at the end of the call
-            if data:
-                self._session.put_back(data)
+                complete_into(received, self._stream.receive_some(max_bytes))
+        except BaseException:  # a signal's handler, at the end of the call
+            if received and received[0]:
+                self._session.put_back(received[0])
             raise
-        return data
+        return received[0]
 
     def receive_into(self, buffer: Buffer, nbytes: int | None = None) -> int:
         """Receive into the caller's memory: see ringtls.TlsStream.receive_into.
@@ -336,15 +336,15 @@ class TlsStream(TlsInfo, _Stream):
           trio.BrokenResourceError: the connection broke, or TLS failed.
           trio.ClosedResourceError: the stream was closed or unwrapped.
         """
-        count = 0
+        counts: list[int] = []
         try:
             with self._call():
-                count = complete(self._stream.receive_into(buffer, nbytes))
+                complete_into(counts, self._stream.receive_into(buffer, nbytes))
         except BaseException:
-            if count:
-                self._session.put_back(bytes(memoryview(buffer).cast("B")[:count]))
+            if counts and counts[0]:
+                self._session.put_back(bytes(memoryview(buffer).cast("B")[: counts[0]]))
             raise
-        return count
+        return counts[0]
 
     def wait_acknowledged(self) -> None:
         """Wait until the peer's TCP has acknowledged all that was sent: see ringtls.TlsStream.
