@@ -115,6 +115,9 @@ class AsyncDestructor(trio.abc.AsyncResource):
         run's clock, and in real time where that stands still.
 
         To be set on a value, or by a subclass: ``destroy_timeout = 30``.
+
+        Raises:
+          TypeError, ValueError: when it is set: it is negative or not a number.
         """
         return self.__destruction.timeout
 

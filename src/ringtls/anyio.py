@@ -232,6 +232,9 @@ def wrap_stream(stream: AnyStream) -> ByteStream:
     """A ringtls stream as one of anyio's. It belongs to the result from now on.
 
     A TlsStream makes its handshake with the first call, or by its own ``do_handshake()``.
+
+    Raises:
+      TypeError: it is not a stream of ringtls.
     """
     return ByteStream(stream)
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .below import give_back, take_over
 from .closing import checked_timeout
 from .relay_directions import Relay
 from .relay_ends import RelayEnd, RelayOutcome
 from .relay_sides import Side, TlsSide
 from .socket import SocketStream
-from .tls import TlsStream, give_back, take_over
+from .tls import TlsStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

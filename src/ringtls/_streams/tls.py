@@ -32,21 +32,16 @@ from __future__ import annotations
 import ssl
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
+from typing import TYPE_CHECKING, Generic, NoReturn, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._clock import now
-from .._drivers.trio import TrioDriver
-from .._errors import RingUnavailableError, TruncationError
-from .._outcome import CloseOutcome
+from .._errors import TruncationError
 from .._statistics import reason_of
 from .._transports.base import ANSWER_LIMIT, HIGH_WATER, INPUT_LIMIT, RECEIVE_SIZE
-from .._transports.ring import RingTransport
-from .._transports.stream import StreamTransport
-from . import trio_socket
-from .closing import SHUTDOWN_TIMEOUT, Closing, checked_timeout
+from .below import give_back, take_over
+from .closing import SHUTDOWN_TIMEOUT, checked_timeout
 from .conflict import ConflictDetector
 from .hostnames import reference_name
 from .session import TlsSession
@@ -59,6 +54,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, TypeVar
 
     from .._interfaces import Transport
+    from .closing import Closing
 
     T = TypeVar("T")
     #: What is below TLS; a plain TlsStream is one over a SocketStream.
@@ -68,7 +64,7 @@ else:
 
     StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-__all__ = ["TlsStream", "give_back", "take_over"]
+__all__ = ["TlsStream"]
 
 #: Plaintext that is encrypted in one piece.
 PIECE = 256 * 1024
@@ -673,57 +669,6 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     def _close_output(self) -> None:
         self._session.close_output(keep_unread=True)
-
-
-class _TransportOverTls(StreamTransport):
-    """TLS in TLS: the outer connection bounds its own end, lingers by itself, and tells how it
-    ended, and what its peer has."""
-
-    _stream: TlsStream[Any]
-
-    def unacknowledged(self) -> int:
-        return self._stream._transport.unacknowledged()
-
-    async def _finish(self, end: float, *, lingers: bool) -> None:
-        left = max(0.0, end - now())
-        await self._stream.aclose(shutdown_timeout=left)
-        outcome = self._stream.close_outcome
-        if outcome is CloseOutcome.TIMED_OUT:
-            raise trio.TooSlowError
-        if outcome is not CloseOutcome.CLEAN:
-            raise trio.BrokenResourceError(f"the outer TLS connection ended: {outcome}")
-
-
-def take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
-    if isinstance(stream, SocketStream):
-        return stream._release_to_tls()
-    driver = TrioDriver.current()
-    if (
-        isinstance(stream, trio.SocketStream)
-        and _has_ring(driver)
-        and trio_socket.can_be_taken(stream)
-    ):
-        return trio_socket.take(stream)
-    kind = _TransportOverTls if isinstance(stream, TlsStream) else StreamTransport
-    transport = kind(driver, stream)
-    return transport, Closing(transport)
-
-
-def give_back(stream: trio.abc.Stream, transport: Transport, closing: Closing) -> None:
-    if isinstance(stream, SocketStream):
-        stream._reclaim()
-    elif isinstance(stream, trio.SocketStream) and isinstance(transport, RingTransport):
-        trio_socket.give_back(stream, transport, closing)
-    else:
-        closing.detach()
-
-
-def _has_ring(driver: TrioDriver) -> bool:
-    try:
-        driver.ring  # noqa: B018
-    except RingUnavailableError:
-        return False
-    return True
 
 
 def _pieces(data: bytes | bytearray | memoryview) -> list[memoryview]:
