@@ -8,11 +8,12 @@ and their reload, the drain, limits for peers, the log.
 from ringtls._accepting import SHORTAGES
 
 from .access import is_logging, log_request
-from .command import add_options, run_server, seconds
+from .command import run_server
 from .connections import Connection, Cut, Wait
 from .errors import StartError
 from .handling import Service, limit_end
 from .metrics import Metrics
+from .options import add_options, seconds
 
 __all__ = [
     "SHORTAGES",
