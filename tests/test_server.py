@@ -299,7 +299,7 @@ def test_nowhere_to_write(
     path = tmp_path / "socket"
     files = ("--certfile", str(contexts.certificate), "--keyfile", str(contexts.key))
     options = ("-d", str(site), "--bind", f"unix:{path}", "--access-log", *mode)
-    command = [sys.executable, "-m", "ringtls", "serve", *files, *options]
+    command = [sys.executable, "-u", "-m", "ringtls", "serve", *files, *options]
     with subprocess.Popen(command, preexec_fn=prepare) as process:
         try:
             wait_until(lambda: process.poll() is not None or listens(path))

@@ -100,7 +100,8 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _flush() -> None:
-    print(end="", flush=True)
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _flush_or_discard() -> None:
