@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from ringtls._cli import COMMANDS
+from ringtls._cli.certificates import make_certificate
 from ringtls._cli.demo.proxy.peers import bound_socket
 from ringtls.lint._tables import RULES
 
@@ -66,6 +67,11 @@ def test_every_example_is_run() -> None:
     for document in (README, *ROOT.glob("docs/*.md")):
         assert set(examples(document)) == run.get(document, set())
         assert document.read_text().count("```python") == len(examples(document))
+
+
+def test_the_certificates_of_the_examples_are_those_that_serve_makes(tmp_path: Path) -> None:
+    named = set(re.findall(r'"(\w+\.pem)"', "".join(examples(README).values())))
+    assert named == {path.name for path in vars(make_certificate(tmp_path)).values()}
 
 
 def test_every_test_that_is_named_exists() -> None:

@@ -2,11 +2,10 @@
 
     python3 seccomp_profile.py /usr/share/containers/seccomp.json > ringtls.json
 
-The defaults of Podman (the file above) and Docker (profiles/seccomp/default.json in the
-sources of moby) have rules that hold only for some capability, architecture or kernel. The
-OCI runtimes' own format has no such conditions, and containerd, which reads nothing else,
-passes over them: it would take every rule as it stands. So what is written here is the OCI
-format, which all engines read:
+The defaults of Podman (the file above) and Docker (docs/deployment.md says where) have rules that
+hold only for some capability, architecture or kernel. The OCI runtimes' own format has no such
+conditions, and containerd, which reads nothing else, passes over them: it would take every rule as
+it stands. So what is written here is the OCI format, which all engines read:
 
 1. The conditions are decided: no capability, one architecture, the oldest kernel that ringtls
    runs on. A container that is given capabilities does not get the system calls of theirs.
