@@ -21,7 +21,8 @@ class CloseOutcome(enum.Enum):
     UNACKNOWLEDGED = "unacknowledged"
     """As CLEAN, but when the shutdown timeout was over the peer's TCP had not acknowledged it all.
     A peer that sends meanwhile meets a reset, and may lose the rest. An outcome that was CLEAN when
-    the stream was closed can turn into this: see ``wait_acknowledged``."""
+    the stream was closed can turn into this: see ``wait_acknowledged``. Of a connection that
+    is not on the ring this is not told, and CLEAN stays CLEAN: the stream below TLS closes it."""
 
     TIMED_OUT = "timed out"
     """The peer did not take in the rest within the timeout; the connection was reset."""
