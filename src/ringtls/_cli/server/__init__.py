@@ -11,9 +11,10 @@ from .access import is_logging, log_request
 from .command import run_server
 from .connections import Connection, Cut, Wait
 from .errors import StartError
-from .handling import Service, limit_end
+from .handling import limit_end
 from .metrics import Metrics
 from .options import add_options, seconds
+from .service import Service
 
 __all__ = [
     "SHORTAGES",

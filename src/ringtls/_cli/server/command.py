@@ -25,12 +25,12 @@ import trio
 from . import logs
 from .credentials import Bundle, Credentials, names_in
 from .figures import Figures
-from .handling import Service
 from .listening import Address, Local, open_sockets
 from .metrics import Metrics
 from .notify import notify
 from .options import DEFAULT_ADDRESS, client_certificates_of, files_of, limits_of
 from .reloading import Reloader
+from .service import Service
 from .serving import Orders, Server, own_signals, serve
 from .supervisor import supervise
 from .workers import PassedSignals

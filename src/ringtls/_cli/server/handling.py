@@ -20,12 +20,9 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import ClassVar
 
 import trio
 
@@ -36,11 +33,10 @@ from .connections import Connection, Connections, Cut, Wait
 from .credentials import Credentials
 from .figures import Figures
 from .identities import identity_of
-from .metrics import Metrics
 from .peers import taken_in
-from .timeouts import OF_REQUESTS, Timeout
+from .service import Service
 
-__all__ = ["Handler", "Service", "begin_connection", "limit_end"]
+__all__ = ["Handler", "begin_connection", "limit_end"]
 
 logger = logging.getLogger("ringtls.server")
 
@@ -52,82 +48,6 @@ HURRIED_CLOSE_TIMEOUT = 0.1
 
 #: Seconds that ``say_last`` may wait for the peer.
 LAST_WORDS_TIMEOUT = 0.1
-
-
-class Service:
-    """What a command does with connections. All else is the server's.
-
-    Attributes:
-      serves: what clients ask for, one at a time.
-      timeouts: those that the command has. What is not there has no limit; without Wait.ROOM
-        ``handle`` ends each stream, so that none is left to be taken in (rule 2).
-      descriptors: how many a connection takes.
-      alpn: protocols that are offered to clients, the preferred first.
-      files: what is read with the certificates, at the start and at SIGHUP.
-      has_preface: whether ``begin`` is to be called.
-      is_tls: whether clients speak TLS.
-      scheme: of the URLs at which it is reached.
-      https_compatible: see TlsStream.
-    """
-
-    serves: ClassVar[str] = "request"
-    timeouts: ClassVar[Mapping[Wait, Timeout]] = OF_REQUESTS
-    descriptors: ClassVar[int] = 1
-    alpn: tuple[str, ...] = ()
-    files: Sequence[Path] = ()
-    has_preface = False
-    is_tls = True
-    scheme = "https"
-    https_compatible = True
-
-    def load(self, contents: Sequence[bytes]) -> Callable[[], object]:
-        """Make something of what ``files`` hold; what is returned has it used from then on.
-
-        Raises:
-          StartError: it can't be used.
-        """
-        return lambda: None
-
-    def prepare(self) -> None:
-        """Open what is needed; called once, before there are workers.
-
-        Raises:
-          StartError: this can't be served.
-        """
-
-    def add_metrics(self, metrics: Metrics) -> None:
-        """Name what is counted; called once, before ``prepare``."""
-
-    def running(self) -> AbstractAsyncContextManager[object]:
-        """A context in which the connections of one process are served."""
-        return nullcontext()
-
-    def refuse(self, name: str) -> int | None:
-        """The alert that refuses a client which asks for this name ("" if for none); None if it
-        is served."""
-        return None
-
-    async def begin(self, connection: Connection) -> bool:
-        """Take what comes before TLS. False if the connection has been reset."""
-        raise NotImplementedError
-
-    async def handle(self, connection: Connection) -> None:
-        """Serve one connection, after its handshake. It is ended when this returns.
-
-        ``connection.begin`` says what the peer is waited for, so that limits are kept. When the
-        connection is cut, trio.Cancelled comes out of this. trio.BrokenResourceError and other
-        errors may be left to the caller: they are logged.
-        """
-        raise NotImplementedError
-
-    def turn_away(self, connection: Connection) -> None:
-        """End one that is not handled (rule 4). What this does not end, ends in order."""
-
-    async def say_last(self, connection: Connection) -> None:
-        """Send something to a connection that was cut for being slow with a request.
-
-        Cancelled if it waits for the peer, as it does where too much is unsent.
-        """
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from . import logs
 from .connections import Limits
 from .credentials import ClientCertificates, Files
 from .errors import StartError
-from .handling import Service
 from .listening import Address, parse_bind
+from .service import Service
 
 __all__ = [
     "DEFAULT_ADDRESS",

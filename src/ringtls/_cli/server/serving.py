@@ -31,9 +31,10 @@ from .connections import Connections, Limits
 from .credentials import Credentials
 from .errors import StartError
 from .figures import Figures
-from .handling import Handler, Service, begin_connection
+from .handling import Handler, begin_connection
 from .notify import notify, notify_reloading, watchdog_interval
 from .reloading import KEPT, READ_TIMEOUT, RETRY_INTERVAL, Reloader, Result
+from .service import Service
 from .supervisor import SIGNALS
 
 if TYPE_CHECKING:
