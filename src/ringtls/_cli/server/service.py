@@ -2,8 +2,8 @@
 
 A server calls its methods in this order: ``load``, and again at SIGHUP; ``add_metrics`` and
 ``prepare``; in each process ``running``. For each connection it calls ``begin`` before TLS,
-``refuse`` in the handshake, and ``handle``; or ``turn_away`` instead, if it is not to be handled. One
-that is cut has ``say_last``.
+``refuse`` in the handshake, and ``handle``; or ``turn_away`` instead, if it is not to be handled.
+When one is cut that was slow with a request, ``say_last``.
 """
 
 from __future__ import annotations
