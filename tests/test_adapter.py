@@ -41,6 +41,7 @@ async def test_trio_check_over_memory_streams(contexts: Contexts) -> None:
     await trio.testing.check_half_closeable_stream(streams, None)
 
 
+@pytest.mark.long
 async def test_trio_check_over_sockets(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
     let_both_clog(monkeypatch)
 

@@ -47,8 +47,18 @@ def command(*words: str, stdout: int, unbuffered: str) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["--version"], ["doctor"]])
+outputs = pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [
+        (["--version"], ""),
+        (["doctor"], ""),
+        pytest.param(["--version"], "1", marks=pytest.mark.long),
+        pytest.param(["doctor"], "1", marks=pytest.mark.long),
+    ],
+)
+
+
+@outputs
 def test_an_output_that_is_full(words: list[str], unbuffered: str) -> None:
     with Path("/dev/full").open("wb") as full:
         run = command(*words, stdout=full.fileno(), unbuffered=unbuffered)
@@ -56,8 +66,7 @@ def test_an_output_that_is_full(words: list[str], unbuffered: str) -> None:
     assert (run.returncode, run.stderr) == (1, said)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["--version"], ["doctor"]])
+@outputs
 def test_an_output_that_nobody_reads_any_more(words: list[str], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

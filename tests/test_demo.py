@@ -401,7 +401,14 @@ def session(leader: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_ends_the_terminators_and_removes_their_keys(number: int, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LONG_DEMO],

@@ -105,9 +105,9 @@ def run_refused(error: int, *arguments: str, engine: str = "") -> subprocess.Com
     ("error", "advice"),
     [
         (errno.EPERM, "seccomp profile"),
-        (errno.ENOSYS, "seccomp profile"),
-        (errno.EINVAL, "run Linux 6.1 or newer"),
-        (errno.ENOMEM, "ulimit -l"),
+        pytest.param(errno.ENOSYS, "seccomp profile", marks=pytest.mark.long),
+        pytest.param(errno.EINVAL, "run Linux 6.1 or newer", marks=pytest.mark.long),
+        pytest.param(errno.ENOMEM, "ulimit -l", marks=pytest.mark.long),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
 )

@@ -73,6 +73,7 @@ def meson_setup(build: Path) -> list[str | Path]:
     return [sys.executable, str(shutil.which("meson")), "setup", build]
 
 
+@pytest.mark.long
 @has_tools
 def test_a_build_without_pkg_config_says_so(tmp_path: Path) -> None:
     path = programs(tmp_path / "bin", *set(TOOLS) - {"pkg-config"})
@@ -88,6 +89,7 @@ def test_a_build_without_liburing_says_so(tmp_path: Path) -> None:
     assert "liburing 2.3 or newer was not found: install the package liburing-dev" in said
 
 
+@pytest.mark.long
 @has_tools
 def test_a_build_without_the_headers_of_python_says_so(tmp_path: Path) -> None:
     unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c"]

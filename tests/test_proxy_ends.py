@@ -43,6 +43,7 @@ def test_r3_many_at_once(proxy: Running, case: Case) -> None:
     assert proxy.count(case, connections, MANY) == {case.right: connections}
 
 
+@pytest.mark.long
 @cases
 def test_r1_slow_readers(proxy: Running, case: Case) -> None:
     def pause() -> None:

@@ -55,7 +55,14 @@ def run(pytester: pytest.Pytester, tests: str, *options: str) -> pytest.RunResul
     return pytester.runpytest_subprocess(*WITHOUT, "--strict-markers", *options)
 
 
-@pytest.mark.parametrize("filters", ["default", "ignore", "error"])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        "default",
+        pytest.param("ignore", marks=pytest.mark.long),
+        pytest.param("error", marks=pytest.mark.long),
+    ],
+)
 def test_a_test_that_leaves_something_unclosed_fails(
     pytester: pytest.Pytester, filters: str
 ) -> None:

@@ -197,6 +197,7 @@ print(hashlib.sha256(ca.read_bytes() + certificate + key).hexdigest())
 """
 
 
+@pytest.mark.long
 def test_first_starts_at_once_have_one_development_certificate(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     with ExitStack() as stack:
@@ -283,7 +284,9 @@ def fill_standard_files() -> None:
         os.dup2(full, number)
 
 
-@both_modes
+@pytest.mark.parametrize(
+    "mode", [(), pytest.param(WORKERS, marks=pytest.mark.long)], ids=["alone", "workers"]
+)
 @pytest.mark.parametrize(
     "prepare", [close_standard_files, break_standard_files, fill_standard_files]
 )
@@ -610,7 +613,10 @@ print(*sorted({"cryptography", "prometheus_client"} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("command", [("serve",), ("proxy", "--backend", "127.0.0.1:1")])
+@pytest.mark.parametrize(
+    "command",
+    [("serve",), pytest.param(("proxy", "--backend", "127.0.0.1:1"), marks=pytest.mark.long)],
+)
 def test_an_option_that_is_not_given_imports_nothing(
     contexts: Contexts, command: tuple[str, ...]
 ) -> None:

@@ -69,6 +69,11 @@ WORDS = {
     errno.EMFILE: "ulimit -n",
 }
 
+#: Each takes a process: one is enough for every day.
+ERRORS = [
+    pytest.param(error, marks=[pytest.mark.long] if error != errno.EPERM else []) for error in WORDS
+]
+
 
 def run_child(program: str, error: int, engine: str, call: str = "io_uring_setup") -> str:
     done = subprocess.run(
@@ -90,7 +95,7 @@ def like_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("like_the_child")
-@pytest.mark.parametrize("error", WORDS)
+@pytest.mark.parametrize("error", ERRORS)
 def test_refused_and_forced(error: int) -> None:
     out = run_child(USE_FORCED, error, "io_uring")
     assert out == f"{error} {unavailable(error)}\n"
@@ -98,7 +103,7 @@ def test_refused_and_forced(error: int) -> None:
 
 
 @pytest.mark.usefixtures("like_the_child")
-@pytest.mark.parametrize("error", WORDS.keys() - {errno.EMFILE})
+@pytest.mark.parametrize("error", [each for each in ERRORS if each.values != (errno.EMFILE,)])
 def test_refused_epoll_does_it_and_one_record_says_why(error: int) -> None:
     out = run_child(USE_REFUSED, error, "")
     reason = unavailable(error).strerror
