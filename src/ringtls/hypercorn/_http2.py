@@ -6,7 +6,9 @@ Rules:
    application has left unfinished resets it: else a client would wait for the rest. hypercorn
    leaves both open.
 2. Data may come for a stream that is over here: the rest of a request that was answered early, the
-   end of a WebSocket. It is thrown away, and the other streams go on.
+   end of a WebSocket. It is thrown away, and the other streams go on. No RST_STREAM asks to stop
+   it, as a server may (RFC 9113, section 8.1): curl stops at END_STREAM by itself, and httpcore, if
+   it is reset before it has sent the body, raises instead of reading the answer.
 3. After ``keep_alive_max_requests``, in a server that ends, and after the client's GOAWAY of
    NO_ERROR, no other request is served. One that comes all the same is told by GOAWAY that it can
    be sent elsewhere (RFC 9113, section 6.8). What is on its way is answered, and then the
