@@ -161,7 +161,7 @@ def _abort_by(function: Callable[[], object]) -> Callable[[RaiseCancelT], Abort]
         return abort
 
 
-class Patience:
+class Grace:
     """How long resources may take to close: as long as they want, until ``limit`` (rule 3)."""
 
     def __init__(self) -> None:
@@ -192,10 +192,10 @@ def _deadlines() -> Deadlines:
         return Deadlines()
 
 
-async def close_one(resource: trio.abc.AsyncResource, patience: Patience) -> list[BaseException]:
+async def close_one(resource: trio.abc.AsyncResource, grace: Grace) -> list[BaseException]:
     """Close a resource; returns what that raised, if it did, with a note that names it."""
     try:
-        with patience.scope() as scope:
+        with grace.scope() as scope:
             await call_user(resource.aclose)
         if scope.cancelled_caught:
             text = "%s did not close within %g s, it was cancelled"
@@ -217,12 +217,12 @@ def _name(resource: object) -> str:
 
 async def _close(resources: Sequence[trio.abc.AsyncResource]) -> list[BaseException]:
     """Close them side by side (rules 2 and 3); returns what that raised, in their order."""
-    patience = Patience()
+    grace = Grace()
     errors: list[list[BaseException]] = [[] for _ in resources]
 
     @enable_ki_protection
     async def close(number: int) -> None:
-        errors[number] += await close_one(resources[number], patience)
+        errors[number] += await close_one(resources[number], grace)
 
     async def close_each() -> None:
         async with trio.open_nursery() as nursery:
@@ -230,5 +230,5 @@ async def _close(resources: Sequence[trio.abc.AsyncResource]) -> list[BaseExcept
                 nursery.start_soon(close, number)
                 await trio.lowlevel.cancel_shielded_checkpoint()  # tasks of a tick have no order
 
-    await run_apart(close_each, on_cancel=patience.limit)
+    await run_apart(close_each, on_cancel=grace.limit)
     return [error for raised in errors for error in taken_out(raised)]

@@ -46,7 +46,7 @@ from weakref import ref
 import trio
 
 from ._clock import now
-from ._combinators import Patience, close_one, run_apart
+from ._combinators import Grace, close_one, run_apart
 from ._errors import taken_out
 from ._log import log
 from ._ownership import RECORD, Ownership, attributes
@@ -125,8 +125,8 @@ class Destruction:
         "_afterwards",
         "_awaited",
         "_dropped",
+        "_grace",
         "_over",
-        "_patience",
         "_ref",
         "deadline",
         "driver",
@@ -155,7 +155,7 @@ class Destruction:
         self.ownership = Ownership()
         self._awaited: list[Destruction] = []
         self._afterwards: list[Callable[[], object]] = []
-        self._patience = Patience()
+        self._grace = Grace()
         self._over = driver.wait_queue()
 
     def hold_the_run(self) -> None:
@@ -272,7 +272,7 @@ class Destruction:
             self._step(Event.YIELD)
             return
         self._step(Event.DESTROY)
-        self._patience.limit()
+        self._grace.limit()
         errors = await self._destroy(value)
         if errors:
             text = f"destroying {self.name}, made at {self.made_at}, failed"
@@ -307,7 +307,7 @@ class Destruction:
             self._step(Event.DESTROY)
             if self.made is Made.NOT_BEGUN:
                 self.made = Made.YES
-            errors = await run_apart(partial(self._destroy, value), on_cancel=self._patience.limit)
+            errors = await run_apart(partial(self._destroy, value), on_cancel=self._grace.limit)
         except GeneratorExit:  # this coroutine is finalized: the run has crashed
             raise
         except BaseException as failure:
@@ -340,7 +340,7 @@ class Destruction:
             errors.append(error)
         self._step(Event.RETURNED)
         for resource in self.ownership.of(value):
-            errors += await close_one(resource, self._patience)
+            errors += await close_one(resource, self._grace)
         self._end(Event.CLOSED)
         return taken_out(errors)
 

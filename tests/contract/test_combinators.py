@@ -217,7 +217,7 @@ def test_c16_d1_an_exception_at_each_bytecode_of_what_a_cancellation_does() -> N
         with injection.tracing():
             trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
-    raise_at_each_bytecode("Patience.limit", play)
+    raise_at_each_bytecode("Grace.limit", play)
 
 
 async def test_d3_sees_the_context_of_its_caller() -> None:
