@@ -413,6 +413,19 @@ def test_an_idle_client_that_says_goaway(contexts: Contexts, start: Start) -> No
     peer.end()
 
 
+def test_connect(contexts: Contexts, start: Start) -> None:
+    """Its client must not take an answer of the application's for a tunnel."""
+    server = start(APPLICATION)
+    peer = peer_of(server, contexts)
+    peer.send(b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost:1\r\n\r\n")
+    end = peer.end()
+    assert end.is_clean
+    assert end.data.startswith(b"HTTP/1.1 501 ")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "rror" not in server.log()
+
+
 @pytest.mark.parametrize("pseudo", [{}, {":protocol": "other", ":scheme": "https", ":path": "/"}])
 def test_connect_over_http2(contexts: Contexts, start: Start, pseudo: dict[str, str]) -> None:
     """It is refused, and the other requests go on."""

@@ -12,6 +12,8 @@ Rules:
 4. A request that is refused before the application hears of it ends its connection, as its answer
    says. hypercorn keeps that open, for ever.
 5. The preface of HTTP/2 is no request: the connection is idle until one comes.
+6. A CONNECT is answered with 501 (RFC 9110, section 9.3.6): an application that took it for a
+   request would tell its client of a tunnel.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ class Http1(H11Protocol):
 
 
 class _Requests(h11.Connection):
-    """By rule 3."""
+    """By rules 3 and 6."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         event = super().next_event()
@@ -124,6 +126,8 @@ def _check(request: h11.Request) -> None:
     if not version.startswith(b"1.") and request.method != b"PRI":  # which is HTTP/2's preface
         status = http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
         raise h11.RemoteProtocolError("the version is not HTTP/1", status)
+    if request.method == b"CONNECT":  # rule 6
+        raise h11.RemoteProtocolError("there is no tunnel", http.HTTPStatus.NOT_IMPLEMENTED)
 
 
 class _Turn(EventWrapper):
