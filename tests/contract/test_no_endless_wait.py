@@ -394,6 +394,19 @@ async def test_c16_another_threads_use_of_a_socket_stream_does_nothing(contexts:
         assert await server.receive_some() == b"as if nothing had been"
 
 
+async def test_c16_another_threads_tls_over_a_tls_stream_does_nothing(contexts: Contexts) -> None:
+    client, server = await handshaken(contexts)
+
+    async def foreign() -> None:
+        with pytest.raises(RuntimeError, match="another thread"):
+            TlsStream(client, contexts.client, server_hostname="localhost")
+
+    await trio.to_thread.run_sync(trio.run, foreign)
+    async with client, server:
+        pass
+    assert client.close_outcome is CloseOutcome.CLEAN
+
+
 async def test_c16_another_threads_close_of_a_listener_does_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         listener = SocketListener(sock)

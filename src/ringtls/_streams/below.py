@@ -34,6 +34,8 @@ def take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     """Take the connection of a stream: what carries its bytes, and its end."""
     if isinstance(stream, SocketStream):
         return stream._release_to_tls()
+    if isinstance(stream, TlsInfo):
+        stream._closing.transport.driver.check_caller()
     driver = TrioDriver.current()
     if (
         isinstance(stream, trio.SocketStream)
