@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import ringtls
+from ringtls._cli import server
 
 PACKAGE = Path(ringtls.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
@@ -93,6 +94,12 @@ def test_the_table_on_the_page() -> None:
     table = PAGE.read_text(encoding="utf-8").partition("## The layers\n")[2].partition("\nBelow")[0]
     rows = [set(re.findall(r"`(\w+)[/.\w]*`", row.split("|")[0])) for row in table.split("\n|")[3:]]
     assert rows == [set(layer) for layer in reversed(LAYERS)]
+
+
+def test_the_modules_of_servers_are_in_their_table() -> None:
+    listed = re.findall(r"\w+", (server.__doc__ or "").partition("about:")[2])
+    there = {name.removeprefix("_cli.server.") for name in modules() if "_cli.server." in name}
+    assert there - {"__init__"} <= set(listed)
 
 
 def test_no_arrow_runs_up() -> None:

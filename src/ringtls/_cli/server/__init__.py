@@ -1,8 +1,16 @@
 """What all servers of the command line share; a command adds what it does with a connection.
 
-A command derives from Service, gives its parser ``add_options``, and calls ``run_server``. It has
-then: listening (addresses, sockets that are inherited), workers under a supervisor, certificates
-and their reload, the drain, limits for peers, the log.
+A command derives from Service, gives its parser ``add_options``, and calls ``run_server``. Its
+modules, by what they are about:
+
+    what a command adds   service
+    the start             options, command, listening, errors
+    processes             serving; for --workers supervisor, workers, child
+    connections           connections, handling, timeouts, peers
+    certificates          credentials, names, dates; of clients identities
+    SIGHUP                reloading; for --workers reading
+    what is told          logs, access, notify; for --metrics metrics, figures, observation,
+                          exposition
 """
 
 from ringtls._accepting import SHORTAGES
