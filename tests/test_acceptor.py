@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -15,6 +14,7 @@ import trio.testing
 from ringtls import SocketListener, SocketStream
 from ringtls._engine.ring import Ring
 from ringtls._streams.acceptor import AT_ONCE, Acceptor
+from ringtls._transports.owned_socket import OwnedSocket
 
 from .support.rings import drive_until
 from .support.waiting import LIMIT
@@ -196,13 +196,15 @@ def test_a_wake_up_that_another_ring_has_swallowed(ring: Ring) -> None:
     """As that of a process which hangs, or which was killed until the kernel has taken it apart."""
     other = Ring(buffers=4, buffer_size=4096)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        swallowing = [other.accept(listener.fileno()) for _ in range(AT_ONCE)]
+        sockets = [OwnedSocket.to_come() for _ in range(AT_ONCE)]
+        swallowing = [other.accept(listener.fileno(), sock) for sock in sockets]
         other.submit()
-        accepting = ring.accept(listener.fileno())
+        accepted = OwnedSocket.to_come()
+        accepting = ring.accept(listener.fileno(), accepted)
         ring.submit()
         with socket.create_connection(listener.getsockname()):
             drive_until(ring, lambda: accepting.is_over)
-            os.close(accepting.result)
+            accepted.close()
         for request in swallowing:
             other.cancel(request)
         assert other.close(timeout=5.0)

@@ -430,10 +430,9 @@ def test_c16_an_exception_at_each_bytecode_where_a_listener_is_closed() -> None:
     "function",
     [
         "Acceptor._done",
-        "OwnedSocket.__init__",
+        "Request._adopt",
         "Request.complete",
         "SocketListener._accepted",
-        "SocketListener._take",
     ],
 )
 def test_c16_an_exception_at_each_bytecode_where_a_connection_is_accepted(function: str) -> None:
@@ -463,6 +462,44 @@ def test_c16_an_exception_at_each_bytecode_where_a_connection_is_accepted(functi
         before = open_fds()
         trio.run(main, injection)
         gc.collect()
+        assert open_fds() == before, injection.place
+
+    in_child(lambda: raise_at_each_bytecode(function, play))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "function",
+    [
+        "Handle.__init__",
+        "Handle.take",
+        "Operation.__init__",
+        "Operation.wait",
+        "Request.complete",
+        "Ring._start",
+        "SocketListener._accepted",
+        "SocketListener.accept",
+        "SocketListener.start_accept",
+        "SocketStream._begin",
+        "TrioDriver.wait",
+    ],
+)
+def test_c16_an_exception_at_each_bytecode_where_one_connection_is_accepted(function: str) -> None:
+    """No descriptor is left: by ``accept``, or by ``start_accept``."""
+
+    async def main(injection: RaiseAt) -> None:
+        [listener] = await open_tcp_listeners(0, host="127.0.0.1")
+        with socket.create_connection(listener.socket.getsockname()):
+            async with listener:
+                waits = function == "SocketListener.accept"
+                accept = listener.accept if waits else listener.start_accept
+                with suppress(InjectedError, OSError), injection.tracing():
+                    (await accept()).close_unclean()
+
+    def play(injection: RaiseAt) -> None:
+        before = open_fds()
+        with suppress(InjectedError):  # by it the ring has failed, and the end of the run raises it
+            trio.run(main, injection)
         assert open_fds() == before, injection.place
 
     in_child(lambda: raise_at_each_bytecode(function, play))

@@ -31,6 +31,7 @@ from ringtls._engine.request import (
 )
 from ringtls._engine.ring import Ring
 from ringtls._engine.wakeups import wakes_event_loops
+from ringtls._transports.owned_socket import OwnedSocket
 
 from ..support.engines import io_uring_only
 from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
@@ -159,7 +160,7 @@ def test_h3_dropping_a_write_lets_it_finish(ring: Ring, pair: Pair) -> None:
 def test_h3_an_accepted_fd_that_nobody_takes_is_closed(ring: Ring) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         before = open_fds()
-        operation = Handle(ring, ring.accept(listener.fileno()))
+        operation = Handle(ring, ring.accept(listener.fileno(), OwnedSocket.to_come()))
         with socket.create_connection(listener.getsockname()):
             finish(ring, operation)
             assert open_fds() == before + 2
@@ -656,7 +657,7 @@ def test_h7_an_accepted_fd_that_nobody_took(ring: Ring) -> None:
         before = open_fds()
         for close_first in (False, True):
             ring = Ring(buffers=4, buffer_size=4096)
-            operation = Handle(ring, ring.accept(listener.fileno()))
+            operation = Handle(ring, ring.accept(listener.fileno(), OwnedSocket.to_come()))
             with socket.create_connection(listener.getsockname()):
                 finish(ring, operation)
                 if close_first:

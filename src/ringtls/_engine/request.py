@@ -15,6 +15,9 @@ Rules:
    counts, and is not lost.
 6. An exception that a callback raises goes to ``on_failure``, if whoever made the request has set
    that, and one of the watcher's to the watcher. So it ends one connection, and not the ring.
+7. A connection that was accepted belongs to a socket from the first step on: its object is made
+   before, and gets the descriptor before anybody hears of it. So whatever is raised, no descriptor
+   is nobody's, and it is closed with the object.
 
 This module knows no event loop.
 """
@@ -24,6 +27,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import socket
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -91,6 +95,7 @@ class Request:
     """One I/O operation that the ring owns (rule 1)."""
 
     __slots__ = (
+        "accepted",
         "data",
         "failure",
         "fd",
@@ -128,6 +133,7 @@ class Request:
         self.state: State = State.NEW
         self.result: int = 0
         self.data: bytes | None = None
+        self.accepted: socket.socket | None = None
         self.failure: BaseException | None = None
 
     def advance(self, event: Event) -> None:
@@ -146,12 +152,17 @@ class Request:
 
         If an exception comes out of this it can be called again, and goes on.
         """
+        accepted = self.accepted if result >= 0 else None
         if self.state < State.DONE:
+            if accepted is not None:
+                self._adopt(accepted, result)
             self.result = result
             self.pin = None
             self.sink = ignore
             self.on_progress = None
             self.advance(Event.COMPLETE)
+        if accepted is not None and self.failure is not None:
+            accepted.close()  # nobody will take it
         if self.on_done is not None:
             try:
                 self.on_done(self)
@@ -167,6 +178,13 @@ class Request:
             except BaseException as failure:
                 on_failure(failure)
             self.watcher = None
+
+    def _adopt(self, sock: socket.socket, fd: int) -> None:
+        try:
+            socket.socket.__init__(sock, fileno=fd)
+        except BaseException as failure:
+            self.failure = failure
+            socket.socket.__init__(sock, fileno=fd)
 
     def progress(self, unsent: int) -> None:
         """The ring's call: of an OUTBOX only so many bytes are unsent."""

@@ -59,6 +59,7 @@ from .opening import open_engine
 from .request import Event, Opcode, Request, Sink, State, ignore
 
 if TYPE_CHECKING:
+    import socket
     from io import FileIO
 
     from typing_extensions import Buffer
@@ -324,9 +325,12 @@ class Ring:
             raise OSError(-result, f"{outbox.label}: {os.strerror(-result)}")
         return True
 
-    def accept(self, fd: int, *, on_done: OnDone | None = None) -> Request:
-        """Accept a connection; the result is its fd (close-on-exec)."""
-        return self._start(Request(Opcode.ACCEPT, fd, on_done=on_done), _lib.rtl_accept)
+    def accept(self, fd: int, sock: socket.socket, *, on_done: OnDone | None = None) -> Request:
+        """Accept a connection for ``sock``, an object that has no descriptor yet (rule 7 of
+        request.py); the result is its fd (close-on-exec)."""
+        request = Request(Opcode.ACCEPT, fd, on_done=on_done)
+        request.accepted = sock
+        return self._start(request, _lib.rtl_accept)
 
     def connect(self, fd: int, family: int, address: Address) -> Request:
         """Connect to a numeric IPv4 or IPv6 address, or a Unix socket."""
@@ -703,7 +707,7 @@ def _discard(request: Request) -> None:
     """Let go of a result that nobody will take: an fd is closed, bytes are dropped."""
     if request.state is not State.DONE:
         return
-    if request.opcode is Opcode.ACCEPT and request.result >= 0 and request.failure is None:
-        os.close(request.result)
+    if request.accepted is not None and request.result >= 0:
+        request.accepted.close()
     request.data = None
     request.advance(Event.TAKE)

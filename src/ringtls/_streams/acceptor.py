@@ -6,20 +6,16 @@
    woken for it. What ``begin`` raises comes out of that task.
 3. The task waits for room, for a failure, or for its cancellation. Then what is in flight is
    cancelled and its end awaited: a connection that was accepted in that moment is begun (rule H4).
-4. A descriptor is its socket's once that has it, and until then its request's. So the socket's
-   object is made before: whatever is raised in between, one of them closes it.
 """
 
 from __future__ import annotations
 
-import os
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, final
 
 from trio.lowlevel import enable_ki_protection
 
-from .._engine.request import Event, State
 from .._transports.owned_socket import OwnedSocket
 from .socket_listener import CONNECTION_ERRORS
 
@@ -103,19 +99,17 @@ class Acceptor:
     def _fill_up(self) -> None:
         listening = self._listener._listening
         while len(self._in_flight) < AT_ONCE and not self._is_over and self._has_room():
-            sock = OwnedSocket.__new__(OwnedSocket)
+            sock = OwnedSocket.to_come()
             request = listening.ring.accept(
-                listening.socket.fileno(), on_done=partial(self._done, sock)
+                listening.socket.fileno(), sock, on_done=partial(self._done, sock)
             )
-            request.on_failure = partial(self._fail, sock, request)
+            request.on_failure = partial(self._fail, request)
             self._in_flight.add(request)
 
     def _done(self, sock: OwnedSocket, request: Request) -> None:
         self._in_flight.discard(request)
         error = request.error()
         if error is None:
-            self._listener._take(sock, request.result)
-            request.advance(Event.TAKE)
             self._context.run(self._begin, self._listener._accepted(sock))
         elif error.errno not in CONNECTION_ERRORS and not self._is_over:
             raise error
@@ -123,10 +117,8 @@ class Acceptor:
         if len(self._in_flight) < AT_ONCE:
             self._woken.wake()
 
-    def _fail(self, sock: OwnedSocket, request: Request, failure: BaseException) -> None:
+    def _fail(self, request: Request, failure: BaseException) -> None:
         self._in_flight.discard(request)
-        if request.state is State.DONE and sock.fileno() < 0 <= request.result:
-            os.close(request.result)  # rule 4
         self._failure = self._failure or failure
         self._is_over = True
         self._woken.wake()

@@ -21,7 +21,6 @@ from .._engine.descriptors import close_now
 from .._engine.handle import Handle
 from .._log import log
 from .._transports.owned_socket import OwnedSocket
-from .._transports.ring import as_count
 from .operation import Operation, check_run
 from .socket import SocketStream, check_socket, set_nodelay
 from .uncopyable import Uncopyable
@@ -138,7 +137,6 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
         self._driver = TrioDriver.current()
         self._listening = _Listening(self._driver, sock)
         set_nodelay(self._listening.socket)  # what is accepted inherits it
-        self._kind = int(sock.family), int(sock.type), sock.proto
 
     @property
     def socket(self) -> socket.socket:
@@ -161,14 +159,15 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
         listening = self._listening
         while True:
             listening.check()
-            request = listening.ring.accept(listening.socket.fileno())
+            sock = OwnedSocket.to_come()
+            request = listening.ring.accept(listening.socket.fileno(), sock)
             try:
-                fd = await self._driver.wait(Handle(listening.ring, request))
+                await self._driver.wait(Handle(listening.ring, request))
             except OSError as error:
                 if error.errno in CONNECTION_ERRORS or not listening.is_open:
                     continue
                 raise
-            return self._converted(fd)
+            return self._accepted(sock)
 
     @enable_ki_protection
     def start_accept(self) -> Operation[SocketStream]:
@@ -185,28 +184,23 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
         check_run(self._driver)
         listening = self._listening
         listening.check()
+        sock = OwnedSocket.to_come()
         return Operation(
             self._driver,
-            listening.ring.accept(listening.socket.fileno()),
-            convert=self._converted,
+            listening.ring.accept(listening.socket.fileno(), sock),
+            convert=lambda fd: self._accepted(sock),
             check=lambda error: listening.check(),
         )
 
-    def _converted(self, fd: int | bytes) -> SocketStream:
-        sock = OwnedSocket.__new__(OwnedSocket)
-        self._take(sock, as_count(fd))
-        return self._accepted(sock)
-
-    def _take(self, sock: OwnedSocket, fd: int) -> None:
-        sock.__init__(*self._kind, fd)  # type: ignore[misc]
-
     def _accepted(self, sock: OwnedSocket) -> SocketStream:
-        if not self._listening.is_open:
-            sock.close()
+        try:
             self._listening.check()
-        if sock.gettimeout() is not None:  # socket.setdefaulttimeout() was called
-            sock.setblocking(True)
-        return SocketStream._of_own(self._driver, sock)
+            if sock.gettimeout() is not None:  # socket.setdefaulttimeout() was called
+                sock.setblocking(True)
+            return SocketStream._of_own(self._driver, sock)
+        except BaseException:
+            sock.close()
+            raise
 
     @enable_ki_protection
     async def aclose(self) -> None:

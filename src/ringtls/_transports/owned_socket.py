@@ -46,6 +46,13 @@ class OwnedSocket(socket.socket):
         self._begin_end: Callable[[], object] | None = None
 
     @classmethod
+    def to_come(cls) -> OwnedSocket:
+        """One without a descriptor, which it gets when a connection is accepted."""
+        sock = cls.__new__(cls)
+        sock._begin_end = None
+        return sock
+
+    @classmethod
     def taken_from(cls, sock: socket.socket | trio.socket.SocketType) -> OwnedSocket:
         """The descriptor of the caller's object, which is detached from it; made blocking."""
         taken = cls._of(sock, sock.fileno())
