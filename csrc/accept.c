@@ -15,6 +15,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -66,6 +67,12 @@ static void accept_complete(struct rtl_ring *r, struct rtl_request *req,
 	}
 }
 
+static void accept_discard(const struct rtl_request *req, int result)
+{
+	if (!req->u.wait_first && result >= 0)
+		close(result);
+}
+
 const struct rtl_operation rtl_accept_operation = {
 	.kernel_opcode = IORING_OP_ACCEPT,
 	.awaits = POLLIN,
@@ -74,6 +81,7 @@ const struct rtl_operation rtl_accept_operation = {
 	.attempt = accept_attempt,
 	.limit = accept_limit,
 	.complete = accept_complete,
+	.discard = accept_discard,
 };
 
 int rtl_accept(struct rtl_ring *r, uint64_t id, int fd)

@@ -264,6 +264,7 @@ void rtl_expedite_close(struct rtl_ring *r)
 
 void rtl_fail(struct rtl_ring *r)
 {
+	r->backend->discard(r);
 	for (size_t i = 0; i < r->table_size; i++) {
 		struct rtl_request *req = r->table[i];
 

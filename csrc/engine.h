@@ -95,16 +95,18 @@ int rtl_free(struct rtl_ring **ring);
 
 /*
  * Give up a ring that has failed: descriptors that were released are closed
- * now, if they are not yet. The others stay the caller's. Only rtl_free(),
- * rtl_abandon() and rtl_counters() may follow.
+ * now, if they are not yet, and connections that were accepted but not reported.
+ * The others stay the caller's. Only rtl_free(), rtl_abandon() and
+ * rtl_counters() may follow.
  */
 void rtl_fail(struct rtl_ring *r);
 
 /*
  * Close what a ring that has failed has open itself, and set the pointer to
  * NULL, with which nothing is done: the kernel drops its requests, and sockets
- * that only they still held. All its memory stays, as the kernel may still use
- * that. Only rtl_counters() may follow.
+ * that only they still held. What was accepted since the failure is closed. All
+ * its memory stays, as the kernel may still use that. Only rtl_counters() may
+ * follow.
  */
 void rtl_abandon(struct rtl_ring **ring);
 

@@ -266,6 +266,15 @@ static void epoll_complete_silent(struct rtl_ring *r)
 	(void)r;
 }
 
+static void epoll_discard(struct rtl_ring *r)
+{
+	const struct rtl_request *req;
+
+	while ((req = rtl_fifo_pop(&r->epoll.pending)))
+		if (req->at.epoll.answered)
+			rtl_discard(req, req->at.epoll.answer.result);
+}
+
 /* Submitting */
 
 static bool is_silent(const struct rtl_request *req, int result)
@@ -460,5 +469,6 @@ const struct rtl_backend rtl_epoll_backend = {
 	.may_have_completions = epoll_may_have_completions,
 	.complete = epoll_complete,
 	.complete_silent = epoll_complete_silent,
+	.discard = epoll_discard,
 	.wait = epoll_sleep,
 };

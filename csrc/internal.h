@@ -81,6 +81,8 @@ struct rtl_operation {
 			 const struct rtl_completion *c, struct rtl_events *e);
 	/* No task need be woken for this answer. NULL: there is always one. */
 	bool (*is_silent)(const struct rtl_request *req, int result);
+	/* Nobody will hear of this answer. NULL: it has brought nothing. */
+	void (*discard)(const struct rtl_request *req, int result);
 	/* End it as soon as can be. NULL: rtl_request_cancel(). */
 	void (*cancel)(struct rtl_ring *r, struct rtl_request *req);
 	/* Another request on its fd has ended. NULL: that is all one to it. */
@@ -199,6 +201,8 @@ struct rtl_backend {
 	void (*complete)(struct rtl_ring *r, struct rtl_events *e);
 	/* From the first on, until somebody has to be told of one. */
 	void (*complete_silent)(struct rtl_ring *r);
+	/* Throw away those that are there: the ring has failed. */
+	void (*discard)(struct rtl_ring *r);
 	/* Sleep until there may be completions: 0, -ETIME or -EINTR. */
 	int (*wait)(struct rtl_ring *r, int64_t timeout_ns);
 };
@@ -314,6 +318,7 @@ bool rtl_is_past(const struct rtl_request *req);
 int64_t rtl_limit_of(const struct rtl_ring *r, const struct rtl_request *req);
 void rtl_complete(struct rtl_ring *r, struct rtl_request *req,
 		  const struct rtl_completion *c, struct rtl_events *e);
+void rtl_discard(const struct rtl_request *req, int result);
 void rtl_request_complete(struct rtl_ring *r, struct rtl_request *req,
 			  const struct rtl_completion *c,
 			  struct rtl_events *e);

@@ -239,6 +239,12 @@ void rtl_complete(struct rtl_ring *r, struct rtl_request *req,
 	req->op->complete(r, req, c, e);
 }
 
+void rtl_discard(const struct rtl_request *req, int result)
+{
+	if (req->op->discard)
+		req->op->discard(req, result);
+}
+
 /* What a request that was cancelled answers, if it did nothing. */
 bool rtl_is_interruption(int result)
 {

@@ -86,8 +86,10 @@ void rtl_abandon(struct rtl_ring **ring)
 	struct rtl_ring *r = *ring;
 
 	*ring = NULL;
-	if (r)
-		r->backend->close(r);
+	if (!r)
+		return;
+	r->backend->discard(r);
+	r->backend->close(r);
 }
 
 void *rtl_pool(const struct rtl_ring *r)

@@ -346,6 +346,22 @@ static void uring_complete_silent(struct rtl_ring *r)
 	}
 }
 
+static void uring_discard(struct rtl_ring *r)
+{
+	struct io_uring_cqe *cqe;
+	unsigned int head, seen = 0;
+
+	io_uring_for_each_cqe(&r->uring, head, cqe) {
+		const struct rtl_request *req =
+			rtl_table_find(r, cqe->user_data);
+
+		if (req)
+			rtl_discard(req, cqe->res);
+		seen++;
+	}
+	io_uring_cq_advance(&r->uring, seen);
+}
+
 /* 0, -EAGAIN if the kernel could not run it now, or what is wrong for good. */
 static int ask_for_work(struct rtl_ring *r)
 {
@@ -435,5 +451,6 @@ const struct rtl_backend rtl_uring_backend = {
 	.may_have_completions = uring_may_have_completions,
 	.complete = uring_complete,
 	.complete_silent = uring_complete_silent,
+	.discard = uring_discard,
 	.wait = uring_wait,
 };

@@ -432,6 +432,7 @@ def test_c16_an_exception_at_each_bytecode_where_a_listener_is_closed() -> None:
         "Acceptor._done",
         "Request._adopt",
         "Request.complete",
+        "Ring.reap",
         "SocketListener._accepted",
     ],
 )
@@ -476,7 +477,9 @@ def test_c16_an_exception_at_each_bytecode_where_a_connection_is_accepted(functi
         "Operation.__init__",
         "Operation.wait",
         "Request.complete",
+        "Ring._end",
         "Ring._start",
+        "Ring.reap",
         "SocketListener._accepted",
         "SocketListener.accept",
         "SocketListener.start_accept",

@@ -688,6 +688,32 @@ def test_h7_a_ring_that_fails_closes_what_it_was_given(pair: Pair) -> None:
     assert not ring.close(timeout=1.0)
 
 
+def test_h7_a_ring_that_fails_closes_what_nobody_saw_it_accept() -> None:
+    ring = Ring(buffers=4, buffer_size=4096)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ring.accept(listener.fileno(), OwnedSocket.to_come())
+        with socket.create_connection(listener.getsockname(), LIMIT) as client:
+            ring.wait(LIMIT)
+            ring.fail(ValueError("made up"))
+            assert not client.recv(1)
+    assert not ring.close(timeout=1.0)
+
+
+@pytest.mark.parametrize("cooperative", [False, True])
+def test_h7_a_ring_that_has_failed_closes_what_it_then_accepts(cooperative: bool) -> None:
+    """The kernel goes on with that, as it did not hear of the failure."""
+    ring = Ring(buffers=4, buffer_size=4096, cooperative=cooperative)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ring.accept(listener.fileno(), OwnedSocket.to_come())
+        ring.submit()
+        ring.fail(ValueError("made up"))
+        with socket.create_connection(listener.getsockname(), LIMIT) as client:
+            assert not ring.close(timeout=1.0)
+            listener.close()
+            with suppress(ConnectionResetError):  # it was not accepted any more
+                assert not client.recv(1)
+
+
 def test_h7_a_ring_that_fails_closes_a_number_once() -> None:
     """Steps: (1) the last input is discarded; (2) the fd is released, and closed; (3) another
     file gets its number; (4) the ring fails, before the row of the close was looked at."""

@@ -593,7 +593,8 @@ class Ring:
         self._unusable = True
         if self._opened[0]:  # else it was freed, or given up
             _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
-        in_flight = [(request, -errno.EIO) for request in self._in_flight.values()]
+        results = self._last_results()
+        in_flight = [(r, results.get(r.id, -errno.EIO)) for r in self._in_flight.values()]
         _parked.append([request.pin for request, _ in in_flight])
         _parked.append(self._borrowed)
         self._in_flight = {}
@@ -603,6 +604,15 @@ class Ring:
                 request.complete(result)
             except BaseException as error:  # the others must be told, too
                 log(logging.ERROR, "callback of %r raised %r", request, error, failure=error)
+
+    def _last_results(self) -> dict[int, int]:
+        """Of those whose end was reported last; nobody may have seen it."""
+        fields = iter(self._events)
+        return {
+            id_: result
+            for id_, result, kind in zip(fields, fields, fields, strict=True)
+            if kind == OVER
+        }
 
     def close(self, timeout: float) -> bool:
         """Cancel and drain, for at most ``timeout`` seconds, then free the ring.
