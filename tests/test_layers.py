@@ -6,6 +6,7 @@ TYPE_CHECKING counts: a module that needs a type of a higher layer knows too muc
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -15,7 +16,6 @@ from pathlib import Path
 import pytest
 
 import ringtls
-from ringtls._cli import server
 
 PACKAGE = Path(ringtls.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
@@ -96,9 +96,13 @@ def test_the_table_on_the_page() -> None:
     assert rows == [set(layer) for layer in reversed(LAYERS)]
 
 
-def test_the_modules_of_servers_are_in_their_table() -> None:
-    listed = re.findall(r"\w+", (server.__doc__ or "").partition("about:")[2])
-    there = {name.removeprefix("_cli.server.") for name in modules() if "_cli.server." in name}
+@pytest.mark.parametrize(
+    "folder", ["_engine", "_drivers", "_transports", "_streams", "_cli.server"]
+)
+def test_a_folder_lists_its_modules(folder: str) -> None:
+    page = importlib.import_module(f"ringtls.{folder}").__doc__ or ""
+    listed = re.findall(r"\w+", page.partition("about:")[2])
+    there = {name.removeprefix(f"{folder}.") for name in modules() if name.startswith(f"{folder}.")}
     assert there - {"__init__"} <= set(listed)
 
 
