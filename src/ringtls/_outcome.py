@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 __all__ = ["CloseOutcome"]
 
@@ -10,7 +11,9 @@ __all__ = ["CloseOutcome"]
 class CloseOutcome(enum.Enum):
     """How a connection ended, as far as this side can know."""
 
-    __hash__ = object.__hash__  # Enum's is Python, and these are looked up for each connection
+    if not TYPE_CHECKING:  # a type checker can't read it
+        # Enum's is Python, and these are looked up for each connection.
+        __hash__ = object.__hash__
 
     CLEAN = "clean"
     """All that was accepted, close_notify and FIN were handed to the kernel."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 __all__ = ["ANSWERS", "Answer", "RelayDirection", "RelayEnd", "RelayOutcome"]
 
@@ -24,7 +25,9 @@ __all__ = ["ANSWERS", "Answer", "RelayDirection", "RelayEnd", "RelayOutcome"]
 class RelayEnd(enum.Enum):
     """How one direction of a relay ended."""
 
-    __hash__ = object.__hash__  # Enum's is Python, and these are looked up for each connection
+    if not TYPE_CHECKING:  # a type checker can't read it
+        # Enum's is Python, and these are looked up for each connection.
+        __hash__ = object.__hash__
 
     ORDERLY = "orderly"
     """The source ended in order, by close_notify, or by FIN if it has no TLS, and so did the
