@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
@@ -32,11 +32,13 @@ from ringtls._engine.handle import Handle
 from ringtls._engine.request import ignore
 from ringtls._engine.ring import Ring
 from ringtls._streams import socket as _socket
+from ringtls._transports.owned_socket import OwnedSocket
 
 from ..conftest import Contexts
 from ..support.faces import AnyStream, BlockingFace, Face, TrioFace
+from ..support.injection import InjectedError, RaiseAt, raise_at_each_bytecode
 from ..support.peer import End, Peer, meet
-from ..support.processes import fork
+from ..support.processes import fork, in_child
 from ..support.rings import drive, drive_until, is_awake
 from ..support.streams import open_fds, socket_streams, tcp_pair
 from ..support.waiting import LIMIT, closed_while_it_waits
@@ -525,3 +527,24 @@ async def test_c17_a_listener_without_descriptors_to_spare(
             assert await is_served(listener, sock.getsockname())
             with pytest.raises(ValueError, match="belongs to another"):
                 SocketListener(listener.socket)
+
+
+@pytest.mark.parametrize(
+    "function", ["OwnedSocket.shared_with", "OwnedSocket.taken_from", "OwnedSocket._adopt"]
+)
+def test_c17_a_descriptor_has_one_owner_wherever_an_exception_is_raised(function: str) -> None:
+    """The caller, the object that takes it over or shares it, or nobody: then it is closed."""
+
+    def play(injection: RaiseAt) -> None:
+        before = open_fds()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            with injection.tracing(), suppress(InjectedError):
+                OwnedSocket.shared_with(ours).close()
+                OwnedSocket.taken_from(ours).close()
+            is_the_callers = ours.fileno() >= 0
+            assert open_fds() == before + 1 + is_the_callers, injection.place
+            if is_the_callers:
+                os.fstat(ours.fileno())
+
+    in_child(lambda: raise_at_each_bytecode(function, play))

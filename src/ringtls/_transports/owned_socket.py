@@ -47,7 +47,7 @@ class OwnedSocket(socket.socket):
 
     @classmethod
     def to_come(cls) -> OwnedSocket:
-        """One without a descriptor, which it gets when a connection is accepted."""
+        """One without a descriptor, known to whoever is to give it one before there is that."""
         sock = cls.__new__(cls)
         sock._begin_end = None
         return sock
@@ -55,23 +55,36 @@ class OwnedSocket(socket.socket):
     @classmethod
     def taken_from(cls, sock: socket.socket | trio.socket.SocketType) -> OwnedSocket:
         """The descriptor of the caller's object, which is detached from it; made blocking."""
-        taken = cls._of(sock, sock.fileno())
-        sock.detach()
+        taken = cls.to_come()
+        try:
+            taken._adopt(sock, sock.fileno())
+            sock.detach()
+        except BaseException:
+            if sock.fileno() >= 0:
+                taken.take_descriptor()  # it stays the caller's
+            raise
         taken.settimeout(None)
         return taken
 
     @classmethod
     def shared_with(cls, sock: socket.socket | trio.socket.SocketType) -> OwnedSocket:
         """A duplicate of the caller's descriptor; close-on-exec."""
-        duplicate = cls._of(sock, os.dup(sock.fileno()))
+        duplicate = cls.to_come()
+        fds: list[int] = []
+        try:
+            fds.extend(map(os.dup, [sock.fileno()]))  # in one step of C: it is known, or not made
+            duplicate._adopt(sock, fds[0])
+        except BaseException:
+            if fds and duplicate.fileno() < 0:
+                os.close(fds[0])
+            raise
         if os.get_blocking(duplicate.fileno()):
             duplicate.settimeout(None)
         return duplicate
 
-    @classmethod
-    def _of(cls, sock: socket.socket | trio.socket.SocketType, fd: int) -> OwnedSocket:
+    def _adopt(self, sock: socket.socket | trio.socket.SocketType, fd: int) -> None:
         # SOCK_NONBLOCK leaves the file's mode alone, also after socket.setdefaulttimeout().
-        return cls(sock.family, sock.type | socket.SOCK_NONBLOCK, sock.proto, fd)
+        super().__init__(sock.family, sock.type | socket.SOCK_NONBLOCK, sock.proto, fd)
 
     @property
     def is_owned(self) -> bool:
