@@ -28,6 +28,7 @@ from ringtls import CloseOutcome, SocketListener, SocketStream, blocking
 from ringtls._drivers.blocking import BlockingDriver
 from ringtls._engine import extension
 from ringtls._engine import ring as _ring
+from ringtls._engine.eventfd import open_eventfd
 from ringtls._engine.handle import Handle
 from ringtls._engine.request import ignore
 from ringtls._engine.ring import Ring
@@ -548,3 +549,13 @@ def test_c17_a_descriptor_has_one_owner_wherever_an_exception_is_raised(function
                 os.fstat(ours.fileno())
 
     in_child(lambda: raise_at_each_bytecode(function, play))
+
+
+def test_c16_an_eventfd_has_an_owner_wherever_an_exception_is_raised() -> None:
+    def play(injection: RaiseAt) -> None:
+        before = open_fds()
+        with injection.tracing(), suppress(InjectedError):
+            open_eventfd().close()
+        assert open_fds() == before, injection.place
+
+    in_child(lambda: raise_at_each_bytecode("open_eventfd", play))

@@ -13,4 +13,6 @@ __all__ = ["open_eventfd"]
 
 
 def open_eventfd() -> FileIO:
-    return FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    # In one step of C, within which no signal's handler runs: the number is always somebody's.
+    [opened] = map(FileIO, map(os.eventfd, [0], [os.EFD_CLOEXEC | os.EFD_NONBLOCK]))
+    return opened
