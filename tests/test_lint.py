@@ -147,6 +147,14 @@ if not stream.session_reused:
     print(f"{stream}", stream.cipher())
 assert stream is not None
 ---
+async def make():
+    stream = TlsStream(raw, context)  # RTL101
+    await stream.send_all(b"x")
+stream = None
+def change():
+    nonlocal stream
+    stream = other
+---
 stream: TlsStream = TlsStream(raw, context)  # RTL101
 ---
 stream = Alias(raw, context)  # RTL101
@@ -841,6 +849,28 @@ async def connecting():
     stream = await connect("host", 443)
 await connecting()
 await stream.aclose()
+---
+async def connecting():
+    global stream
+    stream = await connect("host", 443)
+async def ask():
+    await stream.send_all(b"x")
+---
+async def connecting():
+    global stream
+    async def connect_now():
+        global stream
+        stream = await connect("host", 443)
+    await connect_now()
+---
+def connecting():
+    stream = None
+    async def connect_now():
+        async def really():
+            nonlocal stream
+            stream = await connect("host", 443)
+        await really()
+    return connect_now, lambda: stream
 ---
 listener = SocketListener(raw)
 while True:

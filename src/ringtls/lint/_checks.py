@@ -335,11 +335,12 @@ class Checker:
     def _is_local(self, value: ast.expr) -> bool:
         """Is it the value of a function's own variable, and of no other?"""
         name = self._module.variables.get(value)
-        return (
-            name is not None
-            and isinstance(self._module.scopes[name].node, (ast.FunctionDef, ast.AsyncFunctionDef))
-            and not self._module.is_shared(name.id)
-        )
+        if name is None:
+            return False
+        scope = self._module.scopes[name]
+        return isinstance(
+            scope.node, (ast.FunctionDef, ast.AsyncFunctionDef)
+        ) and not self._module.is_shared(name.id, scope)
 
     def _uses_of(self, value: ast.expr) -> list[ast.Name]:
         """Where the variable that takes this value is read."""

@@ -83,7 +83,7 @@ class Lending:
             return False
         name = parameters[position].arg
         scope = self._module.inner_scope(function)
-        if len(scope.bindings[name]) > 1 or self._module.is_shared(name):
+        if len(scope.bindings[name]) > 1 or self._module.is_shared(name, scope):
             return False
         if (function, position) in self._asked:
             return True

@@ -73,7 +73,7 @@ class Module:
         #: The variable that takes the value of an expression, if it is one.
         self.variables: dict[ast.expr, ast.Name] = {}
         self._uses: dict[str, list[ast.Name]] = {}
-        self._shared: set[str] = set()
+        self._shared: set[tuple[Scope, str]] = set()
         waiting: list[tuple[ast.AST, Scope]] = [(tree, Scope(tree, None))]
         while waiting:
             node, scope = waiting.pop()
@@ -95,14 +95,14 @@ class Module:
         """Where this scope's name is read, nested scopes included."""
         return [use for use in self._uses.get(name, ()) if self.scopes[use].owner(name) is scope]
 
-    def is_shared(self, name: str) -> bool:
-        """True if some scope declares it ``global`` or ``nonlocal``."""
-        return name in self._shared
+    def is_shared(self, name: str, scope: Scope) -> bool:
+        """True if this scope, or one inside of it, declares the name ``global`` or ``nonlocal``."""
+        return (scope, name) in self._shared
 
     def bindings(self, name: str, scope: Scope) -> list[Binding]:
         """All that a name may be bound to where it is used; empty if that is not known."""
         owner = scope.owner(name)
-        return [] if owner is None or self.is_shared(name) else owner.bindings[name]
+        return [] if owner is None or self.is_shared(name, owner) else owner.bindings[name]
 
     def dotted(self, expression: ast.expr, scope: Scope) -> str:
         """What an expression names by imports and aliases, as "ringtls.TlsStream"; or ""."""
@@ -163,7 +163,10 @@ class Module:
                     known = Binding(Origin.IMPORTED, None, f"{module}.{alias.name}")
                     scope.bind(alias.asname or alias.name, UNKNOWN if level else known)
             case ast.Global(names=names) | ast.Nonlocal(names=names):
-                self._shared.update(names)
+                around: Scope | None = scope
+                while around is not None:
+                    self._shared.update((around, name) for name in names)
+                    around = around.parent
 
     def _target(self, name: ast.Name) -> Binding:
         """What an assignment, in whatever form, binds this name to."""
