@@ -131,6 +131,39 @@ async def test_trailers_that_are_none_are_not_sent(contexts: Contexts) -> None:
         peer.peer.sock.close()
 
 
+@pytest.mark.parametrize(
+    "how", [{"headers": [(b"a", b"1\r\nb: 2")]}, {"subprotocol": "that nobody named"}]
+)
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_websocket_that_can_not_be_accepted_so(
+    contexts: Contexts, http2: bool, how: dict[str, Any]
+) -> None:
+    """Its client has an answer, and of HTTP/2 the other requests go on."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept", **how})
+        await application(scope, receive, send)
+
+    async with serving(config_of(contexts), app) as (url, _):
+        raw = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
+        with raw.sock:
+            if http2:
+                peer = Http2Peer(raw)
+                peer.request(1, "/talk", ends=False, method="CONNECT", protocol="websocket")
+                answer = await trio.to_thread.run_sync(peer.receive, h2.events.ResponseReceived, 1)
+                assert (b":status", b"500") in answer.headers
+                peer.request(3, "/")
+                await trio.to_thread.run_sync(peer.receive, h2.events.StreamEnded, 3)
+            else:
+                request = Request(host="localhost", target="/talk")
+                raw.send(WSConnection(ConnectionType.CLIENT).send(request))
+                end = await trio.to_thread.run_sync(raw.end)
+                assert end.is_clean
+                assert end.data.startswith(b"HTTP/1.1 500 ")
+
+
 async def test_sockets_that_are_there_already(contexts: Contexts) -> None:
     config = config_of(contexts)
     sockets = config.create_sockets()

@@ -8,6 +8,9 @@ Rules:
 3. So does one whose WebSocket is open when the connection ends: 1001, going away.
 4. A client that sends before its WebSocket is accepted is refused, and the application hears that
    it is over. hypercorn lets both wait, for ever.
+5. An application that accepts with what can't be sent (a subprotocol that its client has not named,
+   a header that is none) has not accepted. By hypercorn its client is sent Close, with no answer
+   before it, which in HTTP/2 breaks the whole connection.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ PROTOCOL_ERROR = CloseReason.PROTOCOL_ERROR
 
 
 class WebSocket(WSStream):
-    """hypercorn's, by rules 1 and 4."""
+    """hypercorn's, by rules 1, 4 and 5."""
 
     async def handle(self, event: Event) -> None:
         if not isinstance(event, Body | Data) or self.closed or self.handshake.accepted:
@@ -41,6 +44,14 @@ class WebSocket(WSStream):
         if self.state is ASGIWebsocketState.HANDSHAKE:
             await self._send_error_response(http.HTTPStatus.BAD_REQUEST)
             await self.send(StreamClosed(self.stream_id))
+
+    async def _accept(self, message: Any) -> None:
+        try:
+            await super()._accept(message)
+        except Exception:  # rule 5
+            self.state = ASGIWebsocketState.HANDSHAKE
+            self.handshake.accepted = False
+            raise
 
     async def _send_wsproto_event(self, event: WebSocketEvent) -> None:
         if (
