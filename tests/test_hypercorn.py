@@ -469,6 +469,20 @@ WEBSOCKET_ENDS = {
 }
 
 
+def talk(peer: Peer, http2: bool, said: bytes) -> int:
+    """Say something by a WebSocket. Returns the code of the server's Close."""
+    websocket: Http2WebSocket | WebSocketPeer
+    if http2:
+        multiplexed = Http2Peer(peer)
+        websocket = Http2WebSocket(multiplexed, 1)
+        multiplexed.send(1, said)
+    else:
+        websocket = WebSocketPeer(peer, "/talk")
+        peer.send(said)
+    code: int = websocket.receive().code
+    return code
+
+
 @pytest.mark.parametrize("http2", [False, True])
 @pytest.mark.parametrize(("said", "heard", "answered"), WEBSOCKET_ENDS.values(), ids=WEBSOCKET_ENDS)
 async def test_both_sides_hear_why_a_websocket_ends(
@@ -485,24 +499,35 @@ async def test_both_sides_hear_why_a_websocket_ends(
 
         await application(scope, tell, send)
 
-    def play(peer: Peer) -> int:
-        websocket: Http2WebSocket | WebSocketPeer
-        if http2:
-            multiplexed = Http2Peer(peer)
-            websocket = Http2WebSocket(multiplexed, 1)
-            multiplexed.send(1, said)
-        else:
-            websocket = WebSocketPeer(peer, "/talk")
-            peer.send(said)
-        code: int = websocket.receive().code
-        return code
-
     async with serving(config_of(contexts), app) as (url, ended):
         peer = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
-        assert await trio.to_thread.run_sync(play, peer) == answered
+        assert await trio.to_thread.run_sync(talk, peer, http2, said) == answered
         ended.set()
         assert (await trio.to_thread.run_sync(peer.end)).is_clean
     assert told == [heard]
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_websocket_whose_message_is_too_big_is_over(
+    contexts: Contexts, http2: bool
+) -> None:
+    """Though its client goes on: the rest of the message would be kept without a limit."""
+    over = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await application(scope, receive, send)
+        if scope["type"] == "websocket":
+            over.set()
+
+    said = bytes.fromhex("02 8b 00000000") + bytes(11)  # and more is to follow
+    config = config_of(contexts, websocket_max_message_size=10)
+    async with serving(config, app) as (url, ended):
+        peer = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
+        assert await trio.to_thread.run_sync(talk, peer, http2, said) == 1009
+        with trio.fail_after(LIMIT):
+            await over.wait()
+        ended.set()
+        assert (await trio.to_thread.run_sync(peer.end)).is_clean
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

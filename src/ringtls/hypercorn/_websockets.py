@@ -40,6 +40,8 @@ class WebSocket(WSStream):
     async def handle(self, event: Event) -> None:
         if not isinstance(event, Body | Data) or self.closed or self.handshake.accepted:
             await super().handle(event)
+            if self.buffer.length > self.buffer.max_length and not self.closed:
+                await self.send(StreamClosed(self.stream_id))
             return
         if self.state is ASGIWebsocketState.HANDSHAKE:
             await self._send_error_response(http.HTTPStatus.BAD_REQUEST)
