@@ -236,10 +236,11 @@ async def test_input_that_is_none_of_tls(contexts: Contexts) -> None:
         assert alert[:1] in (b"\x15", b"")  # OpenSSL has none for this
 
 
-async def test_input_that_is_no_bytes_loses_nothing(contexts: Contexts) -> None:
+@pytest.mark.parametrize("initial_input", ["text", "", None])
+async def test_input_that_is_no_bytes_loses_nothing(contexts: Contexts, initial_input: Any) -> None:
     ours, theirs = await socket_streams()
     with pytest.raises(TypeError, match="bytes-like"):
-        TlsStream(ours, contexts.server, server_side=True, initial_input="text")  # type: ignore[arg-type]
+        TlsStream(ours, contexts.server, server_side=True, initial_input=initial_input)
     await theirs.send_all(b"x")
     assert await ours.receive_some() == b"x"
     await ours.aclose()

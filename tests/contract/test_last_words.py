@@ -316,7 +316,15 @@ async def test_c22_what_it_raises_does_not_stop_the_end(
     assert "without its farewell" in caplog.text
 
 
-@pytest.mark.parametrize(("words", "error"), [("text", TypeError), (bytes(16385), ValueError)])
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("text", TypeError),
+        (bytes(16385), ValueError),
+        (memoryview(bytes(16388)).cast("I"), ValueError),
+    ],
+    ids=["text", "too long", "too long in items of four bytes"],
+)
 async def test_c22_what_can_not_be_said_is_refused_when_it_is_set(
     contexts: Contexts, words: Any, error: type[Exception]
 ) -> None:

@@ -453,5 +453,5 @@ def check_farewell(words: object) -> None:
     """
     if not isinstance(words, bytes | bytearray | memoryview):
         raise TypeError(f"a farewell is bytes, or a function that returns them, not {words!r}")
-    if len(words) > LONGEST_FAREWELL:
+    if memoryview(words).nbytes > LONGEST_FAREWELL:
         raise ValueError(f"a farewell has {LONGEST_FAREWELL} bytes at most")

@@ -126,8 +126,9 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
             server_hostname=None if server_hostname is None else reference_name(server_hostname),
             https_compatible=https_compatible,
         )
-        if initial_input:
-            self._session.feed(memoryview(initial_input).cast("B"))
+        early = memoryview(initial_input).cast("B")
+        if early:
+            self._session.feed(early)
         shutdown_timeout = checked_timeout(shutdown_timeout)
         self._transport, self._closing = take_over(transport_stream)
         self._transport_stream: StreamT | None = transport_stream
