@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+
+from ringtls._cli import doctor, main
 
 from .support.waiting import LIMIT
 
@@ -82,3 +85,16 @@ def test_help_that_can_not_be_written() -> None:
         run = command("demo", "--help", stdout=full.fileno(), unbuffered="")
     said = "ringtls: [Errno 28] No space left on device\n"
     assert (run.returncode, run.stderr) == (1, said)
+
+
+def test_an_output_that_a_command_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an application of ``ringtls asgi`` may."""
+    output = StringIO()
+
+    def run(arguments: object) -> int:
+        output.close()
+        return 0
+
+    monkeypatch.setattr(doctor, "run", run)
+    monkeypatch.setattr(sys, "stdout", output)
+    assert main(["doctor"]) == 0

@@ -100,7 +100,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _flush() -> None:
-    if sys.stdout is not None:
+    if sys.stdout is not None and not sys.stdout.closed:
         sys.stdout.flush()
 
 
