@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -89,7 +89,7 @@ def test_help_that_can_not_be_written() -> None:
 
 def test_an_output_that_a_command_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an application of ``ringtls asgi`` may."""
-    output = StringIO()
+    output = TextIOWrapper(BytesIO())
 
     def run(arguments: object) -> int:
         output.close()
