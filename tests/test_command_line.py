@@ -1,4 +1,4 @@
-"""What all commands do with Ctrl-C, and with an output that can't be written."""
+"""What all commands, and the lint, do with Ctrl-C, and with an output that can't be written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from ringtls._cli import doctor, main
 
-from .support.waiting import LIMIT
+from .support.waiting import LIMIT, wait_until
 
 #: Ctrl-C comes as a module is imported; the signal does what it does by default.
 INTERRUPTED = """
@@ -98,3 +99,41 @@ def test_an_output_that_a_command_has_closed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(doctor, "run", run)
     monkeypatch.setattr(sys, "stdout", output)
     assert main(["doctor"]) == 0
+
+
+def lint(*words: str | Path, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ringtls.lint", *words],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_findings_of_the_lint_that_nobody_reads(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text("import ringtls\nasync def main(sock):\n    ringtls.SocketStream(sock)\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with lint(path, stdout=writer) as process:
+        os.close(writer)
+        _, said = process.communicate(timeout=LIMIT)
+    assert (process.returncode, said) == (-signal.SIGPIPE, "")
+
+
+def test_an_interrupted_lint(tmp_path: Path) -> None:
+    path = tmp_path / "fifo.py"
+    os.mkfifo(path)
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):
+            opened.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    with lint(path) as process:
+        wait_until(is_read)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=LIMIT)
+        os.close(opened[0])
+    assert (process.returncode, said) == (-signal.SIGINT, "")

@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import re
+import signal
 import stat
 import sys
 import tokenize
@@ -150,4 +151,8 @@ def _is_silenced(line: str, code: str) -> bool:
 
 
 if __name__ == "__main__":
+    # There is nothing to clean up: these end it as they end other programs, without a traceback.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())
