@@ -68,6 +68,7 @@ def commands() -> dict[str, list[str]]:
     return {name: words[1:] for name, words in found.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", commands())
 def test_the_command_is_understood(name: str) -> None:
     done = subprocess.run(

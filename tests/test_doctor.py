@@ -144,7 +144,7 @@ def test_where_io_uring_is_refused_and_forced() -> None:
     assert found["wake-ups"]["status"] == found["close_notify"]["status"] == "skipped"
 
 
-@pytest.mark.parametrize("engine", ["", "epoll"])
+@pytest.mark.parametrize("engine", ["", pytest.param("epoll", marks=pytest.mark.long)])
 def test_demo_where_io_uring_is_refused(engine: str) -> None:
     done = run_refused(errno.EPERM, "demo", "-n", "2", engine=engine)
     assert done.returncode == 0

@@ -1204,7 +1204,7 @@ def test_another_httpx_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         transport()
 
 
-@pytest.mark.parametrize("name", ["httpcore", "httpx"])
+@pytest.mark.parametrize("name", ["httpcore", pytest.param("httpx", marks=pytest.mark.long)])
 def test_without_its_packages_one_clear_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "ringtls.httpcore")

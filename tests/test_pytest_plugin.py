@@ -155,6 +155,7 @@ def test_without_ringtls():
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.long
 def test_fixtures(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
@@ -215,6 +216,7 @@ def test_second_use(long_lived):
     )
 
 
+@pytest.mark.long
 def test_a_failure_of_the_tests_own(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
@@ -330,6 +332,7 @@ async def test_borrowed():
     assert [line.rpartition(":")[2] for line in lost] == ["37", "40", "43"]
 
 
+@pytest.mark.long
 def test_blocking_streams(pytester: pytest.Pytester) -> None:
     """What is held may be a fixture's; it is reported when it is dropped."""
     result = run(
@@ -378,6 +381,7 @@ def test_no_longer_kept():
     )
 
 
+@pytest.mark.long
 def test_an_older_pytest(pytester: pytest.Pytester) -> None:
     """Whose hooks can't be wrappers of the new kind: its run goes on without the plugin."""
     pytester.makepyfile(

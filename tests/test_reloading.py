@@ -183,6 +183,7 @@ Content.put = refuse
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("patch", "said"),
     [

@@ -494,8 +494,13 @@ def work(number, sockets, signals, on_ready):
     ("failure", "timeout", "said"),
     [
         ("os._exit(3)", PATIENCE, r"process \d+ of a worker ended at its start"),
-        ("raise StartError('no luck')", PATIENCE, "no luck"),
-        (f"time.sleep({PATIENCE})", 0.5, r"process \d+ of a worker is stuck at its start"),
+        pytest.param("raise StartError('no luck')", PATIENCE, "no luck", marks=pytest.mark.long),
+        pytest.param(
+            f"time.sleep({PATIENCE})",
+            0.5,
+            r"process \d+ of a worker is stuck at its start",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_worker_that_can_not_begin(failure: str, timeout: float, said: str) -> None:
@@ -544,6 +549,7 @@ def held_by_a_channel() -> int:
     raise AssertionError
 
 
+@pytest.mark.long
 def test_worker_that_takes_no_signals_holds_nobody_up() -> None:
     with supervisor(STUCK) as process:
         assert next_lines(process, 1) == ["ready\n"]

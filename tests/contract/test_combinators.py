@@ -508,8 +508,8 @@ async def test_d2_with_itself() -> None:
 
 # A KeyboardInterrupt
 
-#: Every fifth bytecode by default; with RINGTLS_INJECTIONS every one.
-BYTECODES = 1 if "RINGTLS_INJECTIONS" in os.environ else 5
+#: Every tenth bytecode by default; with RINGTLS_INJECTIONS every one.
+BYTECODES = 1 if "RINGTLS_INJECTIONS" in os.environ else 10
 
 
 def play(number: int) -> tuple[bool, list[str]]:

@@ -622,7 +622,7 @@ def test_a1_a2_keyboard_interrupt_at_any_bytecode() -> None:
     while play(last)[0]:
         last *= 2
     rng = random.Random(3)
-    for number in rng.sample(range(1, last), 150):
+    for number in rng.sample(range(1, last), 60):
         given, log = play(number)
         ended = [line for line in log if line not in ("made", "left")]
         for name in ("outer", "outer part", "inner"):

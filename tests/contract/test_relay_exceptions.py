@@ -136,7 +136,7 @@ def played(run: Run, kinds: tuple[Kind, Kind], contexts: Contexts, injection: Ra
 TLS, PLAIN, TLS_ADAPTED, ADAPTED = KINDS
 
 
-@pytest.mark.parametrize("event", ["call", "opcode"])
+@pytest.mark.parametrize("event", ["call", pytest.param("opcode", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("run", "kinds"),
     [
