@@ -714,6 +714,19 @@ def test_h7_a_ring_that_has_failed_closes_what_it_then_accepts(cooperative: bool
                 assert not client.recv(1)
 
 
+def test_h7_a_ring_that_fails_in_a_forked_child_takes_nothing_from_its_parent(ring: Ring) -> None:
+    """The queue of completions is in memory that both have."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted = OwnedSocket.to_come()
+        operation = Handle(ring, ring.accept(listener.fileno(), accepted))
+        with socket.create_connection(listener.getsockname()):
+            ring.wait(LIMIT)
+            in_child(lambda: ring.fail(ValueError("made up")))
+            finish(ring, operation)
+            assert operation.take() == accepted.fileno()
+            accepted.close()
+
+
 def test_h7_a_ring_that_fails_closes_a_number_once() -> None:
     """Steps: (1) the last input is discarded; (2) the fd is released, and closed; (3) another
     file gets its number; (4) the ring fails, before the row of the close was looked at."""

@@ -591,7 +591,7 @@ class Ring:
         """
         self._failure = self._failure or failure
         self._unusable = True
-        if self._opened[0]:  # else it was freed, or given up
+        if self._opened[0] and not self.forked:  # else it was freed, given up, or is the parent's
             _lib.rtl_fail(self._engine)  # closes what was released and is not closed yet
         results = self._last_results()
         in_flight = [(r, results.get(r.id, -errno.EIO)) for r in self._in_flight.values()]
