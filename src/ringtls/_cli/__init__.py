@@ -34,8 +34,8 @@ EXTRA = ("cryptography", "httptools", "prometheus_client")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    It ends by SIGINT (``__main__``) after a KeyboardInterrupt. Who reads no more of what is
-    printed, as head(1), knows that, and is told nothing.
+    It ends by SIGINT (``__main__``) after a KeyboardInterrupt. A reader of what is printed that
+    has gone away, as head(1) does, knows that, and is told nothing.
     """
     try:
         try:

@@ -47,7 +47,7 @@ class OwnedSocket(socket.socket):
 
     @classmethod
     def to_come(cls) -> OwnedSocket:
-        """One without a descriptor, known to whoever is to give it one before there is that."""
+        """One without a descriptor: made first, it has the descriptor as soon as there is one."""
         sock = cls.__new__(cls)
         sock._begin_end = None
         return sock
