@@ -112,7 +112,7 @@ def test_refused_epoll_does_it_and_one_record_says_why(error: int) -> None:
 
 @io_uring_only
 @pytest.mark.usefixtures("like_the_child")
-@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize("error", [errno.EPERM, pytest.param(errno.ENOSYS, marks=pytest.mark.long)])
 def test_refused_after_the_opening(error: int) -> None:
     """A filter that lets io_uring_setup(2) through, and not what comes then."""
     out = run_child(USE_REFUSED, error, "", "io_uring_enter")
@@ -143,7 +143,11 @@ sys.exit(main())
 
 @pytest.mark.parametrize(
     ("program", "arguments", "status"),
-    [(IMPORTED, [], 0), (COMMAND, ["doctor"], 1), (COMMAND, ["--help"], 1)],
+    [
+        (IMPORTED, [], 0),
+        (COMMAND, ["doctor"], 1),
+        pytest.param(COMMAND, ["--help"], 1, marks=pytest.mark.long),
+    ],
     ids=["import", "doctor", "help"],
 )
 def test_an_engine_that_does_not_load(

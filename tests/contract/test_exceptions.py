@@ -172,6 +172,7 @@ def test_c16_a_task_that_was_only_half_made() -> None:
     half_made.fail(RuntimeError("nobody is there to hear of it"))
 
 
+@pytest.mark.long
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_c16_an_exception_where_a_system_task_begins_or_goes_on(contexts: Contexts) -> None:

@@ -160,6 +160,7 @@ def test_c16_an_exception_anywhere_in_a_relay(
         played(run, kinds, contexts, RaiseAt(rng.randrange(1, last), event))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("function", ["Side.take", "TlsSide.take"])
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
