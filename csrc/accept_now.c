@@ -27,6 +27,11 @@
 
 #define PATIENCE_NS 1000000
 
+/* timer_create(2) has this name, and so has musl, but not glibc. */
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
 static void on_signal(int signal)
 {
 	(void)signal;
@@ -53,7 +58,7 @@ static int accept_with_timer(int fd, int number)
 	struct sigevent event = {
 		.sigev_notify = SIGEV_THREAD_ID,
 		.sigev_signo = number,
-		._sigev_un._tid = gettid(),
+		.sigev_notify_thread_id = gettid(),
 	};
 	struct itimerspec often = {
 		.it_interval = { .tv_nsec = PATIENCE_NS },
