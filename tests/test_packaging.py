@@ -101,3 +101,22 @@ def test_a_build_without_the_headers_of_python_says_so(tmp_path: Path) -> None:
     command = [*unshare, f'{hide} && exec "$@"', headers, *meson_setup(tmp_path / "build")]
     said = said_by(*command, path=path)
     assert "Python.h was not found: install the package python3-dev" in said
+
+
+#: What is of the system, and of no C library, where Debian has it.
+HEADERS = [
+    Path("/usr/include", os.uname().machine + "-linux-gnu", "asm"),
+    *(Path("/usr/include", name) for name in ("asm-generic", "linux", "liburing", "liburing.h")),
+]
+
+
+@pytest.mark.skipif(
+    not shutil.which("musl-gcc") or not all(path.exists() for path in HEADERS),
+    reason="nothing is compiled with musl here",
+)
+def test_the_engine_compiles_with_musl(tmp_path: Path) -> None:
+    for path in HEADERS:
+        (tmp_path / path.name).symlink_to(path)
+    options = ["-fsyntax-only", "-std=gnu11", "-D_GNU_SOURCE", "-isystem", str(tmp_path)]
+    sources = [str(path) for path in (ROOT / "csrc").glob("*.c")]
+    subprocess.run(["musl-gcc", *options, *sources], check=True, timeout=LIMIT)
