@@ -11,6 +11,8 @@ Rules:
 5. An application that accepts with what can't be sent (a subprotocol that its client has not named,
    a header that is none) has not accepted. By hypercorn its client is sent Close, with no answer
    before it, which in HTTP/2 breaks the whole connection.
+6. A WebSocket is over when a message exceeds the limit. hypercorn says Close (1009) and leaves it
+   open: each further piece of the message is kept, and its application waits for the client.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ PROTOCOL_ERROR = CloseReason.PROTOCOL_ERROR
 
 
 class WebSocket(WSStream):
-    """hypercorn's, by rules 1, 4 and 5."""
+    """hypercorn's, by rules 1, 4, 5 and 6."""
 
     async def handle(self, event: Event) -> None:
         if not isinstance(event, Body | Data) or self.closed or self.handshake.accepted:
             await super().handle(event)
-            if self.buffer.length > self.buffer.max_length and not self.closed:
+            if self.buffer.length > self.buffer.max_length and not self.closed:  # rule 6
                 await self.send(StreamClosed(self.stream_id))
             return
         if self.state is ASGIWebsocketState.HANDSHAKE:

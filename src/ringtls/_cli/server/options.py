@@ -37,8 +37,12 @@ def seconds(text: str) -> float:
     return value
 
 
+def _is_positive(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) > 0
+
+
 def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+    if not _is_positive(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 
@@ -46,7 +50,7 @@ def _positive(text: str) -> int:
 def _workers(text: str) -> int:
     if text == "auto":
         return len(os.sched_getaffinity(0))
-    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+    if not _is_positive(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of processes nor 'auto'")
     return int(text)
 
