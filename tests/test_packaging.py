@@ -9,9 +9,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
+import zipfile
 from pathlib import Path
 
+import mesonpy
 import pytest
+from wheel.wheelfile import WheelFile
+
+import build_backend
 
 from .support.waiting import LIMIT
 
@@ -36,6 +42,34 @@ def test_the_notice_of_liburing_is_installed() -> None:
     text = notice.read_text(encoding="utf-8")
     assert text.startswith("Copyright 2020 Jens Axboe\n\nPermission is hereby granted")
     assert text == (ROOT / "LICENSES/liburing.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("built", "tagged"),
+    [("cp315-abi3", "cp311-abi3"), ("cp315-abi3.abi3t", "cp315-abi3.abi3t")],
+    ids=["with the GIL", "without"],
+)
+def test_a_wheel_is_for_the_first_python_whichever_has_built_it(
+    built: str, tagged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(directory: str, *_: object) -> str:
+        name = f"ringtls-1.0-{built}-linux_x86_64.whl"
+        with WheelFile(Path(directory, name), "w") as wheel:
+            wheel.writestr("ringtls-1.0.dist-info/WHEEL", f"Tag: {built}-linux_x86_64\n")
+        return name
+
+    monkeypatch.setattr(mesonpy, "build_wheel", build)
+    name = build_backend.build_wheel(str(tmp_path))
+    assert os.listdir(tmp_path) == [name] == [f"ringtls-1.0-{tagged}-linux_x86_64.whl"]
+    text = zipfile.ZipFile(tmp_path / name).read("ringtls-1.0.dist-info/WHEEL").decode()
+    assert text.split() == ["Tag:", f"{tagged}-linux_x86_64"]
+
+
+def test_the_first_python_is_the_same_everywhere() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    first = pyproject["project"]["requires-python"].removeprefix(">=")
+    assert first == f"{build_backend.FIRST[2]}.{build_backend.FIRST[3:]}"
+    assert f"limited_api: '{first}'," in (ROOT / "meson.build").read_text(encoding="utf-8")
 
 
 TOOLS = ("ar", "as", "gcc", "ld", "ninja", "pkg-config")
