@@ -55,7 +55,7 @@ outputs = pytest.mark.parametrize(
     ("words", "unbuffered"),
     [
         (["--version"], ""),
-        (["doctor"], ""),
+        pytest.param(["doctor"], "", marks=pytest.mark.long),
         pytest.param(["--version"], "1", marks=pytest.mark.long),
         pytest.param(["doctor"], "1", marks=pytest.mark.long),
     ],

@@ -401,14 +401,8 @@ def session(leader: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGINT,
-        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_ends_the_terminators_and_removes_their_keys(number: int, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LONG_DEMO],

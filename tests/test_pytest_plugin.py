@@ -256,6 +256,7 @@ async def test_not_allowed():
     shown.stdout.fnmatch_lines(["@pytest.mark.ringtls_allow_unclosed: *"])
 
 
+@pytest.mark.long
 def test_operations(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,

@@ -356,7 +356,13 @@ class Storm:
 
 
 @pytest.mark.parametrize("make_face", FACES)
-@pytest.mark.parametrize("into", [False, True], ids=["receive_some", "receive_into"])
+@pytest.mark.parametrize(
+    "into",
+    [
+        pytest.param(False, id="receive_some"),
+        pytest.param(True, id="receive_into", marks=pytest.mark.long),
+    ],
+)
 def test_c19_reading_waits_for_room(
     logged: Contexts,
     held: threading.Event,

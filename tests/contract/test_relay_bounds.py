@@ -76,11 +76,15 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 @pytest.mark.parametrize(
     ("kinds", "play_face"),
     [
-        ((KINDS[0], KINDS[1]), play),
-        ((KINDS[2], KINDS[3]), play),
-        ((BLOCKING_KINDS[0], BLOCKING_KINDS[1]), play_blocking),
+        pytest.param((KINDS[0], KINDS[1]), play, id="ring"),
+        pytest.param((KINDS[2], KINDS[3]), play, id="adapter", marks=pytest.mark.long),
+        pytest.param(
+            (BLOCKING_KINDS[0], BLOCKING_KINDS[1]),
+            play_blocking,
+            id="blocking",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["ring", "adapter", "blocking"],
 )
 def test_c19_a_relay_answers_no_more_than_is_taken_in(
     logged: Contexts,

@@ -140,12 +140,16 @@ TLS, PLAIN, TLS_ADAPTED, ADAPTED = KINDS
 @pytest.mark.parametrize(
     ("run", "kinds"),
     [
-        (run_on_trio, (TLS, PLAIN)),
-        (run_on_trio, (PLAIN, TLS)),
-        (run_on_trio, (TLS_ADAPTED, ADAPTED)),
-        (run_in_thread, (BLOCKING_KINDS[0], BLOCKING_KINDS[1])),
+        pytest.param(run_on_trio, (TLS, PLAIN), id="tls to plain"),
+        pytest.param(run_on_trio, (PLAIN, TLS), id="plain to tls", marks=pytest.mark.long),
+        pytest.param(run_on_trio, (TLS_ADAPTED, ADAPTED), id="adapted"),
+        pytest.param(
+            run_in_thread,
+            (BLOCKING_KINDS[0], BLOCKING_KINDS[1]),
+            id="blocking",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["tls to plain", "plain to tls", "adapted", "blocking"],
 )
 @pytest.mark.ringtls_allow_unclosed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
