@@ -90,7 +90,7 @@ def said_by(*command: str | Path, path: Path) -> str:
         timeout=LIMIT,
     )
     assert done.returncode == 1, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def programs(path: Path, *names: str) -> Path:
@@ -154,3 +154,15 @@ def test_the_engine_compiles_with_musl(tmp_path: Path) -> None:
     options = ["-fsyntax-only", "-std=gnu11", "-D_GNU_SOURCE", "-isystem", str(tmp_path)]
     sources = [str(path) for path in (ROOT / "csrc").glob("*.c")]
     subprocess.run(["musl-gcc", *options, *sources], check=True, timeout=LIMIT)
+
+
+@pytest.mark.skipif(not shutil.which("busybox"), reason="there is no BusyBox")
+def test_liburing_is_built_with_the_programs_of_busybox(tmp_path: Path) -> None:
+    """The image in which wheels for musl are built has these. Here they see another archive."""
+    (tmp_path / "archive").touch()
+    path = tmp_path / "bin"
+    path.mkdir()
+    for name in ("dirname", "mktemp", "rm", "sh", "sha256sum"):
+        (path / name).symlink_to(str(shutil.which("busybox")))
+    build = (path / "sh", "script/build-liburing", tmp_path / "prefix", tmp_path / "archive")
+    assert "1 of 1 computed checksums did NOT match" in said_by(*build, path=path)
