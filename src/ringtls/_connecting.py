@@ -45,7 +45,7 @@ async def connect(family: socket.AddressFamily, address: Address) -> SocketStrea
 
     Raises:
       OSError: connect(2) failed, or no descriptor is left for the socket.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
       ValueError, TypeError: the host is not numeric, or the address not of this family.
     """
     driver = TrioDriver.current()
@@ -111,7 +111,7 @@ def connect_now(family: socket.AddressFamily, address: Address) -> SocketStream 
 
     Raises:
       OSError: connect(2) failed, or no descriptor is left for the socket.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
     """
     if not _is_here(address):
         return None

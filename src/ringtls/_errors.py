@@ -1,4 +1,4 @@
-"""Every exception of ringtls. All others that it raises are trio's and ssl's own."""
+"""The exceptions of streams and engine. Others that these raise are trio's, ssl's and Python's."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ async def open_tcp_stream(
 
     Raises:
       OSError: no address of the host could be connected to.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
     """
     TrioDriver.current().ring  # noqa: B018
     stream = await trio.open_tcp_stream(
@@ -78,7 +78,7 @@ async def open_unix_socket(
 
     Raises:
       OSError: it could not be connected to.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
     """
     TrioDriver.current().ring  # noqa: B018
     stream = await trio.open_unix_socket(filename)
@@ -103,7 +103,7 @@ async def open_tls_over_tcp_stream(
 
     Raises:
       OSError: no address of the host could be connected to.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
       TypeError, ValueError, ssl.SSLError: as for TlsStream.
     """
     context = ssl_context or ssl.create_default_context()
@@ -143,7 +143,7 @@ async def open_unix_listeners(
 
     Raises:
       OSError: the path can't be had, of errno EADDRINUSE if it is there already.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
     """
     TrioDriver.current().ring  # noqa: B018
     sock = trio.socket.socket(trio.socket.AF_UNIX)
@@ -176,7 +176,7 @@ async def open_tls_over_tcp_listeners(
 
     Raises:
       OSError: the address can't be had, as when the port is in use.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
       ValueError: the context is one for clients.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)

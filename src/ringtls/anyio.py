@@ -344,7 +344,7 @@ async def connect_tcp(
       OSError: no address of the host could be connected to.
       ssl.SSLError: the handshake failed.
       anyio.BrokenResourceError: the connection broke, or ended, in the middle of it.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
       RuntimeError: anyio runs on another backend than trio.
     """
     if local_port is None:

@@ -378,6 +378,18 @@ async def test_c16_another_threads_call_of_a_socket_stream_does_nothing(
     assert theirs.recv(1) == b""
 
 
+SOCKET_CALLS: list[Callable[[SocketStream], Awaitable[object]]] = [
+    lambda stream: stream.send_all(b"never"),
+    lambda stream: stream.send_all(b""),
+    lambda stream: stream.send_eof(),
+    lambda stream: stream.wait_send_all_might_not_block(),
+    lambda stream: stream.receive_some(),
+    lambda stream: stream.receive_into(bytearray(1)),
+    lambda stream: stream.peek(1),
+    lambda stream: stream.aclose(),
+]
+
+
 async def test_c16_another_threads_use_of_a_socket_stream_does_nothing(contexts: Contexts) -> None:
     """What takes a stream over must not have it, either, where it is refused."""
     client, server = await socket_streams()
@@ -387,6 +399,9 @@ async def test_c16_another_threads_use_of_a_socket_stream_does_nothing(contexts:
             TlsStream(client, contexts.client, server_hostname="localhost")
         with pytest.raises(RuntimeError, match="another thread"):
             await relay(client, server)
+        for call in SOCKET_CALLS:
+            with pytest.raises(RuntimeError, match="another thread"):
+                await call(client)
 
     await trio.to_thread.run_sync(trio.run, foreign)
     async with client, server:

@@ -222,7 +222,7 @@ class BlockingDriver:
     """What the streams of one thread share, and how it waits for its ring (Driver of _interfaces).
 
     Raises:
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
       RuntimeError: gevent has patched this process (rule 7).
     """
 

@@ -191,7 +191,7 @@ class TrioDriver(trio.abc.Instrument):
         """The ring of this run, made on first use.
 
         Raises:
-          RingUnavailableError: io_uring is forced, and there is none here.
+          RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
         """
         if self._ring is None:
             self._ring = open_for_event_loop(self._eventfd.fileno())

@@ -76,16 +76,18 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
     Like trio.SocketStream, with TCP_NODELAY set. The connection belongs to the stream from now on:
     the caller's object is left without it, as if closed (as SSLContext.wrap_socket leaves it), and
     closing that object does nothing. A stream belongs to the trio run that made it: in another
-    thread, or in a forked child, each call but those of options is a RuntimeError, and nothing has
-    happened.
+    thread, or in a forked child, a call that sends, receives or ends is a RuntimeError, and nothing
+    has happened.
 
     Args:
       sock: a connected stdlib or trio stream socket.
 
     Raises:
-      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left; the
+        text says what to change.
       TypeError, ValueError: it is not a stream socket, or belongs to another stream.
       OSError: of errno EBADF: it is closed. In all these cases it stays the caller's.
+      RuntimeError: called outside of ``trio.run``.
     """
 
     _is_owner = False
@@ -377,7 +379,6 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
 
     def _release_to_tls(self) -> tuple[RingTransport, Closing]:
         """Hand the connection to a TLS stream, which sees to its end from now on."""
-        self._transport.driver.check_caller()
         with self._sending, self._receiving:
             self._check_sendable()
         if not self._is_owner:
@@ -396,6 +397,7 @@ class SocketStream(Uncopyable, trio.abc.HalfCloseableStream):
         self._is_owner = True
 
     def _check_sendable(self) -> None:
+        self._transport.driver.check_caller()
         self._transport.check_open()
         if self._sent_eof:
             raise trio.ClosedResourceError("can't send after send_eof()")

@@ -124,7 +124,8 @@ class SocketListener(Uncopyable, trio.abc.Listener[SocketStream]):
       sock: a listening stdlib or trio stream socket.
 
     Raises:
-      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left; the
+        text says what to change.
       TypeError, ValueError: it is not a listening stream socket, or belongs to another listener.
       OSError: of errno EBADF: it is closed; EMFILE: no descriptor is left for a duplicate. In all
         these cases nothing has happened to the socket.

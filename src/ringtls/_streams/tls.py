@@ -78,7 +78,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
     all that ``send_all`` accepted, close_notify and FIN, under cancellation too. To break a
     connection off there is ``close_unclean()``. A call that is cancelled leaves the stream
     usable. A stream belongs to the trio run that made it: in another thread, or in a forked child,
-    each call is a RuntimeError, and nothing has happened.
+    a call that sends, receives or ends is a RuntimeError, and nothing has happened.
 
     Args:
       transport_stream: the connection, any stream of trio's interface; it belongs to this
@@ -100,7 +100,10 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     Raises:
       TypeError: among others, ``initial_input`` is no bytes.
-      ValueError, ssl.SSLError: the context and the names do not fit together.
+      ValueError, ssl.SSLError: the context and the names do not fit together; a negative
+        ``shutdown_timeout``; another TlsStream has the connection.
+      trio.ClosedResourceError: ``transport_stream`` was closed, or its ``send_eof`` was called.
+      RuntimeError: called outside of ``trio.run``, or ``transport_stream`` is another thread's.
     """
 
     _is_owner = False
@@ -491,7 +494,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
         ``trio.aclose_forcefully(stream)`` is graceful too; ``close_unclean()`` is not.
 
         Raises:
-          ValueError: ``shutdown_timeout`` is negative or not a number. The end has not begun.
+          TypeError, ValueError: ``shutdown_timeout`` is no number, or negative. No end has begun.
         """
         await self._end(shutdown_timeout)
 

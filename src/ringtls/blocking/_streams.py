@@ -114,7 +114,8 @@ class SocketStream(_Stream):
       sock: a connected stream socket.
 
     Raises:
-      RingUnavailableError: io_uring is forced and there is none here; the text says what to change.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left; the
+        text says what to change.
       TypeError, ValueError: it is not a stream socket, or belongs to another stream.
       OSError: of errno EBADF: it is closed. In all these cases it stays the caller's.
       RuntimeError: gevent has monkey-patched this process.
@@ -400,7 +401,7 @@ class TlsStream(TlsInfo, _Stream):
         A KeyboardInterrupt comes out when that is done.
 
         Raises:
-          ValueError: ``shutdown_timeout`` is negative or not a number. The end has not begun.
+          TypeError, ValueError: ``shutdown_timeout`` is no number, or negative. No end has begun.
         """
         self._end(shutdown_timeout, after_error=False)
 
@@ -449,7 +450,7 @@ def open_tls_over_tcp_stream(
 
     Raises:
       OSError: no address of the host could be connected to.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
       ValueError: ``timeout`` is negative or not a number.
     """
     seconds = math.inf if timeout is None else checked_timeout(timeout)

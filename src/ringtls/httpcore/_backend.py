@@ -74,7 +74,7 @@ class RingBackend(httpcore.AsyncNetworkBackend):
         Raises:
           httpcore.ConnectTimeout: it took more than ``timeout`` seconds.
           httpcore.ConnectError: no address of the host could be connected to.
-          RingUnavailableError: io_uring is forced, and there is none here.
+          RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
           RuntimeError: not called from inside a trio run.
         """
         TrioDriver.current()

@@ -73,7 +73,7 @@ async def serve(
     Raises:
       ExceptionGroup: has one of the following inside, in further groups.
       OSError: an address can't be had.
-      RingUnavailableError: io_uring is forced, and there is none here.
+      RingUnavailableError: io_uring is forced and there is none here, or no descriptor is left.
       LifespanFailureError, LifespanTimeoutError: of hypercorn.utils: the application did not start.
     """
     await worker_serve(
