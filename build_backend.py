@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import mesonpy
@@ -42,5 +41,4 @@ def build_wheel(
     if "-abi3-" not in name:
         return name
     tags = [sys.executable, "-m", "wheel", "tags", "--remove", "--python-tag", FIRST]
-    named = subprocess.run([*tags, name], cwd=wheel_directory, check=True, stdout=subprocess.PIPE)
-    return Path(named.stdout.decode().strip()).name
+    return subprocess.check_output([*tags, name], cwd=wheel_directory, text=True).strip()
