@@ -6,9 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from ringtls._cli.asgi.service import ApplicationService
+from ringtls._cli.proxy.access import Accounts
+from ringtls._cli.serve.connection import FileService
+from ringtls._cli.serve.files import Policy
+from ringtls._cli.server.figures import Figures
+from ringtls._cli.server.metrics import Metrics
 
 from .container.seccomp_profile import IO_URING
 
@@ -79,3 +88,32 @@ def test_the_command_is_understood(name: str) -> None:
     )
     assert done.returncode == 1, done.stderr  # not 2: only what it names is missing here
     assert "chain.pem" in done.stderr or "tls.crt" in done.stderr
+
+
+def labels(add_metrics: Callable[[Metrics], object]) -> dict[str, list[str]]:
+    """Those of the figures that it adds, by the figures' names."""
+    metrics = Metrics()
+    add_metrics(metrics)
+    return {
+        family.name + ("" if family.is_gauge else "_total"): list(family.labels)
+        for family in metrics.families
+    }
+
+
+def test_the_figures() -> None:
+    rows = re.findall(r"^\| (`ringtls_.*?) \|(.*?)\|(.*?)\|", DOCUMENT, re.MULTILINE)
+    found: dict[str, dict[str, list[str]]] = {}
+    for names, of_them, commands in rows:
+        for command in quoted(commands) or ["all"]:
+            for name in quoted(names):
+                found.setdefault(command, {})[name] = quoted(of_them)
+    assert found == {
+        "all": labels(partial(Figures, ciphers=())),
+        "serve": labels(FileService(Path(), Policy()).add_metrics),
+        "asgi": labels(ApplicationService("module", "app").add_metrics),
+        "proxy": labels(partial(Accounts().add_metrics, backends=())),
+    }
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`(.*?)`", cell)

@@ -106,6 +106,21 @@ async def test_c2_a_close_is_not_a_cancellation_point(contexts: Contexts, meet: 
     assert (await in_thread(peer.end)).is_clean
 
 
+async def test_c2_the_end_of_a_socket_stream_is_not_stopped_by_a_cancellation() -> None:
+    """Its ``aclose`` ends with a checkpoint, as trio's does."""
+    stream, peer = await socket_streams()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        started = stream.start_send(b"last words")
+        await stream.aclose()
+    assert scope.cancelled_caught
+    async with peer:
+        assert await peer.receive_some(4) == b"last"
+        assert await peer.receive_some() == b" words"
+        assert await peer.receive_some() == b""
+    assert await started == len(b"last words")
+
+
 async def test_c2_a_deadline_does_not_end_a_close(contexts: Contexts, meet: Meet) -> None:
     stream, peer = await meet(contexts, buffer_size=SMALL)
     await clog(stream)
