@@ -1,0 +1,37 @@
+# What the scripts have in common that try ringtls in a Debian of debian-root.sh with another kernel or C
+# library: they build a wheel there, install it, and run tests/machine/parts. They have sourced debian-root.sh.
+# shellcheck shell=sh
+# shellcheck disable=SC2034,SC2154 # variables of those who source it, and of debian-root.sh
+
+all_parts="doctor demo engine streams ends"
+
+install_packages() { # install_packages LIBC ARGUMENT...: as pip does, but by this host's, which is not emulated
+	libc=$1 # manylinux_2 or musllinux_1
+	shift
+	python3 -m pip --version >/dev/null 2>&1 || install python3-pip
+	python3 -m pip --version >/dev/null 2>&1 || cannot "there is no pip"
+	site=$(in_root 60 python3 -c 'import site; print(site.getsitepackages()[0])')
+	version=${site#*/python}
+	for minor in $(seq 0 36); do
+		set -- --platform "${libc}_${minor}_${foreign:-$(uname -m)}" "$@"
+	done
+	quiet bounded 600 python3 -m pip install -q --no-compile --upgrade --target "$root$site" \
+		--only-binary :all: --implementation cp --python-version "${version%%/*}" "$@"
+	sed -i '1s|^#!.*|#!/usr/bin/env python3|' "$root$site"/bin/* # not this host's Python
+}
+
+install_wheel() { # install_wheel LIBC: it is built there
+	echo "Building ringtls in it ..."
+	python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		>"$work/requirements"
+	install_packages "$1" -r "$work/requirements" -r tests/machine/requirements.txt
+	quiet in_root 1200 tests/machine/wheel
+	tail -n 3 "$work/log" # what the extension needs, and the wheel
+	install_packages "$1" "$(echo "$root"/ringtls/dist/*.whl)[server]"
+}
+
+report() { # report: how what was printed on $work/console ended
+	! grep -q '^[a-z]*: FAILED' "$work/console" ||
+		{ echo "${0##*/}: something failed" && exit 1; }
+	echo "${0##*/}: all as it should be"
+}
