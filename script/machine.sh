@@ -1,11 +1,11 @@
 # What the scripts have in common that try ringtls in a Debian of debian-root.sh with another kernel or C
-# library: they build a wheel there, install it, and run tests/machine/parts. They have sourced debian-root.sh.
+# library: they build a wheel there, install it, and run tests/machine/parts. They have sourced that file.
 # shellcheck shell=sh
 # shellcheck disable=SC2034,SC2154 # variables of those who source it, and of debian-root.sh
 
 all_parts="doctor demo engine streams ends"
 
-install_packages() { # install_packages LIBC ARGUMENT...: as pip does, but by this host's, which is not emulated
+install_packages() { # install_packages LIBC ARGUMENT...: by this host's pip, which is not emulated
 	libc=$1 # manylinux_2 or musllinux_1
 	shift
 	python3 -m pip --version >/dev/null 2>&1 || install python3-pip
@@ -22,8 +22,11 @@ install_packages() { # install_packages LIBC ARGUMENT...: as pip does, but by th
 
 install_wheel() { # install_wheel LIBC: it is built there
 	echo "Building ringtls in it ..."
-	python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
-		>"$work/requirements"
+	python3 - >"$work/requirements" <<-'END'
+		import tomllib
+		with open("pyproject.toml", "rb") as file:
+		    print(*tomllib.load(file)["build-system"]["requires"], sep="\n")
+	END
 	install_packages "$1" -r "$work/requirements" -r tests/machine/requirements.txt
 	quiet in_root 1200 tests/machine/wheel
 	tail -n 3 "$work/log" # what the extension needs, and the wheel
