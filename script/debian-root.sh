@@ -4,8 +4,7 @@
 # shellcheck disable=SC2154 # $work is of elsewhere.sh
 
 root=$work/root
-# The processor that qemu-user plays, as qemu names it. It plays one that signs no pointers: that takes it long.
-foreign=
+foreign= # the kind of processor that qemu-user plays, as qemu names it
 
 need_root() { # need_root ARGUMENTS
 	[ "$(id -u)" = 0 ] || cannot "it needs root: sudo $0 $*"
@@ -59,6 +58,7 @@ make_root() { # make_root RELEASE ARCHITECTURE [PACKAGE...]: python3, and nothin
 	copy_tree "$root/ringtls"
 }
 
+# Of the foreign kind it is a cortex-a72, which does not sign pointers: that takes qemu long.
 in_root() { # in_root SECONDS COMMAND...: in the tree that was copied
 	limit=$1
 	shift
