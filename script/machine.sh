@@ -5,32 +5,30 @@
 
 all_parts="doctor demo engine streams ends"
 
-install_packages() { # install_packages LIBC ARGUMENT...: by this host's pip, which is not emulated
-	libc=$1 # manylinux_2 or musllinux_1
-	shift
-	python3 -m pip --version >/dev/null 2>&1 || install python3-pip
-	python3 -m pip --version >/dev/null 2>&1 || cannot "there is no pip"
-	site=$(in_root 60 python3 -c 'import site; print(site.getsitepackages()[0])')
-	version=${site#*/python}
-	for minor in $(seq 0 36); do
-		set -- --platform "${libc}_${minor}_${foreign:-$(uname -m)}" "$@"
-	done
+install_packages() { # install_packages ARGUMENT...: by this host's pip, which is not emulated
+	# shellcheck disable=SC2086 # options
 	quiet bounded 600 python3 -m pip install -q --no-compile --upgrade --target "$root$site" \
-		--only-binary :all: --implementation cp --python-version "${version%%/*}" "$@"
+		--only-binary :all: --implementation cp --python-version "$version" $platforms "$@"
 	sed -i '1s|^#!.*|#!/usr/bin/env python3|' "$root$site"/bin/* # not this host's Python
 }
 
-install_wheel() { # install_wheel LIBC: it is built there
+install_wheel() { # install_wheel LIBC: it is built there; manylinux_2 or musllinux_1
+	python3 -m pip --version >/dev/null 2>&1 || install python3-pip
+	python3 -m pip --version >/dev/null 2>&1 || cannot "there is no pip"
 	echo "Building ringtls in it ..."
+	site=$(in_root 60 python3 -c 'import site; print(site.getsitepackages()[0])')
+	version=${site#*/python}
+	version=${version%%/*}
+	platforms=$(printf -- "--platform ${1}_%s_${foreign:-$(uname -m)} " $(seq 36 -1 0))
 	python3 - >"$work/requirements" <<-'END'
 		import tomllib
 		with open("pyproject.toml", "rb") as file:
 		    print(*tomllib.load(file)["build-system"]["requires"], sep="\n")
 	END
-	install_packages "$1" -r "$work/requirements" -r tests/machine/requirements.txt
-	quiet in_root 1200 tests/machine/wheel
+	install_packages -r "$work/requirements" -r tests/machine/requirements.txt
+	quiet in_root 1200 tests/machine/wheel "$site"
 	tail -n 3 "$work/log" # what the extension needs, and the wheel
-	install_packages "$1" "$(echo "$root"/ringtls/dist/*.whl)[server]"
+	install_packages "$(echo "$root"/ringtls/dist/*.whl)[server]"
 }
 
 report() { # report: how what was printed on $work/console ended

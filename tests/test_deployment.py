@@ -1,4 +1,4 @@
-"""The snippets of docs/deployment.md, as far as they can be checked on any machine."""
+"""The snippets and the table of docs/deployment.md, as far as any machine can check them."""
 
 from __future__ import annotations
 
