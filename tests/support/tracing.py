@@ -1,4 +1,8 @@
-"""A trace function for a while; what traced before, as coverage does, goes on afterwards."""
+"""A trace function for a while; what traced before, as coverage does, goes on afterwards.
+
+CPython 3.12 gives the events of opcodes only if a frame asked for them before ``sys.settrace``:
+what a trace function asks for counts from the next ``sys.settrace`` on.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ __all__ = ["traced_by"]
 @contextmanager
 def traced_by(function: Callable[..., Any]) -> Iterator[None]:
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(function)
     try:
         yield
