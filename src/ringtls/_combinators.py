@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary
@@ -203,7 +204,8 @@ async def close_one(resource: trio.abc.AsyncResource, grace: Grace) -> list[Base
     except GeneratorExit:  # this coroutine is finalized: the run has crashed
         raise
     except BaseException as error:
-        error.add_note(f"raised by closing {_name(resource)}")
+        with suppress(Exception):  # an exception may take no notes: a frozen dataclass
+            error.add_note(f"raised by closing {_name(resource)}")
         return [error]
     return []
 

@@ -198,10 +198,10 @@ class Destruction:
         return self.phase is not Phase.OPEN
 
     def was_never_made(self, value: Value) -> None:
-        """The value's ``__init__`` has raised (rule 6)."""
+        """The value's ``__init__`` has raised (rule 6), where perhaps nothing can be called."""
         if not self.driver.is_forked:
             self._dropped = value
-            self.start_as_orphan()
+            self.driver.call_soon(self.start_as_orphan)
 
     def drop(self, value: Value) -> None:
         """The value was garbage-collected, perhaps in another thread."""
@@ -254,6 +254,7 @@ class Destruction:
 
     def _crash(self, failure: BaseException) -> None:
         """Something was raised in this module, or in what it calls of ringtls (rule 7)."""
+        self.deadline = -math.inf  # the run gives up what can't be ended here
         try:
             text = "the end of %s, made at %s, was cut short: %r was raised inside ringtls"
             log(logging.ERROR, text, self.name, self.made_at, failure, failure=failure)

@@ -133,4 +133,7 @@ def attributes(value: object) -> dict[str, object]:
 
 
 def _is_resource(value: object) -> TypeGuard[trio.abc.AsyncResource]:
-    return callable(getattr(type(value), "aclose", None))
+    try:
+        return callable(getattr(type(value), "aclose", None))
+    except Exception:  # by the __getattr__ of a metaclass
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import itertools
 import os
 import signal
@@ -311,6 +312,24 @@ async def test_d1_each_whatever_the_others_do() -> None:
     assert second.__notes__ == ["raised by closing <also bad>"]
     assert "end slow" in log
     assert "end also slow" in log
+
+
+@dataclasses.dataclass(frozen=True)
+class TakesNoNoteError(Exception):
+    number: int
+
+
+async def test_d1_d2_an_exception_that_takes_no_note() -> None:
+    log: list[str] = []
+    first, second = TakesNoNoteError(1), TakesNoNoteError(2)
+    with pytest.raises(ExceptionGroup) as caught:
+        await aclose_all(Resource("bad", log, first), Resource("slow", log))
+    assert caught.value.exceptions == (first,)
+    assert "end slow" in log
+    with pytest.raises(ExceptionGroup) as caught:
+        await replace(Resource("old", log, second), Resource("new", log))
+    assert caught.value.exceptions == (second,)
+    assert "end new" in log
 
 
 async def test_d1_what_is_no_exception() -> None:

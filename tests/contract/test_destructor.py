@@ -333,6 +333,23 @@ async def test_a1_a_class_that_is_hard_to_handle() -> None:
     assert error.__notes__ == [f"raised by closing {object.__repr__(failing)}"]
 
 
+class HostileType(type):
+    def __getattr__(cls, name: str) -> object:
+        raise AssertionError
+
+
+class OfHostileType(metaclass=HostileType):
+    """Its attributes are not for us to ask for."""
+
+
+async def test_a3_an_attribute_that_is_hard_to_handle() -> None:
+    log: list[str] = []
+    async with Value("value", log, Resource("part", log)) as value:
+        value.hostile = OfHostileType()  # type: ignore[attr-defined]
+        value.more = Resource("more", log)  # type: ignore[attr-defined]
+    assert log == whole("value", "part", "more")
+
+
 @pytest.mark.ringtls_allow_unclosed
 async def test_a1_made_without_init() -> None:
     """As factories do that await something first."""
@@ -477,6 +494,25 @@ async def test_a1_init_raises(error: BaseException | type) -> None:
             cls(log, raised)
         await trio.testing.wait_all_tasks_blocked()
     assert log == [*whole("part"), *whole("more", "part")]
+
+
+class Endlessly(Value):
+    def __init__(self, log: list[str]) -> None:
+        super().__init__("unmade", log, Resource("part", log))
+        self.inner = Endlessly(log)
+
+
+def test_a1_init_raises_where_nothing_more_can_be_called() -> None:
+    """At the limit of recursion. The run ends, and all that was taken is closed."""
+    log: list[str] = []
+
+    async def main() -> None:
+        with pytest.raises(RecursionError):
+            Endlessly(log)
+
+    trio.run(main)
+    assert len(log) > 2
+    assert log.count("begin part") == log.count("end part") == len(log) / 2
 
 
 # A2

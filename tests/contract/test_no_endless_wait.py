@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import socket
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -590,6 +592,38 @@ async def test_c18_what_was_reset_is_not_acknowledged_any_more(contexts: Context
     async with await has_what_is_never_acknowledged(contexts) as stream:
         with trio.fail_after(LIMIT), pytest.raises(trio.BrokenResourceError, match="reset by peer"):
             await stream.wait_acknowledged()
+
+
+@contextmanager
+def no_new_descriptors() -> Iterator[None]:
+    """As a sandbox forbids them. poll(2) fails then."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_c18_where_no_descriptor_can_be_made(contexts: Contexts) -> None:
+    async with await has_what_is_never_acknowledged(contexts) as stream:
+        with no_new_descriptors(), trio.fail_after(LIMIT), pytest.raises(trio.BrokenResourceError):
+            await stream.wait_acknowledged()
+
+
+async def test_c21_where_no_descriptor_can_be_made(contexts: Contexts) -> None:
+    stream, peer = await meet(contexts)
+    stream.reset_on_error = True
+    with no_new_descriptors():
+        with pytest.raises(ValueError, match="half an answer"):
+            async with stream:
+                await stream.send_all(bytes(100))
+                raise ValueError("half an answer")
+        await until(lambda: not statistics().connections_closing)
+    end = await trio.to_thread.run_sync(peer.end)
+    assert stream.close_outcome is CloseOutcome.BROKEN_OFF
+    assert end.data == bytes(100)
+    assert end.transport is Transport.RST
 
 
 async def test_c16_an_end_does_not_wait_for_what_was_reset(contexts: Contexts) -> None:
