@@ -19,18 +19,20 @@ TCP_CLOSE = b"\x07"
 
 def unacknowledged(fd: int) -> int:
     """Bytes that were sent, and that the peer's TCP has not acknowledged (SIOCOUTQ, tcp(7)); of a
-    local socket, the memory of those that the peer has not received."""
+    local socket, the memory of those that the peer has not received. None of a closed one."""
     count = bytearray(4)
     try:
         fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-    except OSError:  # not a connection that knows of it
+    except (OSError, ValueError):  # not a connection that knows of it, or closed
         return 0
     return int.from_bytes(count, sys.byteorder)
 
 
 def is_gone(fd: int) -> bool:
     """True if the connection was reset: the kernel goes on to count what was sent as not
-    acknowledged."""
+    acknowledged. Or if it is closed."""
+    if fd < 0:
+        return True
     look = select.poll()
     look.register(fd, 0)
     try:

@@ -17,6 +17,7 @@ from .._clock import now
 from .._drivers.trio import TrioDriver
 from .._errors import RingUnavailableError
 from .._outcome import CloseOutcome
+from .._transports.carriers import streams_below
 from .._transports.ring import RingTransport
 from .._transports.stream import StreamTransport
 from . import trio_socket
@@ -35,17 +36,19 @@ def take_over(stream: trio.abc.Stream) -> tuple[Transport, Closing]:
     if isinstance(stream, SocketStream):
         return stream._release_to_tls()
     if isinstance(stream, TlsInfo):
-        stream._closing.transport.driver.check_caller()
+        stream._check_unused()
     driver = TrioDriver.current()
-    if (
-        isinstance(stream, trio.SocketStream)
-        and _has_ring(driver)
-        and trio_socket.can_be_taken(stream)
-    ):
-        return trio_socket.take(stream)
+    if isinstance(stream, trio.SocketStream):
+        trio_socket.check_unused(stream)
+        if _has_ring(driver) and trio_socket.can_be_taken(stream):
+            return trio_socket.take(stream)
     kind = _TransportOverTls if isinstance(stream, TlsInfo) else StreamTransport
     transport = kind(driver, stream)
-    return transport, Closing(transport)
+    closing = Closing(transport)
+    closing.own(
+        each._closing for each in streams_below(stream) if isinstance(each, (SocketStream, TlsInfo))
+    )
+    return transport, closing
 
 
 def give_back(stream: trio.abc.Stream, transport: Transport, closing: Closing) -> None:
@@ -68,13 +71,9 @@ def _has_ring(driver: TrioDriver) -> bool:
 
 class _TransportOverTls(StreamTransport):
     """TLS in TLS: the outer connection bounds its own end, lingers by itself, and tells how it
-    ended, and what its peer has."""
+    ended."""
 
     _stream: Any  # a TlsStream: tls.py imports this module
-
-    def unacknowledged(self) -> int:
-        transport: Transport = self._stream._transport
-        return transport.unacknowledged()
 
     async def _finish(self, end: float, *, lingers: bool) -> None:
         left = max(0.0, end - now())

@@ -35,7 +35,7 @@ import errno
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from .._clock import now
@@ -130,6 +130,8 @@ class Closing:
     """
 
     __slots__ = (
+        "_afterwards",
+        "_below",
         "_leave",
         "_phase",
         "_session",
@@ -162,6 +164,8 @@ class Closing:
         self._phase = Phase.OPEN
         self.started = False
         self._leave = CloseOutcome.CLEAN
+        self._below: tuple[Closing, ...] = ()
+        self._afterwards: tuple[Callable[[], object], ...] = ()
         self._settled = transport.driver.wait_queue()
         transport.on_crash = self.crash
         transport.driver.register(self)
@@ -175,6 +179,20 @@ class Closing:
     def succeed(self, before: Closing) -> None:
         """The connection has come back from TLS, whose end was to be another's affair."""
         self.owner, self.made_at, self.timeout = before.owner, before.made_at, before.timeout
+
+    def own(self, below: Iterable[Closing]) -> None:
+        """This connection is put upon others. Its end closes them, and they wait for that."""
+        self._below = tuple(below)
+        for each in self._below:
+            each.owner = self
+
+    @property
+    def is_below_another(self) -> bool:
+        return isinstance(self.owner, Closing)
+
+    def postpone(self, function: Callable[[], object]) -> bool:
+        self._afterwards += (function,)
+        return True
 
     def detach(self) -> None:
         """The connection goes on without this: somebody else sees to its end."""
@@ -422,6 +440,12 @@ class Closing:
         self.transport.driver.unregister(self)
         self._settled.wake()
         self.transport.on_crash = None  # no reference cycle
+        for each in self._below:
+            each.owner = None
+        self._below = ()
+        afterwards, self._afterwards = self._afterwards, ()
+        for function in afterwards:
+            function()
 
     def _step(self, event: Event) -> None:
         self._phase = TRANSITIONS[self._phase, event]

@@ -103,6 +103,7 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
       ValueError, ssl.SSLError: the context and the names do not fit together; a negative
         ``shutdown_timeout``; another TlsStream has the connection.
       trio.ClosedResourceError: ``transport_stream`` was closed, or its ``send_eof`` was called.
+        (Of other classes than SocketStream, trio's or ours, and TlsStream that is not known.)
       RuntimeError: called outside of ``trio.run``, or ``transport_stream`` is another thread's.
     """
 
@@ -543,12 +544,17 @@ class TlsStream(TlsInfo, trio.abc.HalfCloseableStream, Generic[StreamT]):
 
     def _release_to_relay(self) -> tuple[Transport, Closing, TlsSession]:
         """Hand the connection to a relay, which sees to its end from now on."""
-        with self._sending, self._receiving:
-            self._check_sendable()
+        self._check_unused()
         self._is_owner = False
         return self._transport, self._closing, self._session
 
     # Helpers
+
+    def _check_unused(self) -> None:
+        with self._sending, self._receiving:
+            self._check_sendable()
+        if self._closing.is_below_another:
+            raise ValueError("this stream is below another TlsStream already")
 
     def _check_open(self) -> None:
         self._driver.check_caller()

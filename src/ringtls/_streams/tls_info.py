@@ -57,6 +57,10 @@ class TlsInfo(Uncopyable):
     _session: TlsSession
     _closing: Closing
 
+    def _check_unused(self) -> None:
+        """Raise if nothing can be put upon it."""
+        raise NotImplementedError
+
     @property
     def close_outcome(self) -> CloseOutcome | None:
         """How the connection ended; None until that is known."""

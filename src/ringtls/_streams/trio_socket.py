@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .._transports.ring import RingTransport
     from .closing import Closing
 
-__all__ = ["StandIn", "can_be_taken", "give_back", "take"]
+__all__ = ["StandIn", "can_be_taken", "check_unused", "give_back", "take"]
 
 
 class StandIn(trio.socket.SocketType):
@@ -125,16 +125,22 @@ def _socket_class() -> type[trio.socket.SocketType]:
         return type(sock)
 
 
-def can_be_taken(stream: trio.SocketStream) -> bool:
-    """True if its connection can be put on the ring (rule 4).
-
+def check_unused(stream: trio.SocketStream) -> None:
+    """
     Raises:
       ValueError: another TlsStream uses it.
+      trio.ClosedResourceError: it is closed, or its ``send_eof`` was called.
     """
     sock = stream.socket
     if isinstance(sock, StandIn) and not sock.closing.started:
         raise ValueError("this stream is below another TlsStream already")
-    return type(sock) is _socket_class() and sock.fileno() >= 0
+    if sock.fileno() < 0 or sock.did_shutdown_SHUT_WR:
+        raise trio.ClosedResourceError("this stream was closed")
+
+
+def can_be_taken(stream: trio.SocketStream) -> bool:
+    """True if its connection can be put on the ring (rule 4)."""
+    return type(stream.socket) is _socket_class()
 
 
 def take(stream: trio.SocketStream) -> tuple[RingTransport, Closing]:

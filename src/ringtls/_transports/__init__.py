@@ -3,6 +3,6 @@
 The modules, by what they are about:
 
     a socket          ring, owned_socket
-    any stream        stream
+    any stream        stream, carriers
     both              base
 """

@@ -195,13 +195,13 @@ class BaseTransport:
         await self.wait_sent(below=1)
         pauses = acknowledgement_pauses()
         while self.unacknowledged():
-            if self._is_gone():
+            if self.is_gone():
                 raise broken(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
             await self._sleep(next(pauses))
             self.check_open()
             self.check_sendable()
 
-    def _is_gone(self) -> bool:
+    def is_gone(self) -> bool:
         """True if the connection, of which something is unacknowledged, was reset."""
         raise NotImplementedError
 

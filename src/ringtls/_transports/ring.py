@@ -252,8 +252,7 @@ class RingTransport(BaseTransport):
         return self.unsent >= least
 
     def unacknowledged(self) -> int:
-        fd = self.socket.fileno()
-        return 0 if fd < 0 else unacknowledged(fd)
+        return unacknowledged(self.socket.fileno())
 
     def _progressed(self, unsent: int) -> None:
         self.unsent = unsent
@@ -449,7 +448,7 @@ class RingTransport(BaseTransport):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         look()
 
-    def _is_gone(self) -> bool:
+    def is_gone(self) -> bool:
         return is_gone(self.socket.fileno())
 
     async def _sleep(self, seconds: float) -> None:

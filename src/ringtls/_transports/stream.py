@@ -44,7 +44,6 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 
 from .._clock import now
-from .._engine.descriptors import is_delivered, is_gone, reset_connection, unacknowledged
 from .._log import log
 from .._task import Task
 from .base import (
@@ -55,6 +54,7 @@ from .base import (
     broken,
     reset_met,
 )
+from .carriers import carrier_of, streams_below
 
 if TYPE_CHECKING:
     from .._interfaces import OnClosed, TaskDriver
@@ -91,6 +91,8 @@ class StreamTransport(BaseTransport):
     def __init__(self, driver: TaskDriver, stream: trio.abc.Stream) -> None:
         super().__init__(driver, repr(stream))
         self._stream = stream
+        carriers = map(carrier_of, streams_below(stream))
+        self._carriers = [carrier for carrier in carriers if carrier is not None]
         self._queue: deque[bytes | memoryview] = deque()
         self._input_ended = trio.Event()
         self._receiving: trio.CancelScope | None = None
@@ -345,17 +347,10 @@ class StreamTransport(BaseTransport):
         return self._last_step is not None or not (self.unsent or self._sending)
 
     def unacknowledged(self) -> int:
-        fd = self._fd_below()
-        return 0 if fd < 0 else unacknowledged(fd)
+        return sum(carrier.unacknowledged() for carrier in self._carriers)
 
-    def _is_gone(self) -> bool:
-        return is_gone(self._fd_below())
-
-    def _fd_below(self) -> int:
-        below: object = self._stream
-        while isinstance(below, trio.SSLStream):
-            below = below.transport_stream
-        return below.socket.fileno() if isinstance(below, trio.SocketStream) else -1
+    def is_gone(self) -> bool:
+        return any(carrier.is_gone() for carrier in self._carriers)
 
     async def _sleep(self, seconds: float) -> None:
         with self.driver.move_on_at(now() + seconds):
@@ -363,14 +358,12 @@ class StreamTransport(BaseTransport):
 
     async def _deliver(self) -> None:
         """Return when the peer's TCP, if there is one, has all that was sent, or it is too late."""
-        if not isinstance(self._stream, trio.SocketStream):
-            return
         pauses = acknowledgement_pauses()
         with self.driver.move_on_at(self._deadline):
             while True:
                 if self._last_step is not None:
                     return
-                if is_delivered(self._stream.socket.fileno()):
+                if self.is_gone() or not self.unacknowledged():
                     return
                 await self._sleep(next(pauses))
 
@@ -435,15 +428,10 @@ class StreamTransport(BaseTransport):
             await self._close_at_once()
 
     async def _break_off(self, why: BaseException | None = None) -> None:
-        """Close the stream in a way that can't be mistaken for an end.
-
-        A socket is reset first: to close it would not do that if another process, or a duplicate,
-        has it too.
-        """
+        """Close the stream in a way that can't be mistaken for an end, where it is known how."""
         try:
-            if isinstance(self._stream, trio.SocketStream):
-                with suppress(OSError):  # it is not connected any more
-                    reset_connection(self._stream.socket.fileno())
+            for carrier in self._carriers:
+                carrier.reset()
             if self._lingering is not None:
                 self._lingering.close()
         except BaseException as error:
