@@ -26,6 +26,7 @@ import trio.testing
 
 from ringtls import (
     CloseOutcome,
+    RelayDirection,
     RelayEnd,
     RelayOutcome,
     SocketStream,
@@ -34,6 +35,7 @@ from ringtls import (
     aclose_all,
     blocking,
     relay,
+    statistics,
 )
 from ringtls._drivers.blocking import BlockingDriver
 from ringtls._engine.descriptors import is_gone, unacknowledged
@@ -517,6 +519,40 @@ def test_r3_an_early_answer_arrives(contexts: Contexts, between: Between) -> Non
     met = between.relay(contexts, client, backend)
     assert met.client is not None
     assert met.client.data == SHORT_ANSWER, met.outcome
+
+
+@pytest.mark.parametrize("make", [SocketStream, adapted_socket_stream])
+async def test_r3_an_early_answer_waits_for_who_still_uploads(
+    make: Callable[[socket.socket], trio.abc.Stream],
+) -> None:
+    """The client reads when it has sent all, which takes longer than an end may take. With an
+    idle timeout that is no reason to lose the answer: it is not idle."""
+    (ours, theirs), (to_backend, backends) = tcp_pair(), tcp_pair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client, backend = trio_socket_stream(theirs), trio_socket_stream(backends)
+    below = SocketStream(to_backend)
+    answer = bytes(60_000)
+    outcomes: list[RelayOutcome] = []
+
+    async def run() -> None:
+        outcomes.append(await relay(make(ours), below, idle_timeout=LIMIT))
+
+    async with client, backend, trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await client.send_all(b"a request")
+        assert await backend.receive_some() == b"a request"
+        await backend.send_all(answer)
+        await backend.aclose()
+        while not below._closing.started:
+            await client.send_all(bytes(1000))
+        assert statistics().connections_open == 1  # that of the client
+        await client.send_all(bytes(1000))
+        received = b""
+        while piece := await client.receive_some():
+            received += piece
+    assert received == answer
+    assert outcomes[0].b_to_a == RelayDirection(len(answer), RelayEnd.ORDERLY)
+    assert outcomes[0].a_to_b.end is RelayEnd.UNDELIVERED
 
 
 # R4

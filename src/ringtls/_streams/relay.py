@@ -125,7 +125,8 @@ async def relay(
     Both streams belong to the relay from the call on, and are ended when this returns or raises.
     It raises nothing that a peer does. What was not delivered ``shutdown_timeout`` seconds after
     both directions have ended (of a TlsStream its own) is given up, and that connection reset. With
-    ``idle_timeout`` that begins only when what came before an orderly end is sent to it, or idle.
+    ``idle_timeout`` that begins only when what came before an orderly end is sent to it (and, while
+    it still has something to say, acknowledged by its kernel), or idle.
 
     If this is cancelled, both connections are reset, but for one whose direction had ended before;
     then it returns, and the cancellation comes out at the next checkpoint.

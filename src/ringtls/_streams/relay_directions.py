@@ -7,7 +7,8 @@
 2. When both directions have ended, both connections end, each as the direction into it did. From
    then on that is Closing's, which is bounded. Where an idle timeout bounds the relay, a connection
    does not end before all is sent to it that came before an orderly end: a peer that is not idle
-   may be slow with it. The other one does not wait for that.
+   may be slow with it. Nor while it still has something to say, before its TCP has acknowledged
+   that: to close over what it says would destroy the rest. The other one does not wait for that.
 3. All is done in callbacks of the transports. What has come is passed on in the call that brings
    it; everything else is looked at anew whenever something has changed. The task only waits.
 4. While a target is full nothing is read for it, so that TCP slows the source. What is on its way
@@ -19,7 +20,9 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .._outcome import CloseOutcome
@@ -49,12 +52,13 @@ _ENDED_IN_ORDER = {
 class Direction:
     """What one side says to the other."""
 
-    __slots__ = ("bytes", "end", "reason", "source", "source_ended", "target")
+    __slots__ = ("bytes", "end", "reason", "source", "source_ended", "target", "thrown_away")
 
     def __init__(self, source: Side, target: Side) -> None:
         self.source = source
         self.target = target
         self.bytes = 0
+        self.thrown_away = 0
         self.end: RelayEnd | None = None
         self.reason: str | None = None
         self.source_ended = False
@@ -64,6 +68,8 @@ class Direction:
         if self.end is None:
             self.bytes += len(data)
             self.target.write(data, lent=lent)
+        else:
+            self.thrown_away += len(data)
 
     def room(self) -> int:
         """Bytes that may be read from the source; 0 if it is held up. Asked for each piece, so
@@ -143,7 +149,17 @@ class Direction:
 class Relay:
     """Both directions."""
 
-    __slots__ = ("again", "busy", "changed", "directions", "driver", "is_timed", "over", "sides")
+    __slots__ = (
+        "again",
+        "awaited",
+        "busy",
+        "changed",
+        "directions",
+        "driver",
+        "is_timed",
+        "over",
+        "sides",
+    )
 
     def __init__(self, driver: Driver, a: Side, b: Side, *, is_timed: bool) -> None:
         self.driver = driver
@@ -155,6 +171,7 @@ class Relay:
         self.busy = False
         self.again = False  # something has changed while busy
         self.over = False  # both directions have ended
+        self.awaited: list[Side] = []  # whose TCP is to acknowledge what was sent
 
     def start(self) -> None:
         """Pass on what comes, from now on."""
@@ -204,14 +221,28 @@ class Relay:
     # The end
 
     def _is_delivering(self, side: Side) -> bool:
-        """True if it has time to take in what came before an orderly end (rule 2), and something of
-        that is unsent; ``look`` is called when it is not any more."""
-        return (
-            self.is_timed
-            and side.into.end is RelayEnd.ORDERLY
-            and not (side.is_broken() or side.closing.started)
-            and side.transport.has_unsent(1)
-        )
+        """True if it has time to take in what came before an orderly end (rule 2), and has not yet;
+        ``look`` is called when that changes."""
+        if (
+            not self.is_timed
+            or side.into.end is not RelayEnd.ORDERLY
+            or side.is_broken()
+            or side.closing.started
+        ):
+            return False
+        return side.transport.has_unsent(1) or self._is_unacknowledged(side)
+
+    def _is_unacknowledged(self, side: Side) -> bool:
+        if side.out_of.source_ended or not side.transport.unacknowledged():
+            return False
+        if side not in self.awaited:
+            self.awaited.append(side)
+            side.transport.await_delivery(math.inf, partial(self._acknowledged, side))
+        return True
+
+    def _acknowledged(self, side: Side) -> None:
+        self.awaited.remove(side)
+        self.look()
 
     def _close(self, sides: Sequence[Side]) -> None:
         """Rule 2. Both are closed in the end; a second time is none."""
@@ -250,7 +281,7 @@ class Relay:
     def moved(self) -> tuple[int, ...]:
         """Something that changes when a byte comes or goes, or is taken in by a peer's kernel: ours
         may hold megabytes for one that takes them in slowly."""
-        figures = [direction.bytes for direction in self.directions]
+        figures = [direction.bytes + direction.thrown_away for direction in self.directions]
         for side in self.sides:
             side.transport.has_unsent(1)  # which updates what is unsent
             figures += side.unsent(), side.transport.unacknowledged()

@@ -217,7 +217,14 @@ class StreamTransport(BaseTransport):
         self._start_end()
 
     def await_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
-        self._on_delivered = on_delivered
+        if self.closing:
+            self._on_delivered = on_delivered  # rule 7
+        else:
+            self._start(partial(self._tell_of_delivery, deadline, on_delivered), self._crash)
+
+    async def _tell_of_delivery(self, deadline: float, on_delivered: Callable[[], object]) -> None:
+        await self._deliver(deadline)
+        on_delivered()
 
     def break_off(self, on_closed: OnClosed) -> bool:
         self._accept_no_more(None)
@@ -311,7 +318,7 @@ class StreamTransport(BaseTransport):
             self._flushed(self.error)
             if self._on_delivered is not None:
                 on_delivered, self._on_delivered = self._on_delivered, None
-                await self._deliver()
+                await self._deliver(self._deadline)
                 on_delivered()
         except BaseException as error:
             _raise_if_left(error)
@@ -356,10 +363,10 @@ class StreamTransport(BaseTransport):
         with self.driver.move_on_at(now() + seconds):
             await trio.sleep_forever()
 
-    async def _deliver(self) -> None:
+    async def _deliver(self, deadline: float) -> None:
         """Return when the peer's TCP, if there is one, has all that was sent, or it is too late."""
         pauses = acknowledgement_pauses()
-        with self.driver.move_on_at(self._deadline):
+        with self.driver.move_on_at(deadline):
             while True:
                 if self._last_step is not None:
                     return
