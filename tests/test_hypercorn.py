@@ -19,12 +19,16 @@ import trio
 import trio.testing
 from h2.settings import SettingCodes
 from hypercorn.config import Config
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.utils import LifespanFailureError, wrap_app
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import Request
+from wsproto.events import CloseConnection, Ping, Request
 
-from ringtls.hypercorn import serve, worker_serve
+from ringtls import statistics
+from ringtls.hypercorn import ClientDisconnectedError, serve, worker_serve
 from ringtls.hypercorn._http2 import Http2
+from ringtls.hypercorn._websockets import WebSocket
 
 from .conftest import Contexts, contexts_of
 from .support.application import PIECE, application, unwilling
@@ -232,6 +236,15 @@ async def test_idle_connections_end_with_the_server(contexts: Contexts) -> None:
         await trio.to_thread.run_sync(peer.receive, 1)
         ended.set()
         assert (await trio.to_thread.run_sync(peer.end)).is_clean
+
+
+async def test_a_connection_without_a_handshake_ends_with_the_server(contexts: Contexts) -> None:
+    async with serving(config_of(contexts, graceful_timeout=10 * LIMIT)) as (url, ended):
+        stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+        async with stream:
+            await until(lambda: statistics().connections_open)
+            ended.set()
+            assert await stream.receive_some() == b""
 
 
 async def test_the_server_ends_amid_an_answer(contexts: Contexts) -> None:
@@ -505,6 +518,93 @@ async def test_both_sides_hear_why_a_websocket_ends(
         ended.set()
         assert (await trio.to_thread.run_sync(peer.end)).is_clean
     assert told == [heard]
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_client_that_sends_before_its_websocket_is_accepted(
+    contexts: Contexts, http2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its application accepts while it is refused, and hears that it is over."""
+    is_refused, has_accepted = trio.Event(), trio.Event()
+    told: list[OSError] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            await application(scope, receive, send)
+            return
+        assert (await receive())["type"] == "websocket.connect"
+        await is_refused.wait()
+        try:
+            await send({"type": "websocket.accept"})
+        except OSError as error:
+            told.append(error)
+        has_accepted.set()
+
+    async def refuse(websocket: WebSocket, status: int) -> None:
+        send = websocket.send
+
+        async def send_and_wait(event: Any) -> None:
+            await send(event)
+            if isinstance(event, Response):
+                is_refused.set()
+                await has_accepted.wait()
+
+        websocket.send = send_and_wait
+        await WSStream._send_error_response(websocket, status)
+
+    monkeypatch.setattr(WebSocket, "_send_error_response", refuse, raising=False)
+    said = bytes.fromhex("82 82 00000000") + b"hi"
+    async with serving(config_of(contexts), app) as (url, _):
+        raw = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
+        with raw.sock:
+            if http2:
+                peer = Http2Peer(raw)
+                peer.request(1, "/talk", ends=False, method="CONNECT", protocol="websocket")
+                peer.send(1, said)
+                answer = await trio.to_thread.run_sync(peer.receive, h2.events.ResponseReceived, 1)
+                assert (b":status", b"400") in answer.headers
+                await has_accepted.wait()
+            else:
+                request = Request(host="localhost", target="/talk")
+                raw.send(WSConnection(ConnectionType.CLIENT).send(request) + said)
+                end = await trio.to_thread.run_sync(raw.end)
+                assert end.is_clean
+                assert end.data.startswith(b"HTTP/1.1 400 ")
+    assert [type(error) for error in told] == [ClientDisconnectedError]
+
+
+def leave(peer: Peer, http2: bool, how: str) -> None:
+    """Open a WebSocket, which is pinged at once, and end it."""
+    websocket: Http2WebSocket | WebSocketPeer
+    websocket = Http2WebSocket(Http2Peer(peer), 1) if http2 else WebSocketPeer(peer, "/talk")
+    assert isinstance(websocket.receive(), Ping)
+    if how == "reset":
+        peer.vanish()
+    elif how == "end":
+        peer.send_close_notify()
+    else:
+        close = CloseConnection(code=1000)
+        if isinstance(websocket, Http2WebSocket):
+            websocket.send(close)
+        else:
+            peer.send(websocket.protocol.send(close))
+        assert websocket.receive().code == 1000
+
+
+@pytest.mark.parametrize("how", ["Close", "end", "reset"])
+@pytest.mark.parametrize("http2", [False, True])
+async def test_nothing_pings_a_websocket_that_is_over(
+    contexts: Contexts, http2: bool, how: str
+) -> None:
+    """The server ends soon."""
+    long = 10 * LIMIT
+    config = config_of(contexts, websocket_ping_interval=long, graceful_timeout=long)
+    with trio.fail_after(LIMIT):
+        async with serving(config) as (url, ended):
+            peer = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
+            await trio.to_thread.run_sync(leave, peer, http2, how)
+            ended.set()
+    peer.sock.close()
 
 
 @pytest.mark.parametrize("http2", [False, True])

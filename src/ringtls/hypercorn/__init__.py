@@ -104,6 +104,7 @@ async def worker_serve(
     if max_requests is not None:
         max_requests += random.randint(0, config.max_requests_jitter)
     context = WorkerContext(max_requests)
+    handshakes: set[trio.CancelScope] = set()
     async with lifespan(app, config) as state, trio.open_nursery() as connections:
         try:
             async with AsyncExitStack() as stack:
@@ -116,7 +117,7 @@ async def worker_serve(
                     listener = await stack.enter_async_context(SocketListener(sock))
                     begin = partial(
                         connections.start_soon,
-                        partial(_serve, app, config, context, state, ssl_context),
+                        partial(_serve, app, config, context, state, handshakes, ssl_context),
                     )
                     acceptors.append(partial(accept_by_callbacks, listener, begin))
                 nursery = await stack.enter_async_context(trio.open_nursery())
@@ -131,6 +132,8 @@ async def worker_serve(
             pass
         finally:
             await context.terminated.set()
+            for scope in handshakes:
+                scope.cancel()
             connections.cancel_scope.deadline = trio.current_time() + config.graceful_timeout
 
 
@@ -158,6 +161,7 @@ async def _serve(
     config: Config,
     context: WorkerContext,
     state: dict[str, Any],
+    handshakes: set[trio.CancelScope],
     ssl_context: ssl.SSLContext | None,
     below: SocketStream,
 ) -> None:
@@ -165,12 +169,17 @@ async def _serve(
     if ssl_context is not None:
         stream = TlsStream(below, ssl_context, server_side=True, https_compatible=True)
     async with stream:
-        try:
-            if isinstance(stream, TlsStream):
-                with trio.fail_after(config.ssl_handshake_timeout):
+        if isinstance(stream, TlsStream):
+            with trio.move_on_after(config.ssl_handshake_timeout) as scope:
+                handshakes.add(scope)
+                try:
                     await stream.do_handshake()
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            return
+                except trio.BrokenResourceError:
+                    return
+                finally:
+                    handshakes.remove(scope)
+            if scope.cancelled_caught:
+                return
         try:
             await HypercornConnection(app, config, context, state, stream).run()
         except Exception:

@@ -7,11 +7,14 @@ Rules:
 2. A client that breaks the protocol hears Close before the end (RFC 6455, section 7.1.7): 1002.
 3. So does one whose WebSocket is open when the connection ends: 1001, going away.
 4. A client that sends before its WebSocket is accepted is refused, and the application hears that
-   it is over. hypercorn lets both wait, for ever.
+   it is over: before the answer is sent, amid which it might accept. hypercorn lets both wait, for
+   ever.
 5. An application that accepts with what can't be sent (a subprotocol that its client has not named,
    a header that is none) has not accepted. By hypercorn its client is sent Close, with no answer
    before it, which in HTTP/2 breaks the whole connection.
-6. A WebSocket is over when a message exceeds the limit. hypercorn says Close (1009) and leaves it
+6. Nothing pings a WebSocket that is over. hypercorn sleeps until the next ping, and meanwhile the
+   connection does not end.
+7. A WebSocket is over when a message exceeds the limit. hypercorn says Close (1009) and leaves it
    open: each further piece of the message is kept, and its application waits for the client.
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 import http
 from typing import TYPE_CHECKING, Any
 
+import trio
 from hypercorn.protocol.events import Body, Data, StreamClosed
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
@@ -37,15 +41,24 @@ PROTOCOL_ERROR = CloseReason.PROTOCOL_ERROR
 
 
 class WebSocket(WSStream):
-    """hypercorn's, by rules 1, 4, 5 and 6."""
+    """hypercorn's, by rules 1 and 4 to 7."""
+
+    _pings: trio.CancelScope | None = None
 
     async def handle(self, event: Event) -> None:
         if not isinstance(event, Body | Data) or self.closed or self.handshake.accepted:
             await super().handle(event)
-            if self.buffer.length > self.buffer.max_length and not self.closed:  # rule 6
+            if self.buffer.length > self.buffer.max_length and not self.closed:  # rule 7
                 await self.send(StreamClosed(self.stream_id))
+            if self.closed:
+                self._stop_pings()
             return
         if self.state is ASGIWebsocketState.HANDSHAKE:
+            assert self.app_put is not None
+            self.closed = True
+            await self.app_put(
+                {"type": "websocket.disconnect", "code": int(CloseReason.ABNORMAL_CLOSURE)}
+            )
             await self._send_error_response(http.HTTPStatus.BAD_REQUEST)
             await self.send(StreamClosed(self.stream_id))
 
@@ -57,7 +70,17 @@ class WebSocket(WSStream):
             self.handshake.accepted = False
             raise
 
+    async def _send_pings(self) -> None:
+        with trio.CancelScope() as self._pings:
+            await super()._send_pings()
+
+    def _stop_pings(self) -> None:
+        if self._pings is not None:
+            self._pings.cancel()
+
     async def _send_wsproto_event(self, event: WebSocketEvent) -> None:
+        if isinstance(event, CloseConnection):
+            self._stop_pings()
         if (
             isinstance(event, CloseConnection)
             and self.connection.state is ConnectionState.REMOTE_CLOSING
