@@ -538,7 +538,8 @@ async def test_a_client_that_sends_before_its_websocket_is_accepted(
             await send({"type": "websocket.accept"})
         except OSError as error:
             told.append(error)
-        has_accepted.set()
+        finally:
+            has_accepted.set()
 
     async def refuse(websocket: WebSocket, status: int) -> None:
         send = websocket.send
