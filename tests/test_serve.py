@@ -658,6 +658,7 @@ def test_what_is_refused_is_in_the_access_log(start: Start) -> None:
         b'\r\n\x16\x03 "\x1b[31m\n" 200\r\n\r\n': r'"\x16\x03 \x22\x1b[31m" 400 16 "-" "-"',
         b"BREW /pot HTTP/1.1\r\n\r\n": '"BREW /pot HTTP/1.1" 405 23 "-" "-"',
         head("/", "A: " + "x" * 20_000): '"GET / HTTP/1.1" 431 36 "-" "-"',
+        b"\r\n" * 10_000: '"-" 414 25 "-" "-"',
     }
     assert lines_of_access(start("--access-log"), logged) == list(logged.values())
 
@@ -665,7 +666,7 @@ def test_what_is_refused_is_in_the_access_log(start: Start) -> None:
 def test_what_is_slow_is_in_the_access_log(start: Start) -> None:
     logged = {
         b"GET /slow HTTP/1.1\r\nHost:": '"GET /slow HTTP/1.1" 408 20 "-" "-"',
-        b"\r\n": '"-" 408 20 "-" "-"',
+        b"\r\nGET": '"GET" 408 20 "-" "-"',
     }
     server = start("--access-log", "--head-timeout", "0.1")
     assert lines_of_access(server, logged) == list(logged.values())
@@ -930,7 +931,7 @@ async def test_files_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_drain_ends_idle_connections(start: Start, number: signal.Signals) -> None:
     server = start("--graceful-timeout", "3600")
     with server.tls() as used, server.tls() as fresh, server.tcp() as not_even_tls:
-        used.sendall(head("/text.txt"))
+        used.sendall(head("/text.txt") + b"\r\n")
         assert used.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
         server.process.send_signal(number)
         assert read_to_end(used) in (b"", TEXT)
@@ -1284,7 +1285,12 @@ async def test_who_takes_in_nothing_is_not_waited_for_with_the_last_words(
     assert connection.cut is Cut.TIMEOUT
 
 
-@pytest.mark.parametrize(("name", "data"), [("FIRST_REQUEST", b""), ("NEXT_REQUEST", head("/no"))])
+while_idle = pytest.mark.parametrize(
+    ("name", "data"), [("FIRST_REQUEST", b""), ("NEXT_REQUEST", head("/no"))]
+)
+
+
+@while_idle
 async def test_idle_timeout(contexts: Contexts, site: Path, name: str, data: bytes) -> None:
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -1294,6 +1300,34 @@ async def test_idle_timeout(contexts: Contexts, site: Path, name: str, data: byt
                 await both.client.send_all(data)
                 answer = await both.receive_to_end()
     assert answer.count(b"HTTP/1.1 ") == (1 if data else 0)
+
+
+@while_idle
+async def test_who_sends_empty_lines_alone_is_idle(
+    contexts: Contexts,
+    site: Path,
+    server_log: pytest.LogCaptureFixture,
+    name: str,
+    data: bytes,
+) -> None:
+    """No matter how many, and how often (RFC 9112, section 2.2)."""
+
+    async def send_empty_lines() -> None:
+        await both.client.send_all(data)
+        while True:
+            await both.client.send_all(b"\r\n")
+            await trio.sleep(0.05)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            both = await served(contexts, site, nursery, None, **{name: 0.2})
+            async with both.client:
+                await both.client.do_handshake()
+                nursery.start_soon(send_empty_lines)
+                answer = await both.receive_to_end()
+                nursery.cancel_scope.cancel()
+    assert answer.count(b"HTTP/1.1 ") == (1 if data else 0)
+    assert "request" not in server_log.text
 
 
 async def test_send_timeout(

@@ -115,12 +115,13 @@ class FileService(Service):
             request = reader.feed(data)
             if request is not None and not reader.has_begun:
                 self._known.remember(data, request)
-        if request is None and data != b"":
-            connection.begin(Wait.REQUEST)
-            while request is None and (data := await connection.stream.receive_some(RECEIVE_SIZE)):
-                request = reader.feed(data)
-            if request is None:
-                logger.info("%s: ended within a request", connection.peer)
+        while request is None and data != b"":
+            if reader.has_begun and connection.waits_for is not Wait.REQUEST:
+                connection.begin(Wait.REQUEST)
+            data = await connection.stream.receive_some(RECEIVE_SIZE)
+            request = reader.feed(data)
+        if request is None and reader.has_begun:
+            logger.info("%s: ended within a request", connection.peer)
         return request
 
     async def say_last(self, connection: Connection) -> None:

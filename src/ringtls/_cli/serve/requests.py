@@ -9,10 +9,10 @@ Rules (RFC 9112):
 3. What two programs could understand in two ways is refused, and the connection ended: both
    Content-Length and Transfer-Encoding, or two of a kind; a bare LF or CR; folded lines; white
    space before a colon; more or less than one Host; another version than 1.1 and 1.0; control
-   characters.
+   characters. Empty lines before a request are ignored (section 2.2), and begin none.
 4. A request with a body is the last of its connection: the body is not read.
-5. The same bytes are the same request. So a head that came before, whole and alone, is looked up
-   instead of parsed (``Known``), as long as it is remembered.
+5. The same bytes are the same request. So a head that came before, whole and alone but for empty
+   lines, is looked up instead of parsed (``Known``), as long as it is remembered.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class RequestReader:
 
     @property
     def has_begun(self) -> bool:
-        """Whether something has come behind the last request."""
-        return bool(self._unparsed or self._head)
+        """Whether something but empty lines has come behind the last request."""
+        return bool((self._head + self._unparsed).lstrip(b"\r\n"))
 
     @property
     def unread(self) -> Request:
@@ -131,8 +131,8 @@ class RequestReader:
         return request
 
     def feed(self, data: bytes) -> Request | None:
-        """Take in what was received when ``next`` had nothing left; and that."""
-        self._unparsed = data
+        """Take in what was received; and ``next``."""
+        self._unparsed += data
         return self.next()
 
     def next(self) -> Request | None:
