@@ -1014,9 +1014,17 @@ def test_what_does_not_fit_together(arguments: tuple[str, ...], reason: str) -> 
         ("--backend", "a..b:1"),
         ("--route", f"a.example={'b' * 64}.example:1"),
         ("--route", "a.example"),
+        ("--route", "=a:1"),
+        ("--route", ".=a:1"),
         ("--route", "*=a:1"),
+        ("--route", "*.=a:1"),
+        ("--route", "b..=a:1"),
         ("--route", "a*b=a:1"),
         ("--route", "\N{SNOWMAN}.example=a:1"),
+        ("--backend", "a:1", "--backend-tls", "--backend-name", ""),
+        ("--backend", "a:1", "--backend-tls", "--backend-name", "."),
+        ("--backend", "a:1", "--backend-tls", "--backend-name", ".b"),
+        ("--backend", "a:1", "--backend-tls", "--backend-name", "b." * 128),
         ("--backend", "a:1", "--alpn", ""),
         ("--backend", "a:1", "--proxy-protocol", "v3"),
     ],
@@ -1025,7 +1033,7 @@ def test_what_is_not_understood(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["proxy", *arguments])
+        main(["proxy", "--check", *arguments])
     assert "usage: ringtls proxy" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..server import StartError, add_options, run_server, seconds
-from .backends import Routes, parse_place, parse_route
+from .backends import Routes, parse_host, parse_place, parse_route
 from .connection import Options, ProxyService
 from .encryption import Encryption
 from .header import Version
@@ -77,6 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     tls.add_argument(
         "--backend-name",
+        type=parse_host,
         metavar="NAME",
         help="which the backends' certificates must have (default: the host of each)",
     )
@@ -123,8 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
     encryption = None
     if arguments.backend_tls or arguments.originate:
         encryption = Encryption(arguments.backend_ca, arguments.backend_name, routes.backends)
-    elif arguments.backend_ca or arguments.backend_name:
-        option = "--backend-ca" if arguments.backend_ca else "--backend-name"
+    elif arguments.backend_ca is not None or arguments.backend_name is not None:
+        option = "--backend-ca" if arguments.backend_ca is not None else "--backend-name"
         raise StartError(f"{option} needs --backend-tls or --originate")
     options = Options(
         is_tls=not arguments.originate,

@@ -38,12 +38,15 @@ from ringtls._streams.hostnames import ascii_hostname
 from ..server.credentials import by_name
 from ..server.listening import Address, Inherited, Local, parse_bind
 
-__all__ = ["LEAST_SHARE", "Backend", "Place", "Routes", "parse_place", "parse_route"]
+__all__ = ["LEAST_SHARE", "Backend", "Place", "Routes", "parse_host", "parse_place", "parse_route"]
 
 #: Seconds; see rules 2, 4 and 5.
 FAILURE_PAUSE = 10.0
 RESOLUTION_AGE = 5.0
 LEAST_SHARE = 1.0
+
+#: Characters, without a dot at the end: 255 octets in DNS (RFC 1035, section 2.3.4).
+LONGEST_NAME = 253
 
 Place: TypeAlias = Address | Local
 
@@ -58,7 +61,7 @@ def parse_place(text: str) -> Place:
     if isinstance(place, Inherited) or (isinstance(place, Address) and place.port == 0):
         raise argparse.ArgumentTypeError(f"can't connect to {text!r}")
     if isinstance(place, Address):
-        _resolvable(place.host)
+        parse_host(place.host)
     return place
 
 
@@ -69,19 +72,27 @@ def parse_route(text: str) -> tuple[str, Place]:
       argparse.ArgumentTypeError
     """
     name, separator, place = text.partition("=")
-    labels = name.removesuffix(".").removeprefix("*.")
-    if not separator or not labels or "*" in labels:
+    labels = name.removeprefix("*.")
+    if not separator or "*" in labels:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=BACKEND or *.NAME=BACKEND")
-    labels = _resolvable(labels).lower()
+    labels = parse_host(labels).removesuffix(".").lower()
     return f"*.{labels}" if name.startswith("*.") else labels, parse_place(place)
 
 
-def _resolvable(host: str) -> str:
-    """As resolvers have it, who refuse what has an empty label, or one that is too long."""
+def parse_host(text: str) -> str:
+    """The name of a host, or its address, as resolvers have it, who refuse what has an empty label,
+    or one that is too long, and a name that is.
+
+    Raises:
+      argparse.ArgumentTypeError
+    """
     try:
-        return ascii_hostname(host).encode("idna").decode("ascii")
-    except UnicodeError as error:
-        raise argparse.ArgumentTypeError(f"{host!r} can't be the name of a host") from error
+        host = ascii_hostname(text).encode("idna").decode("ascii")
+    except UnicodeError:
+        host = ""
+    if not 0 < len(host.removesuffix(".")) <= LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f"{text!r} can't be the name of a host")
+    return host
 
 
 class Backend:
