@@ -178,6 +178,18 @@ def test_drain(start: Start) -> None:
     assert not any(map(is_alive, workers))
 
 
+@both_modes
+def test_a_drain_that_may_take_as_long_as_it_takes(start: Start, mode: tuple[str, ...]) -> None:
+    """Longer than the system's calls can wait."""
+    server = start(*mode, "--graceful-timeout", "1e20")
+    with ExitStack() as stack:
+        busy = downloads(server, stack)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until_refused(server)
+        assert_complete(busy)
+    assert server.wait() == 0
+
+
 def test_signals_for_the_whole_process_group_count_once(start: Start) -> None:
     server = start(*WORKERS, "--graceful-timeout", "3600", start_new_session=True)
     with ExitStack() as stack:

@@ -64,6 +64,9 @@ BLOCKED = [*SIGNALS, signal.SIGCHLD]
 #: Seconds that the ends of connections take at most, and some more; see rule 5.
 END_TIMEOUT = 10.0
 
+#: Seconds that are waited for a signal at once: more than C's types hold may be asked for.
+LONGEST_WAIT = 24 * 60 * 60.0
+
 
 class Loader(Protocol):
     """What SIGHUP loads anew (rule 4)."""
@@ -165,15 +168,13 @@ class _Supervisor:
     def _next_signal(self) -> int | None:
         """The next signal; None if it is time to do something without one."""
         now = time.monotonic()
-        times = [self._kill_at]
+        times = [self._kill_at, now + LONGEST_WAIT]
         if self._reading is None:
             times.append(self._read_at)
         if self._watchdog is not None:
             times.append(now + self._watchdog)
         if not self._draining:
             times += [place.start_at for place in self._places if place.process is None]
-        if min(times) == float("inf"):
-            return signal.sigwait(BLOCKED)
         info = signal.sigtimedwait(BLOCKED, max(0.0, min(times) - now))
         return None if info is None else info.si_signo
 
