@@ -1078,7 +1078,7 @@ def test_port_in_use(contexts: Contexts) -> None:
 )
 def test_address_that_can_not_be_had(host: str, reason: str) -> None:
     with ExitStack() as stack, pytest.raises(StartError, match=f"listen on {host}:0: {reason}"):
-        open_sockets([Address(host, 0)], 1, stack)
+        open_sockets([Address(host, 0)], {}, 1, stack)
 
 
 def test_wrong_key(contexts: Contexts, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from ringtls._cli import main
 from ringtls._cli.server.errors import StartError
-from ringtls._cli.server.listening import Address, Bind, Inherited, open_sockets
+from ringtls._cli.server.listening import Inherited, take_inherited
 from ringtls._cli.server.workers import FIRST_PAUSE
 
 from .conftest import Contexts
@@ -403,25 +403,31 @@ def test_inherited_descriptor_of_another_kind(
     with make() as file, ExitStack() as stack:
         bind = Inherited(file.fileno())
         with pytest.raises(StartError, match=f"can't listen on {bind}: this descriptor {what}; "):
-            open_sockets([bind], 1, stack)
+            take_inherited([bind], stack)
         os.fstat(file.fileno())  # it is open still
 
 
-def test_inherited_socket_given_twice() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
-        bind = Inherited(listening.fileno())
-        with pytest.raises(StartError, match="given twice"):
-            open_sockets([bind, bind], 1, stack)
+@pytest.mark.parametrize("option", ["--bind", "--metrics"])
+def test_inherited_socket_given_twice(files: Contexts, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        number = listening.fileno()
+        words = ["--certfile", str(files.certificate), "--keyfile", str(files.key)]
+        bind = f"fd://{number}"
+        assert "given twice" in fails(*words, option, bind, bind=bind, pass_fds=[number])
 
 
-def test_descriptor_that_is_not_inherited() -> None:
-    """Though the socket of the first address would get its number, the lowest that is free."""
-    number = os.dup(0)
-    os.close(number)
-    binds: list[Bind] = [Address("127.0.0.1", 0), Inherited(number)]
-    said = f"can't listen on fd://{number}: this descriptor is not open; "
-    with ExitStack() as stack, pytest.raises(StartError, match=said):
-        open_sockets(binds, 1, stack)
+@pytest.mark.parametrize("option", ["--bind", "--metrics"])
+def test_descriptor_that_is_not_inherited(files: Contexts, option: str) -> None:
+    """Though the socket of the other address would get its number, the lowest that is free."""
+    words = ["--certfile", str(files.certificate), "--keyfile", str(files.key)]
+    said = fails(
+        *words,
+        option,
+        "127.0.0.1:0",
+        bind="fd://3",
+        close_fds=True,  # so it is a process of its own, and has no such descriptor
+    )
+    assert "can't listen on fd://3: this descriptor is not open; " in said
 
 
 # The supervisor alone, with workers that do other things

@@ -623,15 +623,15 @@ def test_an_option_that_is_not_given_imports_nothing(
     files = ["--certfile", str(contexts.certificate), "--keyfile", str(contexts.key)]
 
     def imported(*options: str) -> str:
-        """By a start that fails at the last moment, as there is no such descriptor."""
-        words = [*command, *files, *options, "--bind", "fd://99"]
+        """By a start that fails at the last moment, as there is no such directory."""
+        words = [*command, *files, *options, "--bind", "unix:/no/socket"]
         run = subprocess.run(
             [sys.executable, "-c", IMPORTED, *words],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
         )
-        assert "can't listen on fd://99" in run.stderr
+        assert "can't listen on unix:/no/socket" in run.stderr
         said: str = run.stdout
         return said
 

@@ -25,7 +25,7 @@ import trio
 from . import logs
 from .credentials import Bundle, Credentials, names_in
 from .figures import Figures
-from .listening import Address, Local, open_sockets
+from .listening import Address, Local, open_sockets, take_inherited
 from .metrics import Metrics
 from .notify import notify
 from .options import DEFAULT_ADDRESS, client_certificates_of, files_of, limits_of
@@ -97,14 +97,16 @@ def run_server(arguments: argparse.Namespace, service: Service) -> int:
     reloader = Reloader(files, credentials)
     metrics.share(arguments.workers or 1)
     with ExitStack() as stack:
-        # The inherited first; see listening.
+        binds = arguments.bind or [DEFAULT_ADDRESS]
+        observed = [] if arguments.metrics is None else [arguments.metrics]
+        inherited = take_inherited([*binds, *observed], stack)
         observation = None
-        if arguments.metrics is not None:
+        if observed:
             from .observation import Observation  # it imports much
 
-            [observing] = open_sockets([arguments.metrics], 1, stack)
+            [observing] = open_sockets(observed, inherited, 1, stack)
             observation = Observation(observing, metrics, figures)
-        shares = open_sockets(arguments.bind or [DEFAULT_ADDRESS], arguments.workers or 1, stack)
+        shares = open_sockets(binds, inherited, arguments.workers or 1, stack)
         # From here on descriptors are taken that might have been meant to be inherited.
         _raise_file_limit()
         service.prepare()

@@ -26,7 +26,7 @@ from typing import Any
 
 from .errors import StartError
 
-__all__ = ["Address", "Bind", "Inherited", "Local", "open_sockets", "parse_bind"]
+__all__ = ["Address", "Bind", "Inherited", "Local", "open_sockets", "parse_bind", "take_inherited"]
 
 #: As trio has it: what the kernel can take, which is less (net.core.somaxconn).
 BACKLOG = 65535
@@ -93,16 +93,27 @@ def parse_bind(text: str) -> Bind:
     return Address(host, int(port))
 
 
-def open_sockets(binds: list[Bind], workers: int, stack: ExitStack) -> list[list[socket.socket]]:
-    """Listen. For each worker its sockets, which the stack closes.
+def take_inherited(binds: list[Bind], stack: ExitStack) -> dict[Bind, socket.socket]:
+    """The sockets of those that are inherited, which the stack closes (rule 3).
 
     Raises:
       StartError
     """
     descriptors = [bind for bind in binds if isinstance(bind, Inherited)]
     if len(set(descriptors)) < len(descriptors):
-        raise StartError("the same inherited socket is given twice with --bind")
-    queues = [stack.enter_context(_inherited(bind)) for bind in descriptors]  # rule 3
+        raise StartError("the same inherited socket is given twice with --bind or --metrics")
+    return {bind: stack.enter_context(_inherited(bind)) for bind in descriptors}
+
+
+def open_sockets(
+    binds: list[Bind], inherited: dict[Bind, socket.socket], workers: int, stack: ExitStack
+) -> list[list[socket.socket]]:
+    """Listen. For each worker its sockets, which the stack closes.
+
+    Raises:
+      StartError
+    """
+    queues = [inherited[bind] for bind in binds if isinstance(bind, Inherited)]
     queues += [_local(bind, stack) for bind in binds if isinstance(bind, Local)]
     shares = [
         [sock, *(stack.enter_context(sock.dup()) for _ in range(workers - 1))] for sock in queues
