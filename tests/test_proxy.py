@@ -989,6 +989,16 @@ def test_metrics(start: StartProxy, backend: Backend, down: str, tmp_path: Path)
     assert proxy.stop() == 0
 
 
+def test_metrics_of_a_path_that_is_not_utf_8(start: StartProxy, tmp_path: Path) -> None:
+    place, down = tmp_path / "metrics", os.fsencode(tmp_path) + b"/\xff"
+    proxy = start("--backend", f"unix:{os.fsdecode(down)}", "--metrics", f"unix:{place}")
+    with proxy.tls() as client:
+        assert is_reset(client)
+    label = f"unix:{tmp_path}/\\\\xff"  # a backslash is escaped there
+    wait_until(lambda: f'backend_failures_total{{backend="{label}"}} 1.0' in read_metrics(place))
+    assert proxy.stop() == 0
+
+
 # The command line
 
 

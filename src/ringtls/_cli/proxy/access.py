@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from ringtls import RelayDirection, RelayEnd, RelayOutcome
@@ -16,7 +17,7 @@ __all__ = ["Accounts"]
 class Accounts:
     """Of one process."""
 
-    def add_metrics(self, metrics: Metrics, backends: Iterable[str]) -> None:
+    def add_metrics(self, metrics: Metrics, backends: Iterable[Backend]) -> None:
         ends = [end.value for end in RelayEnd]
         self._ends = metrics.counter(
             "ringtls_relay_ends",
@@ -30,11 +31,11 @@ class Accounts:
         self._failures = metrics.counter(
             "ringtls_backend_failures",
             "Connections to backends that could not be made.",
-            backend=list(backends),
+            backend=[_label(each) for each in backends],
         )
 
     def note_failure(self, backend: Backend) -> None:
-        self._failures.add(str(backend))
+        self._failures.add(_label(backend))
 
     def note(
         self, connection: Connection, backend: Backend, outcome: RelayOutcome, seconds: float
@@ -45,6 +46,11 @@ class Accounts:
             self._bytes.add(of, count=direction.bytes)
         if is_logging():
             _log(connection, backend, outcome, seconds)
+
+
+def _label(backend: Backend) -> str:
+    """As UTF-8 can say it, which a path need not be."""
+    return os.fsencode(str(backend)).decode(errors="backslashreplace")
 
 
 def _log(connection: Connection, backend: Backend, outcome: RelayOutcome, seconds: float) -> None:

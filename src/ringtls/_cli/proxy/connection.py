@@ -112,7 +112,7 @@ class ProxyService(Service):
         return super().load(contents) if encryption is None else encryption.load(contents)
 
     def add_metrics(self, metrics: Metrics) -> None:
-        self._accounts.add_metrics(metrics, [str(each) for each in self._routes.backends])
+        self._accounts.add_metrics(metrics, self._routes.backends)
 
     def refuse(self, name: str) -> int | None:
         if self._routes.leads_somewhere(name):
