@@ -199,6 +199,21 @@ async def test_wait_acknowledged(contexts: Contexts, kind: str) -> None:
             await client.wait_acknowledged()
 
 
+async def test_wait_acknowledged_of_what_was_destroyed_below(contexts: Contexts) -> None:
+    with sockets(SMALL) as (ours, theirs):
+        client = over("tls", ours, contexts, server_side=False)
+        server = over("tls", theirs, contexts, server_side=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.do_handshake)
+            nursery.start_soon(server.do_handshake)
+        await client.send_all(bytes(100_000))
+        client.transport_stream.close_unclean()
+        with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+            await client.wait_acknowledged()
+        await client.aclose()
+        await server.aclose()
+
+
 KEPT: list[object] = []
 
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 import trio.testing
+from trio.to_thread import run_sync as in_thread
 
 from ringtls import (
     CloseOutcome,
@@ -553,6 +554,30 @@ async def test_r3_an_early_answer_waits_for_who_still_uploads(
     assert received == answer
     assert outcomes[0].b_to_a == RelayDirection(len(answer), RelayEnd.ORDERLY)
     assert outcomes[0].a_to_b.end is RelayEnd.UNDELIVERED
+
+
+@pytest.mark.parametrize("make", [SocketStream, adapted_socket_stream])
+@pytest.mark.parametrize("how", ["reset", "end"])
+async def test_r3_an_early_answer_does_not_wait_for_who_is_gone(
+    make: Callable[[socket.socket], trio.abc.Stream], how: str
+) -> None:
+    """The kernel goes on to count what was sent as not acknowledged."""
+    (ours, theirs), (to_backend, backends) = tcp_pair(), tcp_pair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    below = SocketStream(to_backend)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(relay, make(ours), below, idle_timeout=10 * LIMIT))
+        theirs.sendall(b"a request")
+        assert await in_thread(backends.recv, 100) == b"a request"
+        await in_thread(backends.sendall, bytes(60_000))
+        backends.shutdown(socket.SHUT_WR)
+        await until(lambda: not unacknowledged(backends.fileno()))
+        reset(backends)
+        theirs.sendall(bytes(1000))
+        if how == "reset":
+            reset(theirs)
+        else:
+            theirs.close()
 
 
 # R4

@@ -173,6 +173,18 @@ async def test_a_cancelled_unwrap_leaves_the_connection_tls(contexts: Contexts) 
     assert (await in_thread(peer.end)).is_clean
 
 
+async def test_a_socket_of_another_class_need_not_have_a_descriptor(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = tcp_pair()
+    below = adapted_socket_stream(ours)
+    monkeypatch.setattr(below.socket, "fileno", lambda: -1)
+    stream = TlsStream(below, contexts.server, server_side=True)
+    stream.close_unclean()
+    await stream.aclose()
+    theirs.close()
+
+
 async def test_what_is_not_taken(contexts: Contexts) -> None:
     ours, theirs = tcp_pair()
     below = trio_socket_stream(ours)

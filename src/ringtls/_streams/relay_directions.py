@@ -171,7 +171,7 @@ class Relay:
         self.busy = False
         self.again = False  # something has changed while busy
         self.over = False  # both directions have ended
-        self.awaited: list[Side] = []  # whose TCP is to acknowledge what was sent
+        self.awaited: dict[Side, bool] = {}  # until its TCP has acknowledged, or is gone
 
     def start(self) -> None:
         """Pass on what comes, from now on."""
@@ -236,12 +236,12 @@ class Relay:
         if side.out_of.source_ended or not side.transport.unacknowledged():
             return False
         if side not in self.awaited:
-            self.awaited.append(side)
+            self.awaited[side] = True
             side.transport.await_delivery(math.inf, partial(self._acknowledged, side))
-        return True
+        return self.awaited[side]
 
     def _acknowledged(self, side: Side) -> None:
-        self.awaited.remove(side)
+        self.awaited[side] = False
         self.look()
 
     def _close(self, sides: Sequence[Side]) -> None:

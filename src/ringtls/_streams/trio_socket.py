@@ -132,9 +132,14 @@ def check_unused(stream: trio.SocketStream) -> None:
       trio.ClosedResourceError: it is closed, or its ``send_eof`` was called.
     """
     sock = stream.socket
-    if isinstance(sock, StandIn) and not sock.closing.started:
-        raise ValueError("this stream is below another TlsStream already")
-    if sock.fileno() < 0 or sock.did_shutdown_SHUT_WR:
+    is_trios = type(sock) is _socket_class()
+    if isinstance(sock, StandIn):
+        if not sock.closing.started:
+            raise ValueError("this stream is below another TlsStream already")
+        is_closed = True
+    else:
+        is_closed = is_trios and sock.fileno() < 0  # others need not have one
+    if is_closed or sock.did_shutdown_SHUT_WR:
         raise trio.ClosedResourceError("this stream was closed")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from .._engine.descriptors import is_gone, reset_connection, unacknowledged
+from .._outcome import CloseOutcome
 from .base import BaseTransport
 
 if TYPE_CHECKING:
@@ -59,10 +60,15 @@ class _Ours:
 
     def unacknowledged(self) -> int:
         self._transport.has_unsent(1)  # which updates what is unsent
-        return self._transport.unsent + self._transport.unacknowledged()
+        unsent = self._transport.unsent + self._transport.unacknowledged()
+        return unsent or self._has_failed  # what was destroyed never will be
 
     def is_gone(self) -> bool:
-        return self._transport.is_gone()
+        return self._has_failed or self._transport.is_gone()
+
+    @property
+    def _has_failed(self) -> bool:
+        return self._stream._closing.outcome not in (None, CloseOutcome.CLEAN)
 
     def reset(self) -> None:
         self._stream.close_unclean()
