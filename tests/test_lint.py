@@ -1153,6 +1153,20 @@ def test_files_that_can_not_be_checked(example: Path) -> None:
     assert result.returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name", "printed"),
+    [("utf-8", b"\xff.py", r"\udcff.py"), ("ascii", b"\xc3\xa9.py", r"\xe9.py")],
+)
+def test_a_name_that_can_not_be_printed(
+    example: Path, encoding: str, name: bytes, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    example.rename(example.parent / os.fsdecode(name))
+    result = run("-m", "ringtls.lint", example.parent)
+    assert result.stdout == REPORT.format(path=example.parent / printed)
+    assert (result.stderr, result.returncode) == ("", 1)
+
+
 def test_no_path_is_an_error() -> None:
     result = run("-m", "ringtls.lint")
     assert result.returncode == 2
