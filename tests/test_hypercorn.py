@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,8 +20,7 @@ import trio
 import trio.testing
 from h2.settings import SettingCodes
 from hypercorn.config import Config
-from hypercorn.protocol.events import Response
-from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.protocol.events import Body, Data, Response
 from hypercorn.utils import LifespanFailureError, wrap_app
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import CloseConnection, Ping, Request
@@ -520,6 +520,23 @@ async def test_both_sides_hear_why_a_websocket_ends(
     assert told == [heard]
 
 
+#: Of a client's WebSocket: it says "hi".
+FRAME = bytes.fromhex("82 82 00000000") + b"hi"
+
+
+def waiting_amid_an_answer(
+    send: Callable[[Any], Awaitable[None]], wait: Callable[[], Awaitable[None]]
+) -> Callable[[Any], Awaitable[None]]:
+    """A stream's ``send`` that waits behind the head of an answer."""
+
+    async def send_and_wait(event: Any) -> None:
+        await send(event)
+        if isinstance(event, Response):
+            await wait()
+
+    return send_and_wait
+
+
 @pytest.mark.parametrize("http2", [False, True])
 async def test_a_client_that_sends_before_its_websocket_is_accepted(
     contexts: Contexts, http2: bool, monkeypatch: pytest.MonkeyPatch
@@ -541,37 +558,81 @@ async def test_a_client_that_sends_before_its_websocket_is_accepted(
         finally:
             has_accepted.set()
 
-    async def refuse(websocket: WebSocket, status: int) -> None:
-        send = websocket.send
+    async def let_accept() -> None:
+        is_refused.set()
+        await has_accepted.wait()
 
-        async def send_and_wait(event: Any) -> None:
-            await send(event)
-            if isinstance(event, Response):
-                is_refused.set()
-                await has_accepted.wait()
+    refuse = WebSocket._send_error_response
 
-        websocket.send = send_and_wait
-        await WSStream._send_error_response(websocket, status)
+    async def refuse_slowly(websocket: WebSocket, status: int) -> None:
+        websocket.send = waiting_amid_an_answer(websocket.send, let_accept)
+        await refuse(websocket, status)
 
-    monkeypatch.setattr(WebSocket, "_send_error_response", refuse, raising=False)
-    said = bytes.fromhex("82 82 00000000") + b"hi"
+    monkeypatch.setattr(WebSocket, "_send_error_response", refuse_slowly, raising=False)
     async with serving(config_of(contexts), app) as (url, _):
         raw = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
         with raw.sock:
             if http2:
                 peer = Http2Peer(raw)
                 peer.request(1, "/talk", ends=False, method="CONNECT", protocol="websocket")
-                peer.send(1, said)
+                peer.send(1, FRAME)
                 answer = await trio.to_thread.run_sync(peer.receive, h2.events.ResponseReceived, 1)
                 assert (b":status", b"400") in answer.headers
                 await has_accepted.wait()
             else:
                 request = Request(host="localhost", target="/talk")
-                raw.send(WSConnection(ConnectionType.CLIENT).send(request) + said)
+                raw.send(WSConnection(ConnectionType.CLIENT).send(request) + FRAME)
                 end = await trio.to_thread.run_sync(raw.end)
                 assert end.is_clean
                 assert end.data.startswith(b"HTTP/1.1 400 ")
     assert [type(error) for error in told] == [ClientDisconnectedError]
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, b""), (403, b"no")])
+async def test_a_client_that_sends_while_its_websocket_is_refused(
+    contexts: Contexts,
+    status: int,
+    body: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By its application, which says nothing or answers by itself: there is no second answer."""
+    has_come = trio.Event()
+    handle, app_send = WebSocket.handle, WebSocket.app_send
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            await application(scope, receive, send)
+        elif body:
+            headers = [(b"content-length", b"%d" % len(body))]
+            start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
+            await send(start)
+            await send({"type": "websocket.http.response.body", "body": body})
+
+    async def tell_and_handle(websocket: WebSocket, event: Any) -> None:
+        if isinstance(event, Body | Data):
+            has_come.set()
+        await handle(websocket, event)
+
+    async def answer_slowly(websocket: WebSocket, message: Any) -> None:
+        websocket.send = waiting_amid_an_answer(websocket.send, has_come.wait)
+        await app_send(websocket, message)
+
+    monkeypatch.setattr(WebSocket, "handle", tell_and_handle)
+    monkeypatch.setattr(WebSocket, "app_send", answer_slowly)
+    log = logging.getLogger(__name__)
+    async with serving(config_of(contexts, errorlog=log), app) as (url, _):
+        peer = await raw_peer(contexts, url)
+        with peer.sock:
+            request = Request(host="localhost", target="/talk")
+            peer.send(WSConnection(ConnectionType.CLIENT).send(request))
+            head = await trio.to_thread.run_sync(receive_until, peer, b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            peer.send(FRAME)
+            end = await trio.to_thread.run_sync(peer.end)
+            assert end.is_clean
+            assert end.data == body
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def leave(peer: Peer, http2: bool, how: str) -> None:

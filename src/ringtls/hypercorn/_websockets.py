@@ -8,7 +8,7 @@ Rules:
 3. So does one whose WebSocket is open when the connection ends: 1001, going away.
 4. A client that sends before its WebSocket is accepted is refused, and the application hears that
    it is over: before the answer is sent, amid which it might accept. hypercorn lets both wait, for
-   ever.
+   ever. Where the application's own refusal has begun, that is the answer.
 5. An application that accepts with what can't be sent (a subprotocol that its client has not named,
    a header that is none) has not accepted. By hypercorn its client is sent Close, with no answer
    before it, which in HTTP/2 breaks the whole connection.
@@ -43,6 +43,7 @@ PROTOCOL_ERROR = CloseReason.PROTOCOL_ERROR
 class WebSocket(WSStream):
     """hypercorn's, by rules 1 and 4 to 7."""
 
+    _application_refuses = False
     _pings: trio.CancelScope | None = None
 
     async def handle(self, event: Event) -> None:
@@ -53,7 +54,7 @@ class WebSocket(WSStream):
             if self.closed:
                 self._stop_pings()
             return
-        if self.state is ASGIWebsocketState.HANDSHAKE:
+        if self.state is ASGIWebsocketState.HANDSHAKE and not self._application_refuses:
             assert self.app_put is not None
             self.closed = True
             await self.app_put(
@@ -61,6 +62,11 @@ class WebSocket(WSStream):
             )
             await self._send_error_response(http.HTTPStatus.BAD_REQUEST)
             await self.send(StreamClosed(self.stream_id))
+
+    async def app_send(self, message: Any) -> None:
+        if message is None or message["type"] == "websocket.http.response.body":
+            self._application_refuses = True
+        await super().app_send(message)
 
     async def _accept(self, message: Any) -> None:
         try:
