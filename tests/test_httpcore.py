@@ -152,6 +152,24 @@ async def test_a_cancelled_download(contexts: Contexts, hypercorn: str, version:
         assert len(pooled(client)) == 1
 
 
+async def test_a_request_that_is_cancelled_behind_the_handshake(
+    contexts: Contexts, hypercorn: str, version: str
+) -> None:
+    """Its place in the pool is free again."""
+
+    async def cancel(name: str, info: Any) -> None:
+        if name == "connection.start_tls.complete":
+            scope.cancel()
+
+    limits = httpx.Limits(max_connections=1)
+    async with connecting(contexts, http2=version == "2", limits=limits) as client:
+        client.timeout = httpx.Timeout(LIMIT, pool=0)
+        with trio.CancelScope() as scope:
+            await client.get(hypercorn, extensions={"trace": cancel})
+        assert scope.cancelled_caught
+        assert (await client.get(hypercorn)).text == version
+
+
 async def test_over_a_unix_socket(contexts: Contexts, logs: Path) -> None:
     path = str(logs.with_name("socket"))
     with foreign_servers.uvicorn(contexts, logs, path=path):

@@ -34,6 +34,9 @@ __all__ = ["RingBackend", "transport"]
 #: What h2 says of a request that it does not begin.
 NOT_BEGUN = re.compile("Invalid input ConnectionInputs.SEND_HEADERS |Max outbound streams is ")
 
+#: What httpcore tells of a connection that no request has begun on.
+NEW = "HTTP/1.1, NEW, "
+
 
 def transport(**arguments: Any) -> httpx.AsyncHTTPTransport:
     """A transport on ringtls' streams, for ``httpx.AsyncClient``.
@@ -59,8 +62,9 @@ class _Pooled:
     One of HTTP/2 that has failed would stay there, idle, until it expires; and what a pool does for
     a request takes longer with each that it has. One whose server has ended it takes no request,
     and has those taken elsewhere that were waiting in it when GOAWAY came: not a byte of them was
-    sent. Those that wait when the pool is closed fail, or it would have a connection again. It also
-    counts what is inside, for rule 4 of ``_backend``.
+    sent. Those that wait when the pool is closed fail, or it would have a connection again. One of
+    HTTP/1.1 whose first request was cancelled before it began would take no other, and never end.
+    It also counts what is inside, for rule 4 of ``_backend``.
     """
 
     def __init__(self, below: httpcore.AsyncConnectionInterface) -> None:
@@ -68,6 +72,7 @@ class _Pooled:
         self._stream: Stream | None = None  # where HTTP/2 is spoken
         self._inside = Inside()
         self._has_ended = False
+        self._is_left_new = False
         self._is_closed = False  # by its pool
 
     def __getattr__(self, name: str) -> Any:
@@ -85,6 +90,9 @@ class _Pooled:
         except httpcore.ProtocolError as error:
             if error.__context__ is not outer and self._has_not_begun(error):
                 raise httpcore.ConnectionNotAvailable from error
+            raise
+        except BaseException:
+            self._is_left_new = NEW in self._below.info()
             raise
         finally:
             self._inside.once_only -= is_once_only
@@ -109,4 +117,4 @@ class _Pooled:
 
     def has_expired(self) -> bool:
         is_of_no_use = self._below.is_idle() and not self.is_available()
-        return is_of_no_use or self._below.has_expired()
+        return is_of_no_use or self._is_left_new or self._below.has_expired()
