@@ -140,6 +140,7 @@ class Destruction:
     )
 
     runs_user_code = True
+    holds_tasks = False
 
     def __init__(self, driver: TrioDriver, value: Value, made: Made) -> None:
         self.driver = driver

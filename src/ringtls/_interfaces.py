@@ -283,6 +283,13 @@ class Ending(Protocol):
     deadline: float
     """Until when it should have ended, a time of _clock.now()."""
 
+    timeout: float
+    """Seconds that its end may take."""
+
+    @property
+    def holds_tasks(self) -> bool:
+        """True if it is open, and a task of ours may stay until its end begins."""
+
     @property
     def made_at(self) -> object:
         """Where the user's code made it; ``str`` gives "file:line"."""

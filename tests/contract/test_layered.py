@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from ringtls import CloseOutcome, SocketStream, TlsStream, relay, statistics
 
@@ -277,3 +278,26 @@ async def test_c1_c8_a_stream_below_is_taken_once(contexts: Contexts) -> None:
     with pytest.raises(trio.ClosedResourceError):
         tls(theirs, contexts, server_side=False)
     await theirs.aclose()
+
+
+@pytest.mark.parametrize("leave", [keep, fail])
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.ringtls_allow_unclosed
+def test_c3_c16_the_run_ends_though_the_peer_takes_in_nothing(
+    contexts: Contexts, leave: Callable[[AnyTls], None]
+) -> None:
+    async def main(ours: Sockets, theirs: Sockets) -> None:
+        client = over("tls", ours, contexts, server_side=False, shutdown_timeout=0.1)
+        server = over("tls", theirs, contexts, server_side=True, shutdown_timeout=0.1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.do_handshake)
+            nursery.start_soon(server.do_handshake)
+        while not client._transport.unsent:
+            client.send_nowait(bytes(100_000))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        KEPT.append(server)
+        leave(client)
+
+    with sockets(SMALL) as (ours, theirs), suppress(KeyError):
+        trio.run(main, ours, theirs)
+    KEPT.clear()

@@ -21,7 +21,8 @@ Rules:
    instrument (rule 2 of trio_waiting.py), before what was cancelled is submitted.
 5. The run's end waits for every closing. trio ends it in three steps, and we keep up:
    a. The main task is done and the system tasks are cancelled. The pump stays until it is the
-      last of them and every close that has begun is done.
+      last of them and every close that has begun is done. A task of ours that sends over a stream
+      below has the time that an end has, and then that end begins: its peer may take in nothing.
    b. Async generators are finalized, one by one, and may close streams. System tasks can't be
       started any more, so a second pump is started in the nursery of trio's run_sync_soon
       task, the only one that is still open. Other tasks of ours then run there as well.
@@ -517,8 +518,12 @@ class TrioDriver(trio.abc.Instrument):
         assert nursery is not None
         self._draining = True
         self._outlasts = nursery
+        begin = now()
         while not self._is_last_of(nursery):
-            await self._next_wakeup()
+            holding = [ending for ending in self._endings if ending.holds_tasks]
+            adopt(each for each in holding if begin + each.timeout <= now())
+            with self.move_on_at(min((begin + each.timeout for each in holding), default=inf)):
+                await self._next_wakeup()
         self._outlasts = None
         while True:
             await self._drain_destructors(late)

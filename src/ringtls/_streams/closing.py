@@ -187,6 +187,12 @@ class Closing:
             each.owner = self
 
     @property
+    def holds_tasks(self) -> bool:
+        """One sends over a stream below, whose peer may take in nothing."""
+        is_sending = self.transport.has_stream_below and self.transport.unsent > 0
+        return is_sending and not self.started
+
+    @property
     def is_below_another(self) -> bool:
         return isinstance(self.owner, Closing)
 
