@@ -135,6 +135,24 @@ async def test_trailers_that_are_none_are_not_sent(contexts: Contexts) -> None:
         peer.peer.sock.close()
 
 
+async def refused_websocket(raw: Peer, http2: bool, status: bytes, said: bytes = b"") -> Http2Peer:
+    """Ask for a WebSocket, say something at once, and be refused: HTTP/1.1 ends then, in order."""
+    peer = Http2Peer(raw)
+    if http2:
+        peer.request(1, "/talk", ends=False, method="CONNECT", protocol="websocket")
+        if said:
+            peer.send(1, said)
+        answer = await trio.to_thread.run_sync(peer.receive, h2.events.ResponseReceived, 1)
+        assert (b":status", status) in answer.headers
+    else:
+        request = Request(host="localhost", target="/talk")
+        raw.send(WSConnection(ConnectionType.CLIENT).send(request) + said)
+        end = await trio.to_thread.run_sync(raw.end)
+        assert end.is_clean
+        assert end.data.startswith(b"HTTP/1.1 %s " % status)
+    return peer
+
+
 @pytest.mark.parametrize(
     "how", [{"headers": [(b"a", b"1\r\nb: 2")]}, {"subprotocol": "that nobody named"}]
 )
@@ -153,19 +171,10 @@ async def test_a_websocket_that_can_not_be_accepted_so(
     async with serving(config_of(contexts), app) as (url, _):
         raw = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
         with raw.sock:
+            peer = await refused_websocket(raw, http2, b"500")
             if http2:
-                peer = Http2Peer(raw)
-                peer.request(1, "/talk", ends=False, method="CONNECT", protocol="websocket")
-                answer = await trio.to_thread.run_sync(peer.receive, h2.events.ResponseReceived, 1)
-                assert (b":status", b"500") in answer.headers
                 peer.request(3, "/")
                 await trio.to_thread.run_sync(peer.receive, h2.events.StreamEnded, 3)
-            else:
-                request = Request(host="localhost", target="/talk")
-                raw.send(WSConnection(ConnectionType.CLIENT).send(request))
-                end = await trio.to_thread.run_sync(raw.end)
-                assert end.is_clean
-                assert end.data.startswith(b"HTTP/1.1 500 ")
 
 
 async def test_sockets_that_are_there_already(contexts: Contexts) -> None:
@@ -572,19 +581,8 @@ async def test_a_client_that_sends_before_its_websocket_is_accepted(
     async with serving(config_of(contexts), app) as (url, _):
         raw = await raw_peer(contexts, url, alpn="h2" if http2 else "http/1.1")
         with raw.sock:
-            if http2:
-                peer = Http2Peer(raw)
-                peer.request(1, "/talk", ends=False, method="CONNECT", protocol="websocket")
-                peer.send(1, FRAME)
-                answer = await trio.to_thread.run_sync(peer.receive, h2.events.ResponseReceived, 1)
-                assert (b":status", b"400") in answer.headers
-                await has_accepted.wait()
-            else:
-                request = Request(host="localhost", target="/talk")
-                raw.send(WSConnection(ConnectionType.CLIENT).send(request) + FRAME)
-                end = await trio.to_thread.run_sync(raw.end)
-                assert end.is_clean
-                assert end.data.startswith(b"HTTP/1.1 400 ")
+            await refused_websocket(raw, http2, b"400", FRAME)
+            await has_accepted.wait()
     assert [type(error) for error in told] == [ClientDisconnectedError]
 
 

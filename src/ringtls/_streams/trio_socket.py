@@ -125,6 +125,11 @@ def _socket_class() -> type[trio.socket.SocketType]:
         return type(sock)
 
 
+def _has_no_descriptor(sock: trio.socket.SocketType) -> bool:
+    """True if it is trio's own, and closed; others need not have one."""
+    return type(sock) is _socket_class() and sock.fileno() < 0
+
+
 def check_unused(stream: trio.SocketStream) -> None:
     """
     Raises:
@@ -132,14 +137,9 @@ def check_unused(stream: trio.SocketStream) -> None:
       trio.ClosedResourceError: it is closed, or its ``send_eof`` was called.
     """
     sock = stream.socket
-    is_trios = type(sock) is _socket_class()
-    if isinstance(sock, StandIn):
-        if not sock.closing.started:
-            raise ValueError("this stream is below another TlsStream already")
-        is_closed = True
-    else:
-        is_closed = is_trios and sock.fileno() < 0  # others need not have one
-    if is_closed or sock.did_shutdown_SHUT_WR:
+    if isinstance(sock, StandIn) and not sock.closing.started:
+        raise ValueError("this stream is below another TlsStream already")
+    if isinstance(sock, StandIn) or sock.did_shutdown_SHUT_WR or _has_no_descriptor(sock):
         raise trio.ClosedResourceError("this stream was closed")
 
 
